@@ -1,0 +1,33 @@
+"""clcalib: post-training quantization of PyTorch networks, with the contrastive calibration of CL-Calib."""
+
+from __future__ import annotations
+
+from clcalib.calibrate import recipes
+from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.capture.chain import Chain, capture
+from clcalib.capture.describe import describe
+from clcalib.data.calibration import CalibrationSet, EvaluationSet
+from clcalib.pipeline import QuantizationResult, load, quantize
+from clcalib.quant.policy import Bits
+from clcalib.report.record import RunRecord
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bits",
+    "CalibrationSet",
+    "Chain",
+    "EvaluationSet",
+    "Phase",
+    "QuantizationResult",
+    "Recipe",
+    "RunRecord",
+    "Term",
+    "capture",
+    "describe",
+    "load",
+    "quantize",
+    "recipes",
+    "with_contrastive",
+]

@@ -1,0 +1,75 @@
+"""Running a part of the chain over all calibration images, in batches, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from clcalib.calibrate.loop import State
+from clcalib.errors import DeadActivationWarning
+from clcalib.quant.insert import Unquantized
+from clcalib.quant.modules import ActivationQuantizer
+from clcalib.quant.ranges import RangeRule
+
+BATCH = 64
+
+
+@torch.no_grad()
+def advance(body: nn.Module, state: State) -> State:
+    """Run ``body`` over a cached state (N, ...); the result has the same N."""
+    parts = [body(*batch) for batch in zip(*(tensor.split(BATCH) for tensor in state), strict=True)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def take(state: State, count: int) -> State:
+    """The first ``count`` images of a state."""
+    return tuple(tensor[:count] for tensor in state)
+
+
+class _RangeFinder(fx.Interpreter):
+    """Runs a body once; at each quantizer without a range, finds it from the tensor that arrives there."""
+
+    def __init__(self, body: fx.GraphModule, rule: RangeRule) -> None:
+        super().__init__(body)
+        self._rule = rule
+        self.found: dict[str, ActivationQuantizer] = {}
+        self.dead: list[str] = []
+
+    def call_module(self, target: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        name = str(target)
+        module = self.fetch_attr(name)
+        if not isinstance(module, Unquantized):
+            return super().call_module(name, args, kwargs)
+        tensor = args[0]
+        assert isinstance(tensor, Tensor)
+        if float(tensor.amin()) == float(tensor.amax()):
+            self.dead.append(name)
+        self.found[name] = ActivationQuantizer(self._rule(tensor, module.spec), module.spec)
+        return self.found[name](tensor)
+
+
+@torch.no_grad()
+def find_ranges(body: fx.GraphModule, state: State, rule: RangeRule) -> tuple[dict[str, ActivationQuantizer], list[str]]:
+    """Find the ranges of a unit's activations from what the quantized prefix sends into it.
+
+    Args:
+        body: the quantized unit.
+        state: its input, (N, ...), N small enough for one pass.
+        rule: chooses scale and zero point.
+
+    Returns:
+        Quantizers by module name in execution order, and the names of those whose tensor is one value everywhere.
+    """
+    finder = _RangeFinder(body, rule)
+    finder.run(*state)
+    return finder.found, finder.dead
+
+
+def dead_activation_warning(unit: str, names: Sequence[str]) -> DeadActivationWarning:
+    """The warning for activations without a range."""
+    return DeadActivationWarning(
+        f"unit {unit}: {len(names)} activation(s) are the same everywhere on the calibration images "
+        f"({', '.join(names)}); they are kept at that value"
+    )

@@ -1,0 +1,41 @@
+"""Who watches a run: progress displays and logs implement ``Observer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from clcalib.quant.policy import LayerPolicy
+
+
+class Observer(Protocol):
+    """Told of each stage, unit and, now and then, step.  It must not change anything."""
+
+    def stage(self, name: str) -> None: ...
+
+    def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None: ...
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None: ...
+
+    def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None: ...
+
+
+class SilentObserver:
+    """Shows nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignore a stage."""
+
+    def policy(self, rows: Sequence[LayerPolicy]) -> None:
+        """Ignore the policy table."""
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        """Ignore the start of a unit."""
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        """Ignore a step."""
+
+    def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
+        """Ignore the end of a unit."""

@@ -1,0 +1,98 @@
+"""A method is data: a recipe is a tuple of phases, and a phase says what is optimised, on what, and how fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from clcalib.errors import ArgumentError
+from clcalib.objectives.batch import Need, Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One summand of a phase's loss.
+
+    Args:
+        objective: what it measures.
+        weight: multiplies it.
+        is_relative: the weight is meant relative to the host's own terms: the term is scaled so that, at weight 1, it
+            is as large as they are for the unit under nearest rounding.  So one weight fits all units and networks.
+    """
+
+    objective: Objective
+    weight: float = 1.0
+    is_relative: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One optimisation of every unit.
+
+    Args:
+        name: shown in displays.
+        steps: optimiser steps for each unit.
+        terms: the loss.
+        batch_size: images a step, drawn without replacement.
+        rounding_rate: Adam's rate for the soft rounding, None to leave the weights as they are.
+        activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
+        quantized_input_probability: share of the unit's input elements that come from the quantized prefix.
+        activations: whether activations inside the unit are quantized in this phase.
+        keep_quantized_probability: probability that an activation element inside the unit keeps its quantized value.
+        has_scale_gradient_factor: LSQ's factor 1 / sqrt(elements * q_max) on the scale's gradient.
+    """
+
+    name: str
+    steps: int
+    terms: tuple[Term, ...]
+    batch_size: int = 32
+    rounding_rate: float | None = None
+    activation_rate: float | None = None
+    quantized_input_probability: float = 1.0
+    activations: Literal["float", "quantized"] = "quantized"
+    keep_quantized_probability: float = 1.0
+    has_scale_gradient_factor: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(name, "a whole number above 0", repr(value))
+        for name in ("quantized_input_probability", "keep_quantized_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ArgumentError(name, "a probability from 0 to 1", getattr(self, name))
+        for name in ("rounding_rate", "activation_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(term.objective.needs for term in self.terms))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A host method, with or without the contrastive term.
+
+    Args:
+        name: as in ``RECIPES``, with ``+contrastive`` where that was added.
+        unit: what is reconstructed at a time.
+        phases: run one after the other in each unit; none means nearest rounding.
+        skips_first_unit: leave the stem at nearest rounding (BRECQ).
+        contrastive: the settings of the contrastive term, for the record.
+    """
+
+    name: str
+    unit: Literal["layer", "block"] = "block"
+    phases: tuple[Phase, ...] = ()
+    skips_first_unit: bool = False
+    contrastive: dict[str, Any] | None = None
+
+    @property
+    def steps_per_unit(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(phase.needs for phase in self.phases))

@@ -1,0 +1,21 @@
+"""The host methods, one paper a file, and the table of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clcalib.calibrate.recipe import Recipe
+from clcalib.calibrate.recipes.adaround import adaround
+from clcalib.calibrate.recipes.brecq import brecq
+from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.calibrate.recipes.nearest import nearest
+from clcalib.calibrate.recipes.qdrop import qdrop
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "nearest": nearest,
+    "adaround": adaround,
+    "brecq": brecq,
+    "qdrop": qdrop,
+}
+
+__all__ = ["RECIPES", "adaround", "brecq", "nearest", "qdrop", "with_contrastive"]

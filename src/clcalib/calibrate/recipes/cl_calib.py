@@ -1,0 +1,62 @@
+"""CL-Calib (Shang, Liu, Kompella, Yan, CVPR 2024): the contrastive term, added to any recipe.
+
+L = L_host + weight * L_contrastive: the positive pair is one image's quantized and float activation, the negatives are
+the float activations of the other images; both sides are read behind the frozen float remainder of the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clcalib.calibrate.recipe import Recipe, Term
+from clcalib.errors import ArgumentError
+from clcalib.objectives.contrastive import Contrastive
+from clcalib.objectives.critics import CRITICS
+
+
+def with_contrastive(
+    recipe: Recipe,
+    *,
+    weight: float = 1.0,
+    temperature: float = 0.1,
+    loss: str = "info_nce",
+    read: str = "features",
+    critic: str = "cosine",
+    false_negatives: str = "keep",
+) -> Recipe:
+    """Return the recipe with the contrastive term in every phase.
+
+    Args:
+        recipe: any recipe that optimises something.
+        weight: of the contrastive term, relative to the host's own loss (``Term.is_relative``).
+        temperature: divides the cosines.
+        loss: ``"info_nce"``, ``"sigmoid_nce"``, ``"crd_nce"`` or ``"normalised_crd_nce"``.
+        read: ``"features"`` (penultimate) or ``"logits"``.
+        critic: ``"cosine"`` or ``"centred_cosine"``.
+        false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
+
+    Raises:
+        ArgumentError: a name is unknown, a number out of range, or the recipe optimises nothing.
+
+    Source: CL-Calib, CVPR 2024; deviations in docs/deviations.md.
+    """
+    if not recipe.phases:
+        raise ArgumentError("recipe", "one that optimises something", recipe.name, "use adaround, brecq or qdrop")
+    if recipe.contrastive is not None:
+        raise ArgumentError("recipe", "one without a contrastive term", recipe.name)
+    if not 0 < weight < float("inf"):
+        raise ArgumentError("weight", "a positive number", weight, "leave the term out instead of weighting it 0")
+    if critic not in CRITICS:
+        raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
+    objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
+    term = Term(objective, weight, is_relative=True)
+    phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
+    settings = {
+        "weight": weight,
+        "temperature": temperature,
+        "loss": loss,
+        "read": read,
+        "critic": critic,
+        "false_negatives": false_negatives,
+    }
+    return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)

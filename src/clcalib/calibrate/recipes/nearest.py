@@ -1,0 +1,10 @@
+"""Nearest rounding: ranges from the data, nothing optimised.  The base line of every comparison."""
+
+from __future__ import annotations
+
+from clcalib.calibrate.recipe import Recipe
+
+
+def nearest() -> Recipe:
+    """Return the recipe that optimises nothing."""
+    return Recipe("nearest")

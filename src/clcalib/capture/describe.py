@@ -1,0 +1,80 @@
+"""The table of units: what a newcomer prints first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from clcalib.capture.blocks import UnitKind
+from clcalib.capture.chain import Chain
+from clcalib.capture.graph import is_convolution, operator_name, symbol_of, value_of
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One unit in the table; the batch is "N"; MACs are multiply-accumulates of the layers for one image."""
+
+    index: int
+    name: str
+    kind: UnitKind
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape, ...]
+    layers: tuple[str, ...]
+    parameters: int
+    macs: int
+
+
+def describe(chain: Chain) -> list[UnitRow]:
+    """One row per unit, in execution order."""
+    nodes = {node.name: node for node in chain.module.graph.nodes}
+    rows = []
+    for index, unit in enumerate(chain.units):
+        rows.append(
+            UnitRow(
+                index=index,
+                name=unit.name,
+                kind=unit.kind,
+                input_shapes=tuple(_shape(value_of(nodes[name])) for name in unit.inputs),
+                output_shapes=tuple(_shape(value_of(nodes[name])) for name in unit.outputs),
+                layers=unit.layers,
+                parameters=sum(parameter.numel() for parameter in chain.body(index).parameters()),
+                macs=sum(_macs(nodes[name]) for name in unit.nodes),
+            )
+        )
+    return rows
+
+
+def _shape(value: Tensor) -> Shape:
+    """Sizes with the batch as N; a multiple of the batch is written 64*N."""
+    shape: list[int | str] = []
+    for size in value.shape:
+        expression = symbol_of(size)
+        if expression is None:
+            shape.append(int(size))
+        else:
+            (symbol, *_) = expression.free_symbols
+            shape.append(str(expression).replace(str(symbol), "N"))
+    return tuple(shape)
+
+
+def _macs(node: fx.Node) -> int:
+    """Multiply-accumulates of a layer for one image: positions times weights read at each."""
+    name = operator_name(node)
+    if not (is_convolution(node) or name == "linear"):
+        return 0
+    weight = value_of(node.args[1])  # type: ignore[arg-type]
+    is_transposed = name.startswith("conv_transpose") or (name == "convolution" and bool(node.args[6]))
+    value = value_of(node.args[0] if is_transposed else node)  # type: ignore[arg-type]
+    return _per_image(value) * int(math.prod(weight.shape[1:]))
+
+
+def _per_image(value: Tensor) -> int:
+    total = 1
+    for size in value.shape:
+        expression = symbol_of(size)
+        total *= int(size) if expression is None else int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+    return total

@@ -1,0 +1,173 @@
+"""A module becomes a functional dataflow graph with a dynamic batch: ``torch.export``, checked before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from clcalib.capture.failures import capture_error, first_sentence, frames_in, frames_of, user_line
+from clcalib.capture.graph import symbol_of
+from clcalib.capture.unlift import unlift
+from clcalib.errors import ArgumentError, CaptureError, NumericalError, TrainModeWarning
+
+_TOLERANCE = 1e-4  # of the largest output; the same kernels run, so any real difference is far larger
+
+
+def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Capture what ``model`` computes in eval mode as a graph of aten operators, in execution order.
+
+    The graph is functional (in-place operators are written out of place), owns copies of the parameters under their
+    original names, and takes any batch.  The model, its train/eval flags, the global random state and the grad mode are
+    left as they were.
+
+    Args:
+        model: takes one image tensor, returns one tensor.
+        example: images, shape (N, C, H, W) or any (N, ...); the first two are used.
+
+    Raises:
+        ArgumentError: the model refuses the example (wrong channel count, wrong size).
+        CaptureError: the model cannot be captured; the message names the line.
+        NumericalError: a parameter or buffer is not finite.
+    """
+    _check_example(example)
+    _check_signature(model)
+    _check_finite(model)
+    if any(part.training for part in model.modules()):
+        warnings.warn("the model is in train mode; it is captured in eval mode", TrainModeWarning, stacklevel=2)
+    images = example.detach()[:2].clone()
+    if len(images) == 1:  # export takes a batch of one for a fixed size
+        images = torch.cat((images, images))
+    with _quiet(model, images):
+        expected = _run(model, images)
+        module = unlift(_export(model, images))
+        _check_result(module, images, expected)
+    return module
+
+
+@contextmanager
+def _silent_torch() -> Iterator[None]:
+    """On failure torch logs and prints whole graphs; the one error that names the line replaces them."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled = logger.disabled
+    try:
+        logger.disabled = True
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _check_example(example: object) -> None:
+    if not isinstance(example, Tensor):
+        raise ArgumentError("example", "a tensor of images", type(example).__name__)
+    if not example.is_floating_point() or example.dim() < 2 or example.numel() == 0:
+        got = f"{example.dtype} of shape {tuple(example.shape)}"
+        raise ArgumentError("example", "at least one image of floating point numbers, (N, C, H, W)", got)
+
+
+def _check_signature(model: nn.Module) -> None:
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(required) > 1 or not positional:
+        listed = ", ".join(required) or "nothing"
+        raise CaptureError(f"{type(model).__name__}.forward takes {listed}; only one image tensor is supported")
+
+
+def _check_finite(model: nn.Module) -> None:
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+                raise NumericalError(f"the {kind} `{name}` of the model holds a value that is not finite")
+
+
+@contextmanager
+def _quiet(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Eval mode, no gradients, private random state, no warnings from torch's own code; all put back at the end."""
+    flags = [(part, part.training) for part in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    devices = [images.device.index or 0] if images.device.type == "cuda" else []
+    try:
+        for part, _ in flags:
+            part.training = False
+        torch.backends.mha.set_fastpath_enabled(False)  # its fused operator would hide the linear layers
+        with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch(\..*)?$")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for part, training in flags:
+            part.training = training
+
+
+def _run(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's own answer, computed on copies of its buffers."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        result = torch.func.functional_call(model, buffers, (images.clone(),))
+    except Exception as error:
+        line = user_line(frames_of(error))
+        remedy = f"the model says: {first_sentence(error)}" + (f" at {line}" if line else "")
+        shape = f"images of shape {tuple(images.shape[1:])}"
+        raise ArgumentError("example", f"images that {type(model).__name__} takes", shape, remedy) from error
+    if not isinstance(result, Tensor):
+        raise CaptureError(f"{type(model).__name__} returns a {type(result).__name__}; only one tensor is supported")
+    if result.dim() == 0 or len(result) != len(images):
+        shape = f"{tuple(result.shape)} for {len(images)} images"
+        raise CaptureError(f"{type(model).__name__} returns the shape {shape}; the first dimension must be the batch")
+    return result
+
+
+def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
+    shapes = ({0: Dim.AUTO},)
+    try:
+        with _silent_torch():
+            program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+            functional: ExportedProgram = program.run_decompositions({})  # writes in-place operators out of place
+    except Exception as error:
+        raise capture_error(error) from error
+    placeholder = next(
+        node for node in functional.graph.nodes if node.name == functional.graph_signature.user_inputs[0]
+    )
+    if symbol_of(placeholder.meta["val"].shape[0]) is None:
+        raise _fixed_batch(functional.graph)
+    return functional
+
+
+def _fixed_batch(graph: fx.Graph) -> CaptureError:
+    """The error for a model that works for one batch size only: the first node that turns a symbol into a number."""
+    for node in graph.nodes:
+        is_fixed = node.op == "call_function" and not _has_symbol(node)
+        if is_fixed and any(_has_symbol(source) for source in node.all_input_nodes):
+            place = user_line(frames_in(str(node.meta.get("stack_trace", ""))))
+            return CaptureError(
+                f"the model fixes the batch size{f' at {place}' if place else ''}; use x.shape[0] or -1"
+            )
+    return CaptureError("the model fixes the batch size; use x.shape[0] or -1")
+
+
+def _has_symbol(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
+
+
+def _check_result(module: fx.GraphModule, images: Tensor, expected: Tensor) -> None:
+    """The graph must give the model's values, and take a batch of one."""
+    try:
+        result, single = module(images), module(images[:1])
+    except Exception as error:
+        raise CaptureError(f"the captured graph does not run on every batch size: {first_sentence(error)}") from error
+    scale = float(expected.detach().abs().nan_to_num(posinf=0.0).max())
+    if not torch.allclose(result, expected, rtol=0, atol=_TOLERANCE * max(scale, 1e-12), equal_nan=True):
+        raise CaptureError("the captured graph gives other values than the model; is its forward random in eval mode?")
+    if single.shape[1:] != expected.shape[1:]:
+        raise CaptureError(f"the captured graph returns the shape {tuple(single.shape)} for one image")

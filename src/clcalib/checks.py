@@ -1,0 +1,85 @@
+"""What can be wrong with the arguments of a run, found before any work is done."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+
+from clcalib.calibrate.recipe import Recipe
+from clcalib.data.calibration import CalibrationSet, EvaluationSet
+from clcalib.errors import ArgumentError, SmallCalibrationWarning
+from clcalib.quant.policy import Bits
+from clcalib.quant.ranges import RANGE_RULES, RangeRule
+
+T = TypeVar("T")
+
+
+def check_arguments(
+    calibration: CalibrationSet,
+    recipe: Recipe,
+    bits: Bits,
+    others: Iterable[tuple[str, CalibrationSet | EvaluationSet | None]],
+) -> None:
+    """Raise for what no run can begin with; warn of too few images.
+
+    Raises:
+        ArgumentError: a type or shape is wrong, or one image comes with a contrastive recipe.
+    """
+    for name, value, kind, remedy in (
+        ("calibration", calibration, CalibrationSet, "make one with CalibrationSet.from_tensor(images)"),
+        ("recipe", recipe, Recipe, "take one of clcalib.recipes, e.g. recipes.qdrop(steps=500)"),
+        ("bits", bits, Bits, "e.g. clcalib.Bits(weights=4, activations=4)"),
+    ):
+        if not isinstance(value, kind):
+            raise ArgumentError(name, f"a {kind.__name__}", type(value).__name__, remedy)
+    shape = calibration.images.shape[1:]
+    for name, other in others:
+        if other is not None and other.images.shape[1:] != shape:
+            raise ArgumentError(
+                name, f"images of shape {tuple(shape)}, as in calibration", str(tuple(other.images.shape[1:]))
+            )
+    if recipe.contrastive is not None and len(calibration) < 2:
+        raise ArgumentError(
+            "calibration",
+            "at least two different images for a contrastive objective",
+            f"{len(calibration)} image",
+            "add images, or use the recipe without the contrastive term",
+        )
+    batch = max((phase.batch_size for phase in recipe.phases), default=1)
+    if len(calibration) < batch:
+        warnings.warn(
+            f"calibration holds {len(calibration)} image(s), fewer than a mini-batch of {batch}: every step uses "
+            "all of them; about 1,000 are usual",
+            SmallCalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def range_rule(argument: str, name: str) -> RangeRule:
+    """Look up a range rule."""
+    return named(argument, name, RANGE_RULES)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """Return the device if tensors can be made on it.
+
+    Raises:
+        ArgumentError: torch does not know it, or this machine does not have it.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError("device", "one that torch can use here", f"{device!s} ({reason})", "use cpu") from None
+
+
+def named(argument: str, name: str, table: dict[str, T]) -> T:
+    """Look up a name in a literal table; the error tells the nearest one."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1, 0.0)
+        raise ArgumentError(argument, f"one of {', '.join(table)}", repr(name), f"nearest: {near[0]}")
+    return table[name]

@@ -1,0 +1,7 @@
+"""``python -m clcalib.cli`` is the command ``clcalib``."""
+
+import sys
+
+from clcalib.cli import main
+
+sys.exit(main())

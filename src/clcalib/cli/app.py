@@ -1,0 +1,104 @@
+"""The commands, put together, and what becomes of an error: a line on stderr and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import clcalib
+from clcalib.cli import data, describe, evaluate, quantize
+from clcalib.cli.messages import show_error, shown_warnings
+from clcalib.errors import ClcalibError, OutputExistsError
+
+OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, INTERRUPTED = 0, 1, 2, 3, 130
+DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "CLCALIB_DEBUG"
+
+_INTERRUPTED = "interrupted; no result was written"
+
+# What a wrong path or missing rights raise; other OSErrors are not the user's input.
+_PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+app = typer.Typer(
+    name="clcalib",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(name="describe", epilog=describe.EXAMPLES)(describe.describe)
+app.command(name="quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command(name="evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.add_typer(data.app, name="data")
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 130 interrupted.",
+)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error, too.")] = False,
+) -> None:
+    """Post-training quantization of a trained PyTorch network, to 2 to 8 bits.
+
+    Begin with [bold]clcalib describe[/bold], which prints the units of a network, then [bold]clcalib quantize[/bold].
+    """
+    if version:
+        sys.stdout.write(f"clcalib {clcalib.__version__}\n")
+    elif context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; an error is one message on stderr.
+
+    Args:
+        arguments: without the program's name; ``sys.argv`` by default.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out here, so that it works before and after the command's name.
+    is_debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
+    given = [argument for argument in given if argument != DEBUG_FLAG]
+    errors = Console(stderr=True, highlight=False)
+    try:
+        with shown_warnings(errors, is_debug=is_debug):
+            code = app(args=given, prog_name="clcalib", standalone_mode=False)
+    except Exception as error:
+        if is_debug:
+            traceback.print_exc()
+        return _report(error, errors)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    # Most versions of typer turn Ctrl-C inside a command into this code, without a word.
+    if code == INTERRUPTED:
+        show_error(errors, _INTERRUPTED)
+    return code if isinstance(code, int) else OK
+
+
+def _report(error: Exception, errors: Console) -> int:
+    if isinstance(error, OutputExistsError):
+        show_error(errors, str(error))
+        return OUTPUT_EXISTS
+    if isinstance(error, ClcalibError):
+        show_error(errors, str(error))
+        return BAD_INPUT
+    if isinstance(error, typer.Abort):  # what other versions of typer turn it into
+        show_error(errors, _INTERRUPTED)
+        return INTERRUPTED
+    # The base class of usage errors has no public name in typer; all of its children have this method.
+    format_message = getattr(error, "format_message", None)
+    if callable(format_message):
+        show_error(errors, f"{format_message()}; see --help")
+        return BAD_INPUT
+    if isinstance(error, _PATH_ERRORS):
+        show_error(errors, f"{error.strerror}: {error.filename}" if error.strerror else str(error))
+        return BAD_INPUT
+    show_error(errors, f"internal failure: {type(error).__name__}: {error}; {DEBUG_FLAG} shows where it happened")
+    return INTERNAL

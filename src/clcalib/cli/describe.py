@@ -1,0 +1,60 @@
+"""``clcalib describe``: the units of a network, before anything is done to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+
+from clcalib.capture.chain import capture
+from clcalib.capture.describe import describe as describe_chain
+from clcalib.cli.flags import ConfigArgument, ModelOption, SetOption, WeightsOption, collect, split_shape
+from clcalib.config import ModelConfig, build
+from clcalib.data.sources import load_calibration
+from clcalib.errors import ArgumentError
+from clcalib.model_source import load_model
+from clcalib.report.tables import description_table
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "clcalib describe --model torchvision.models:resnet18 --shape 3,224,224\n\n"
+    "clcalib describe --model my_network.py:build --weights my.safetensors --shape 3,32,32 --unit layer\n\n"
+    "clcalib describe run.toml"
+)
+_EXAMPLE_IMAGES = 2  # one image would be taken for a fixed batch of one
+
+
+def describe(
+    config: ConfigArgument = None,
+    *,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="C,H,W", help="Shape of one image; a TOML with images needs none.")
+    ] = None,
+    unit: Annotated[str, typer.Option("--unit", metavar="block|layer", help="What is one unit.")] = "block",
+    settings: SetOption = None,
+) -> None:
+    """Print the units that a network is cut into: what is reconstructed one after the other.
+
+    The names in the table are those that overrides in a configuration refer to.
+    """
+    if unit not in ("block", "layer"):
+        raise ArgumentError("--unit", "block or layer", repr(unit))
+    kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
+    table, source = collect(config, settings, {"model": {"entry": model, "weights": weights}})
+    parsed = build(ModelConfig, table, source)
+    size = _image_shape(shape, parsed)
+    chain = capture(load_model(parsed.model), torch.zeros(_EXAMPLE_IMAGES, *size), unit=kind)
+    Console(highlight=False).print(description_table(describe_chain(chain)))
+
+
+def _image_shape(shape: str | None, config: ModelConfig) -> tuple[int, ...]:
+    if shape is not None:
+        return split_shape(shape)
+    if config.data is None:
+        raise ArgumentError("--shape", "the shape of one image, such as 3,32,32", "none")
+    images = load_calibration(config.data.calibration, transform=config.data.transform(), count=1).images
+    return tuple(images.shape[1:])

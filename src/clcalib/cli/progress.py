@@ -1,0 +1,194 @@
+"""What a user sees while a run goes on: a live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from clcalib.quant.policy import LayerPolicy
+from clcalib.report.tables import duration, policy_table
+
+_REFRESHES_PER_SECOND = 4
+_BAR_WIDTH = 30
+
+
+class RunProgress:
+    """How far a run is: pure bookkeeping, with the clock as an input.
+
+    The time left is the time spent on units so far, scaled by the share of the units that remains.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first_start: float | None = None
+        self._unit_start = 0.0
+        self._phase_start = 0
+        self.index = 0
+        self.count = 0
+        self.name = ""
+        self.kind = ""
+        self.steps = 0
+        self.steps_done = 0
+        self.losses: Mapping[str, float] = {}
+
+    def start_unit(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        """A unit begins."""
+        self._unit_start = self._clock()
+        self._first_start = self._unit_start if self._first_start is None else self._first_start
+        self.index, self.count, self.name, self.kind, self.steps = index, count, name, kind, steps
+        self.steps_done = self._phase_start = 0
+        self.losses = {}
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        """A step is done.  Each phase counts from zero; here the phases of a unit are added up."""
+        if self._phase_start + step + 1 < self.steps_done:
+            self._phase_start = self.steps_done
+        self.steps_done = min(self._phase_start + step + 1, self.steps) if self.steps else 0
+        self.losses = losses
+
+    @property
+    def fraction(self) -> float:
+        """The share of all units' work that is done, from 0 to 1."""
+        if self.count == 0:
+            return 0.0
+        within = self.steps_done / self.steps if self.steps else 0.0
+        return min(1.0, (self.index + within) / self.count)
+
+    @property
+    def unit_seconds(self) -> float:
+        """Since this unit began."""
+        return self._clock() - self._unit_start
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate for all units, or None as long as there is nothing to go by."""
+        if self._first_start is None or self.fraction == 0.0:
+            return None
+        return (self._clock() - self._first_start) * (1.0 - self.fraction) / self.fraction
+
+
+class PlainObserver:
+    """One line for each stage and each unit; for files and pipes."""
+
+    def __init__(self, out: Console, log: Console) -> None:
+        self.out = out
+        self.log = log
+        self.progress = RunProgress()
+
+    def __enter__(self) -> PlainObserver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is left to put away."""
+
+    def stage(self, name: str) -> None:
+        """Print the stage."""
+        self.log.print(Text(f"{name} ..."), soft_wrap=True)
+
+    def policy(self, rows: Sequence[LayerPolicy]) -> None:
+        """Print the policy table."""
+        self.out.print(policy_table(rows))
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        """Take note of it."""
+        self.progress.start_unit(index, count, name, kind, steps)
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        """Take note of it."""
+        self.progress.step(step, losses)
+
+    def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
+        """Print the unit's line."""
+        self.progress.steps_done = self.progress.steps
+        self.log.print(_unit_line(self.progress, name, error_before, error_after), soft_wrap=True)
+
+
+class LiveObserver(PlainObserver):
+    """The same lines, and below them bars for the unit and the run, the losses and the time left."""
+
+    def __init__(self, out: Console, log: Console) -> None:
+        super().__init__(out, log)
+        self._stage = ""
+        self._live = Live(
+            console=log, get_renderable=self._render, refresh_per_second=_REFRESHES_PER_SECOND, transient=True
+        )
+
+    def __enter__(self) -> LiveObserver:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the display away, whatever happened."""
+        self._live.stop()
+
+    def stage(self, name: str) -> None:
+        """Show the stage in the display instead of on a line of its own."""
+        self._stage = name
+        self.progress = RunProgress()
+
+    def policy(self, rows: Sequence[LayerPolicy]) -> None:
+        """Print the policy table above the display."""
+        # The table goes to stdout and the display to stderr; both at once would garble a terminal.
+        self._live.stop()
+        super().policy(rows)
+        self.out.print()
+        self._live.start()
+
+    def refresh(self) -> None:
+        """Draw now instead of at the next tick."""
+        self._live.refresh()
+
+    def _render(self) -> RenderableType:
+        progress = self.progress
+        if progress.count == 0:
+            return Text(f"{self._stage} ...", style="cyan")
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(width=_BAR_WIDTH)
+        grid.add_column(no_wrap=True)
+        steps = f"step {progress.steps_done} of {progress.steps}" if progress.steps else ""
+        grid.add_row("unit", _bar(progress.steps_done, progress.steps), steps)
+        left = progress.seconds_left
+        remaining = "" if left is None else f", {duration(left)} left"
+        grid.add_row("run", _bar(progress.fraction, 1.0), f"{progress.fraction:.0%}{remaining}")
+        heading = Text(
+            f"unit {progress.index + 1} of {progress.count}  ", style="bold", overflow="ellipsis", no_wrap=True
+        )
+        heading.append(f"{progress.name} ({progress.kind})", style="cyan")
+        return Group(heading, grid, Text(_losses(progress.losses), overflow="ellipsis", no_wrap=True))
+
+
+def observer_for(out: Console, log: Console) -> PlainObserver:
+    """The live display where ``log`` is a terminal, plain lines elsewhere; to be used in a ``with`` block."""
+    return LiveObserver(out, log) if log.is_terminal and not log.is_dumb_terminal else PlainObserver(out, log)
+
+
+def _unit_line(progress: RunProgress, name: str, before: float, after: float) -> Text:
+    width = len(str(progress.count))
+    head = f"unit {progress.index + 1:>{width}} of {progress.count}  "
+    return Text(f"{head}{name:<24} error {before:.3g} -> {after:.3g}  {duration(progress.unit_seconds)}")
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    return "  ".join(f"{_words(name)} {value:.4g}" for name, value in losses.items())
+
+
+def _words(name: str) -> str:
+    """A class name as words: ``RoundingPenalty`` is ``rounding penalty``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+
+
+def _bar(done: float, total: float) -> ProgressBar:
+    return ProgressBar(total=max(total, 1e-9), completed=done, width=_BAR_WIDTH)

@@ -1,0 +1,92 @@
+"""Where a configuration comes from, as plain tables: a TOML file, ``section.key=value``, and a merge of them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clcalib.errors import ConfigError
+
+Table = Mapping[str, Any]
+
+_PATH_KEYS = (("model", "weights"), ("data", "calibration"), ("data", "evaluation"), ("run", "out"))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file; its relative paths are taken from its own folder.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML; the message has the line.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"not valid TOML: {error}"]) from None
+    return with_absolute_paths(table, path.resolve().parent)
+
+
+def parse_assignment(assignment: str) -> dict[str, Any]:
+    """Turn ``section.key=value`` into a table.  The value is a TOML value; a bare word counts as a string.
+
+    Example:
+        >>> parse_assignment("data.mean=[0.5, 0.5]"), parse_assignment("recipe.name=qdrop")
+        ({'data': {'mean': [0.5, 0.5]}}, {'recipe': {'name': 'qdrop'}})
+
+    Raises:
+        ConfigError: there is no ``=``, no section, or the value begins like a TOML value and is none.
+    """
+    key, is_assignment, value = assignment.partition("=")
+    if not is_assignment or "." not in key or "\n" in assignment:
+        raise ConfigError("--set", [f"expected section.key=value, got {assignment!r}"])
+    candidates = [value] if value.lstrip()[:1] in ("[", "{", '"', "'") else [value, json.dumps(value.strip())]
+    for text in candidates:
+        try:
+            return tomllib.loads(f"{key} = {text}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise ConfigError("--set", [f"expected section.key=value with a TOML value, got {assignment!r}"])
+
+
+def merge(*tables: Table) -> dict[str, Any]:
+    """Lay tables over each other, section by section: of two values for one key the later one wins.
+
+    Example:
+        >>> merge({"run": {"seed": 1, "device": "cpu"}}, {"run": {"seed": 2}})
+        {'run': {'seed': 2, 'device': 'cpu'}}
+    """
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            old = merged.get(key)
+            merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def with_absolute_paths(table: Table, folder: Path) -> dict[str, Any]:
+    """Return ``table`` with every path (and a model entry's file) taken from ``folder`` where it is relative."""
+    paths: dict[str, Any] = {}
+    for section, key in _PATH_KEYS:
+        value = value_at(table, section, key)
+        if isinstance(value, str) and value:
+            paths = merge(paths, {section: {key: _absolute(value, folder)}})
+    entry = value_at(table, "model", "entry")
+    if isinstance(entry, str) and ".py:" in entry:
+        file, _, name = entry.rpartition(":")
+        paths = merge(paths, {"model": {"entry": f"{_absolute(file, folder)}:{name}"}})
+    return merge(table, paths)
+
+
+def value_at(table: Table, section: str, key: str) -> object:
+    """The value of ``section.key``, or None where there is none (or the section is no table)."""
+    values = table.get(section)
+    return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())

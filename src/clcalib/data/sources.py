@@ -1,0 +1,139 @@
+"""Reading images from wherever they are: one function for calibration, one for evaluation.
+
+A path may be a folder of PNG or JPEG images (see ``folder``), a tile sheet (see ``sheet``), a ``.safetensors`` file
+with ``images`` (N, C, H, W) and perhaps ``labels`` (N,), or the folder of CIFAR-10 (see ``cifar10``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clcalib.data.calibration import CalibrationSet, EvaluationSet, stack
+from clcalib.data.cifar10 import is_cifar10_folder, read_cifar10
+from clcalib.data.decode import read_image
+from clcalib.data.folder import list_images
+from clcalib.data.selection import choose
+from clcalib.data.sheet import read_sheet
+from clcalib.data.transform import Transform
+from clcalib.errors import DataError
+
+_Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Images that can be read by index; ``read`` also says how it changed them."""
+
+    name: str
+    count: int
+    labels: Tensor | None  # (count,)
+    read: Callable[[tuple[int, ...], Transform], tuple[Tensor, str]]
+
+
+def load_calibration(
+    path: str | Path, *, transform: Transform, count: int | None = None, seed: int = 0
+) -> CalibrationSet:
+    """Read ``count`` images, chosen by ``seed``, for calibration; of CIFAR-10 they are training images.
+
+    Args:
+        path: a source, see above.
+        transform: applied to 8-bit pixels; floating images in a ``.safetensors`` file are taken as they are.
+        count: how many; None takes all of them in their order.
+        seed: of the choice, see ``selection.choose``.
+
+    Raises:
+        DataError: the source is missing, damaged, holds fewer images, or the transform leaves them with mixed shapes.
+    """
+    source = _open(Path(path), "train")
+    indices = choose(source.count, count, seed)
+    images, description = source.read(indices, transform)
+    return CalibrationSet.from_tensor(images, source=source.name, indices=indices, transform=description)
+
+
+def load_evaluation(
+    path: str | Path, *, transform: Transform, count: int | None = None, seed: int = 0
+) -> EvaluationSet:
+    """Read ``count`` images and their labels, where known, for evaluation; of CIFAR-10 they are test images.
+
+    Args and Raises are those of ``load_calibration``.
+    """
+    source = _open(Path(path), "test")
+    indices = choose(source.count, count, seed)
+    images, description = source.read(indices, transform)
+    labels = None if source.labels is None else source.labels[list(indices)]
+    return EvaluationSet.from_tensor(images, labels, source=source.name, indices=indices, transform=description)
+
+
+def _open(path: Path, split: _Split) -> _Source:
+    if path.is_dir():
+        return _open_cifar10(path, split) if is_cifar10_folder(path) else _open_folder(path)
+    if not path.exists():
+        raise DataError("path", "an existing file or folder of images", path)
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _open_safetensors(path)
+    if suffix in {".json", ".png"}:
+        return _open_sheet(path)
+    raise DataError(
+        "path", "a folder of images, a tile sheet (.json or .png) or a .safetensors file", path, "convert the images"
+    )
+
+
+def _open_folder(path: Path) -> _Source:
+    listing = list_images(path)
+
+    def read(indices: tuple[int, ...], transform: Transform) -> tuple[Tensor, str]:
+        files = [listing.files[index] for index in indices]
+        images = [read_image(file, transform) for file in files]
+        return stack(images, [str(file) for file in files]), transform.describe()
+
+    labels = None if listing.labels is None else torch.tensor(listing.labels)
+    return _Source(path.resolve().name, len(listing.files), labels, read)
+
+
+def _open_sheet(path: Path) -> _Source:
+    tiles, index = read_sheet(path)
+    labels = None if index.labels is None else torch.tensor(index.labels)
+    return _from_pixels(index.source or path.name, tiles, labels, path)
+
+
+def _open_cifar10(path: Path, split: _Split) -> _Source:
+    images, labels = read_cifar10(path, split)
+    return _from_pixels(f"CIFAR-10 {split}", images, labels, path)
+
+
+def _open_safetensors(path: Path) -> _Source:
+    try:
+        content = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError("path", "a readable .safetensors file", f"{path} ({error})") from error
+    if "images" not in content:
+        raise DataError("path", "a tensor named images", f"{', '.join(sorted(content)) or 'nothing'} in {path}")
+    images, labels = content["images"], content.get("labels")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise DataError(
+            "labels", f"one for each of {tuple(images.shape[:1])} images", f"{tuple(labels.shape)} in {path}"
+        )
+    if images.ndim == 0 or len(images) == 0:
+        raise DataError("images", "at least one image", f"shape {tuple(images.shape)} in {path}")
+    if not images.is_floating_point():
+        return _from_pixels(path.name, images, labels, path)
+    return _Source(path.name, len(images), labels, lambda indices, _: (images[list(indices)], "none"))
+
+
+def _from_pixels(name: str, images: Tensor, labels: Tensor | None, path: Path) -> _Source:  # (N, C, H, W) uint8
+    def read(indices: tuple[int, ...], transform: Transform) -> tuple[Tensor, str]:
+        try:
+            return transform.batch(images[list(indices)]), transform.describe()
+        except DataError as error:
+            raise DataError("path", "images that the transform takes", f"{path} ({error})") from error
+
+    return _Source(name, len(images), labels, read)

@@ -1,0 +1,74 @@
+"""Every error and warning of the package.  Each error is also the builtin that fits, so both kinds of ``except`` work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ClcalibError(Exception):
+    """The base of all errors that clcalib raises on purpose."""
+
+
+class ArgumentError(ClcalibError, ValueError):
+    """An argument has the wrong value: names it, what was expected, what came and what to do.
+
+    Example:
+        >>> str(ArgumentError("bits", "a whole number from 2 to 8", 9, "use 8 for the most precise setting"))
+        'bits: expected a whole number from 2 to 8, got 9; use 8 for the most precise setting'
+    """
+
+    def __init__(self, argument: str, expected: str, got: object, remedy: str = "") -> None:
+        self.argument = argument
+        super().__init__(f"{argument}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+class DataError(ArgumentError):
+    """Calibration or evaluation images cannot be used."""
+
+
+class CaptureError(ClcalibError, RuntimeError):
+    """A module could not be turned into a chain of units; the message names the line of code."""
+
+
+class NumericalError(ClcalibError, ArithmeticError):
+    """A value that must be finite is not."""
+
+
+class ConfigError(ClcalibError, ValueError):
+    """A configuration has problems; all of them are told together."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{source}: " + "; ".join(problems) if len(problems) == 1 else _listed(source, problems))
+
+
+class CheckpointError(ClcalibError, ValueError):
+    """A saved model is damaged, or does not belong to the architecture that it is loaded into."""
+
+
+class OutputExistsError(ClcalibError, FileExistsError):
+    """The output folder exists and overwriting was not asked for."""
+
+
+class ClcalibWarning(UserWarning):
+    """The base of all warnings of clcalib."""
+
+
+class TrainModeWarning(ClcalibWarning):
+    """The model came in train mode; it is captured in eval mode and given back as it was."""
+
+
+class ConstantChannelWarning(ClcalibWarning):
+    """A weight channel is constant (or all zero), so its range is empty."""
+
+
+class DeadActivationWarning(ClcalibWarning):
+    """An activation is the same everywhere on the calibration images, so its range is empty."""
+
+
+class SmallCalibrationWarning(ClcalibWarning):
+    """There are fewer calibration images than a mini-batch holds."""
+
+
+def _listed(source: str, problems: Sequence[str]) -> str:
+    return f"{source}: {len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)

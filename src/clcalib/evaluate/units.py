@@ -1,0 +1,57 @@
+"""Unit by unit: signal to quantization noise, and the bound on the mutual information."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from clcalib.capture.chain import Chain
+from clcalib.evaluate.mutual_information import feature_bound
+
+BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitMetrics:
+    """Attributes:
+    sqnr_db: 10 log10(|a_F|^2 / |a_F - a_Q|^2) of the unit's output, the whole prefix quantized, in decibels;
+        None where both agree exactly or the float output is zero.
+    mutual_information_bound: of g(a_F) and g(a_Q) at the penultimate feature, in nats.
+    """
+
+    name: str
+    sqnr_db: float | None
+    mutual_information_bound: float
+
+
+@torch.no_grad()
+def unit_metrics(
+    floating: Chain, quantized: Chain, images: Tensor, *, temperature: float = 0.1
+) -> tuple[UnitMetrics, ...]:
+    """Run both chains side by side over images (K, ...) and compare them behind every unit."""
+    float_state: tuple[Tensor, ...] = (images,)
+    state: tuple[Tensor, ...] = (images,)
+    rows = []
+    for index, unit in enumerate(floating.units):
+        float_state = _run(floating.body(index), float_state)
+        state = _run(quantized.body(index), state)
+        position = unit.outputs.index(unit.target)
+        remainder = floating.suffix(index, "features")
+        bound = feature_bound(_run(remainder, state)[0], _run(remainder, float_state)[0], temperature)
+        rows.append(UnitMetrics(unit.name, sqnr(float_state[position], state[position]), bound))
+    return tuple(rows)
+
+
+def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
+    """Signal to quantization noise in decibels; None where it is infinite or undefined."""
+    power = float(signal.double().square().sum())
+    noise = float((signal.double() - quantized.double()).square().sum())
+    return 10 * math.log10(power / noise) if power > 0 and noise > 0 else None
+
+
+def _run(body: torch.nn.Module, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    parts = [body(*batch) for batch in zip(*(tensor.split(BATCH) for tensor in state), strict=True)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

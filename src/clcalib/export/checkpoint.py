@@ -1,0 +1,178 @@
+"""A quantized network on disk: integers and scales as safetensors, everything else as JSON.  Nothing is ever unpickled.
+
+``model.safetensors`` holds, for every quantized layer, its codes packed to their width, and all float parameters that
+are left; ``model.json`` holds shapes, widths, the policy and the digest of the first file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from clcalib.capture.chain import capture
+from clcalib.errors import CheckpointError, NumericalError, TrainModeWarning
+from clcalib.files import write_atomically
+from clcalib.quant.insert import QuantizedChain, insert_quantizers
+from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.packing import pack, unpack
+from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.ranges import RANGE_RULES
+from clcalib.quant.spec import PerChannel, PerTensor, QParams, QuantSpec
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save_checkpoint(folder: Path, quantized: QuantizedChain, *, unit: str, input_shape: tuple[int, ...]) -> None:
+    """Write both files, each at once or not at all.
+
+    Args:
+        folder: exists.
+        quantized: a finished chain.
+        unit: the kind of units that it was captured with.
+        input_shape: of one image, without the batch.
+
+    Raises:
+        NumericalError: a value is not finite; nothing is written.
+    """
+    tensors = _tensors(quantized)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{name} holds a value that is not finite; the model was not saved")
+    payload = save_tensors(tensors)
+    description = {
+        "format": FORMAT,
+        "unit": unit,
+        "input_shape": list(input_shape),
+        "policy": [_row_to_json(row) for row in quantized.policy],
+        "code_shapes": {layer: list(quantized.weight(layer).codes.shape) for layer in quantized.weights},
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    write_atomically(folder / TENSORS, payload)
+    write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
+    """Return the quantized network that was saved in ``folder``.
+
+    Args:
+        folder: holds ``model.safetensors`` and ``model.json``.
+        model: the float architecture; its weights do not matter, it is not changed.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the architecture is another one.
+    """
+    payload, description = _read(Path(folder))
+    try:
+        tensors = load_tensors(payload)
+        policy = tuple(_row_from_json(row) for row in description["policy"])
+        example = torch.zeros(2, *description["input_shape"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainModeWarning)  # only the architecture of the model matters here
+            chain = capture(model, example, unit=description["unit"])
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
+    layers = {layer for unit in chain.units for layer in unit.layers}
+    if layers != {row.layer for row in policy}:
+        odd = sorted(layers ^ {row.layer for row in policy})
+        raise CheckpointError(f"{folder}: model has other layers than the saved one, first difference {odd[0]!r}")
+    quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"])
+    _restore(quantized, tensors, description["code_shapes"], folder)
+    return quantized.chain.module
+
+
+def _tensors(quantized: QuantizedChain) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for layer in quantized.weights:
+        weight = quantized.weight(layer)
+        tensors[f"codes/{layer}"] = pack(weight.codes.flatten(), weight.spec.bits, weight.spec.is_signed)
+        tensors[f"weight_scale/{layer}"] = weight.scale
+        tensors[f"weight_zero_point/{layer}"] = weight.zero_point
+    for layer in quantized.activations:
+        activation = quantized.activation(layer)
+        if isinstance(activation, ActivationQuantizer):
+            tensors[f"input_scale/{layer}"] = activation.scale
+            tensors[f"input_zero_point/{layer}"] = activation.zero_point
+    for name, tensor in _other_state(quantized).items():
+        tensors[f"float/{name}"] = tensor
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _other_state(quantized: QuantizedChain) -> dict[str, Tensor]:
+    owned = {*quantized.weights.values(), *quantized.activations.values()}
+    state: dict[str, Tensor] = quantized.chain.module.state_dict()
+    return {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in owned}
+
+
+def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: dict[str, Any], folder: Path) -> None:
+    try:
+        for layer, name in quantized.weights.items():
+            spec, shape = quantized.weight(layer).spec, shapes[layer]
+            count = int(torch.tensor(shape).prod())
+            codes = unpack(tensors[f"codes/{layer}"], spec.bits, count, spec.is_signed).reshape(shape)
+            parameters = QParams(tensors[f"weight_scale/{layer}"], tensors[f"weight_zero_point/{layer}"])
+            if codes.shape != quantized.weight(layer).codes.shape:
+                raise CheckpointError(f"{folder}: {layer}.weight has shape {shape} there and another one in model")
+            quantized.replace(name, IntegerWeight(codes, parameters, spec))
+        for layer, name in quantized.activations.items():
+            parameters = QParams(tensors[f"input_scale/{layer}"], tensors[f"input_zero_point/{layer}"])
+            quantized.replace(name, ActivationQuantizer(parameters, quantized.activation(layer).spec))
+        for name, tensor in _other_state(quantized).items():
+            tensor.copy_(tensors[f"float/{name}"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: does not fit model ({error}); load it into the architecture it came from") from None
+
+
+def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        payload = (folder / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename}: no such file; a saved model has {TENSORS} and {DESCRIPTION}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: not JSON ({error}); save the model anew") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / DESCRIPTION}: expected format {FORMAT}; this version reads no other")
+    if hashlib.sha256(payload).hexdigest() != description.get("sha256"):
+        raise CheckpointError(f"{folder / TENSORS}: its sha256 is not the one in {DESCRIPTION}; the file is damaged")
+    return payload, description
+
+
+def _row_to_json(row: LayerPolicy) -> dict[str, Any]:
+    return {
+        "layer": row.layer,
+        "reason": row.reason,
+        "weight": None if row.weight is None else _spec_to_json(row.weight),
+        "input": None if row.input is None else _spec_to_json(row.input),
+    }
+
+
+def _row_from_json(row: dict[str, Any]) -> LayerPolicy:
+    weight, read = row["weight"], row["input"]
+    return LayerPolicy(
+        row["layer"],
+        None if weight is None else _spec_from_json(weight),
+        None if read is None else _spec_from_json(read),
+        row["reason"],
+    )
+
+
+def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:
+    axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
+    return {**{k: v for k, v in dataclasses.asdict(spec).items() if k != "granularity"}, "axis": axis}
+
+
+def _spec_from_json(spec: dict[str, Any]) -> QuantSpec:
+    axis = spec["axis"]
+    granularity = PerTensor() if axis is None else PerChannel(axis)
+    return QuantSpec(spec["bits"], spec["is_symmetric"], spec["is_signed"], granularity)

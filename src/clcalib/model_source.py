@@ -1,0 +1,140 @@
+"""The user's float model: a callable named in the configuration, and weights from safetensors; no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clcalib.config import ModelSection
+from clcalib.errors import ArgumentError, CheckpointError
+
+_SHOWN = 3
+
+
+def load_model(section: ModelSection) -> nn.Module:
+    """Build the model, load its weights and set it to eval mode.
+
+    Raises:
+        ArgumentError: the entry cannot be imported, fails, or gives something else than a module.
+        CheckpointError: the weights cannot be read or do not fit the model.
+    """
+    with torch.random.fork_rng(devices=[]):  # the caller's generator does not pay for weights that are replaced
+        model = _build(section.entry, section.arguments)
+    if section.weights is not None:
+        load_weights(model, section.weights)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load ``path``, a .safetensors file, into ``model``; every name and shape must fit.
+
+    Raises:
+        CheckpointError: the file is damaged, or does not fit; nothing has been loaded then.
+    """
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable .safetensors file: {error}") from error
+    own = model.state_dict()
+    problems = _mismatches(own, weights)
+    if problems:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(weights, strict=False)  # what may be missing is only the counters, see _mismatches
+
+
+def _mismatches(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    # Batch norm counts its batches for training only, and converters often leave these counters out.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in weights if name not in own]
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    named = (("the file lacks", missing), ("the model has no", unexpected), ("other shapes:", shapes))
+    return [f"{label} {_first_of(names)}" for label, names in named if names]
+
+
+def _first_of(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
+    place, _, name = entry.rpartition(":")
+    target: Any = _import(place)
+    for part in name.split("."):
+        if not hasattr(target, part):
+            raise ArgumentError("model.entry", f"a name in {place}", part, _public_callables(target))
+        target = getattr(target, part)
+    if not callable(target):
+        raise ArgumentError("model.entry", "a callable that returns a torch.nn.Module", type(target).__name__)
+    try:
+        model = target if isinstance(target, nn.Module) else target(**arguments)
+    except Exception as error:  # whatever the user's own code raises
+        raise ArgumentError("model.entry", f"{entry} to return a module", _named(error)) from error
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("model.entry", f"{entry} to return a torch.nn.Module", type(model).__name__)
+    return model
+
+
+def _import(place: str) -> ModuleType:
+    is_file = place.endswith(".py")
+    try:
+        if is_file:
+            return _import_file(Path(place).resolve())
+        with _importable(Path.cwd()):
+            return importlib.import_module(place)
+    except Exception as error:  # whatever the user's own code raises
+        kind = "a Python file" if is_file else "a module"
+        raise ArgumentError("model.entry", f"{kind} that can be imported", f"{place} ({_named(error)})") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    # The name is private to clcalib and to this very file, so nothing that is importable elsewhere is shadowed.
+    name = f"_clcalib_entry_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and torch look a class's module up by name
+    try:
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the code in ``folder`` import its neighbours, as it can when it is started as a script."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _public_callables(target: Any) -> str:
+    own = [name for name, value in vars(target).items() if not name.startswith("_") and callable(value)]
+    return f"it has {_first_of(own)}" if own else ""
+
+
+def _named(error: BaseException) -> str:
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0]}" if message else type(error).__name__

@@ -1,0 +1,67 @@
+"""What an objective sees: one frozen batch of tensors of one unit, and the names of what it may need."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from clcalib.errors import ArgumentError
+from clcalib.objectives.keys import KeySet
+
+
+class Need(enum.Enum):
+    """What the walk must capture for an objective; it captures nothing that no objective asks for."""
+
+    ROUNDING = "rounding"  # h(v) of every layer under soft rounding
+    FEATURES = "features"  # the unit's output behind the frozen float remainder, at the penultimate feature
+    LOGITS = "logits"  # the same at the network's output
+    FLOAT_GRADIENT = "float_gradient"  # squared gradient of the network's divergence in the unit's output
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitBatch:
+    """One mini-batch of one unit.
+
+    Attributes:
+        output: the quantized unit's output a_Q, (B, C, *spatial); carries gradients.
+        target: the float unit's output a_F, same shape; never carries gradients.
+        sample_index: which calibration images these are, (B,) int64.
+        progress: share of the phase's steps that is done, 0 to 1.
+        rounding: h(v) of each layer, any shapes.
+        reads: g(a_Q), (B, d), by need (``FEATURES``, ``LOGITS``).
+        keys: the static float keys, by the same needs.
+        float_gradient: squared gradients at the target, same shape, mean one.
+    """
+
+    output: Tensor
+    target: Tensor
+    sample_index: Tensor
+    progress: float = 0.0
+    rounding: tuple[Tensor, ...] = ()
+    reads: Mapping[Need, Tensor] = dataclasses.field(default_factory=dict)
+    keys: Mapping[Need, KeySet] = dataclasses.field(default_factory=dict)
+    float_gradient: Tensor | None = None
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A term of the loss: a batch of tensors -> a scalar, and what it needs besides output and target."""
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    def __call__(self, batch: UnitBatch) -> Tensor: ...
+
+
+def missing_need(objective: Objective, need: Need) -> ArgumentError:
+    """The error for a batch that lacks what the objective declared."""
+    return ArgumentError(
+        "batch",
+        f"{need.value}, which {type(objective).__name__} needs",
+        "a batch without it",
+        "capture every need that the recipe's objectives declare",
+    )

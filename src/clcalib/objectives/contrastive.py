@@ -1,0 +1,131 @@
+"""The contrastive losses of CL-Calib, on scores of quantized queries against static float keys.
+
+Shang, Liu, Kompella, Yan: "Enhancing Post-training Quantization Calibration through Contrastive Learning", CVPR 2024.
+Notation: s_ij is the score of query i against key j, p(i) the key of the same image, N the number of negatives of a
+query, M the number of keys.  A True in ``excluded`` takes a pair out of the negatives; the positive always stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clcalib.errors import ArgumentError
+from clcalib.objectives.batch import Need, UnitBatch, missing_need
+from clcalib.objectives.critics import CRITICS, Critic
+from clcalib.objectives.keys import FALSE_NEGATIVES
+
+
+def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+    """mean_i -log( e^{s_ip(i)} / sum_j e^{s_ij} ), the sum over the positive and the negatives that are left.
+
+    Args:
+        scores: (B, M).
+        positive: (B,) int64, index of each query's own key.
+        excluded: (B, M) bool.
+
+    Returns:
+        A scalar; log(1 + N) - info_nce bounds the mutual information from below.
+
+    Source: van den Oord et al. 2018, eq. 4.
+    """
+    return F.cross_entropy(scores.masked_fill(_without(excluded, positive), -math.inf), positive)
+
+
+def sigmoid_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+    """mean_i [ -log h_ip(i) - mean_{negatives j} log(1 - h_ij) ] with h = sigmoid(s).
+
+    Shapes as in ``info_nce``.  The negatives are averaged, so this is a training loss and no bound.
+    """
+    chosen = scores.gather(1, positive[:, None]).squeeze(1)
+    negative = _negatives(excluded, positive)
+    terms = F.softplus(scores).masked_fill(~negative, 0.0)
+    return (F.softplus(-chosen) + terms.sum(1) / negative.sum(1).clamp(min=1)).mean()
+
+
+def crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor, log_constant: float = 0.0) -> Tensor:
+    """mean_i [ -log h_ip(i) - sum_{negatives j} log(1 - h_ij) ] with h = e^{s-c} / (e^{s-c} + N/M).
+
+    Shapes as in ``info_nce``.  ``log_constant`` is c: zero is the plain form; ``log_mean_score`` makes the average
+    critic value of a negative 1 / (1 + M/N) as in contrastive distillation.  The negatives are summed, so
+    log N - crd_nce bounds the mutual information from below.
+
+    Source: Tian et al. 2020, eqs. 18 and 19.
+    """
+    negative = _negatives(excluded, positive)
+    ratio = negative.sum(1, keepdim=True).clamp(min=1).to(scores.dtype) / scores.shape[1]
+    logits = scores - log_constant - ratio.log()  # h = sigmoid(logits)
+    chosen = logits.gather(1, positive[:, None]).squeeze(1)
+    return (F.softplus(-chosen) + F.softplus(logits).masked_fill(~negative, 0.0).sum(1)).mean()
+
+
+def normalised_crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+    """``crd_nce`` with c = log of the mean of e^s over the pairs, held constant: the critic starts out calibrated.
+
+    Source: the constant Z of Tian et al. 2020, here taken anew from each batch.
+    """
+    with torch.no_grad():
+        constant = torch.logsumexp(scores.flatten(), 0) - math.log(scores.numel())
+    return crd_nce(scores - constant, positive, excluded)
+
+
+LOSSES = {
+    "info_nce": info_nce,
+    "sigmoid_nce": sigmoid_nce,
+    "crd_nce": crd_nce,
+    "normalised_crd_nce": normalised_crd_nce,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """The contrastive term of one unit: queries g(a_Q), keys g(a_F).
+
+    Args:
+        loss: a name in ``LOSSES``.
+        read: ``"features"`` reads g at the penultimate feature, ``"logits"`` at the network's output.
+        critic: how a query and a key are compared.
+        false_negatives: a name in ``FALSE_NEGATIVES``; copies of the query's image are always masked.
+    """
+
+    loss: str = "info_nce"
+    read: str = "features"
+    critic: Critic = CRITICS["cosine"]()
+    false_negatives: str = "keep"
+
+    def __post_init__(self) -> None:
+        for name, value, table in (
+            ("loss", self.loss, LOSSES),
+            ("read", self.read, ("features", "logits")),
+            ("false_negatives", self.false_negatives, FALSE_NEGATIVES),
+        ):
+            if value not in table:
+                raise ArgumentError(name, f"one of {', '.join(table)}", repr(value))
+
+    @property
+    def need(self) -> Need:
+        return Need(self.read)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({self.need})
+
+    def __call__(self, batch: UnitBatch) -> Tensor:
+        if self.need not in batch.reads or self.need not in batch.keys:
+            raise missing_need(self, self.need)
+        keys = batch.keys[self.need]
+        scores = self.critic(batch.reads[self.need].flatten(1), keys)
+        excluded = FALSE_NEGATIVES[self.false_negatives](keys, batch.sample_index)
+        return LOSSES[self.loss](scores, batch.sample_index, excluded)
+
+
+def _without(excluded: Tensor, positive: Tensor) -> Tensor:  # excluded pairs, the positives taken out of them
+    return excluded.scatter(1, positive[:, None], False)
+
+
+def _negatives(excluded: Tensor, positive: Tensor) -> Tensor:  # (B, M) bool
+    return ~excluded.scatter(1, positive[:, None], True)

@@ -1,0 +1,80 @@
+"""The static key set: the float network's own features of all calibration images, computed once per run.
+
+Since the float chain is consistent, g_k(a_F) is the same vector for every unit k, so one set of keys serves them all
+(docs/method, section 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clcalib.errors import ArgumentError
+
+
+@dataclasses.dataclass(frozen=True)
+class KeySet:
+    """Float features of the calibration images, with what tells false negatives apart.
+
+    Attributes:
+        directions: the features, each divided by its length, (M, d).
+        centred_directions: the same after the mean was taken off, (M, d).
+        mean: the mean of the features, (d,).
+        predictions: the float network's predicted class, (M,) int64.
+        identity: equal numbers for images that are equal byte for byte, (M,) int64.
+    """
+
+    directions: Tensor
+    centred_directions: Tensor
+    mean: Tensor
+    predictions: Tensor
+    identity: Tensor
+
+    def __len__(self) -> int:
+        return len(self.directions)
+
+
+def build_keys(raw: Tensor, predictions: Tensor, identity: Tensor) -> KeySet:
+    """Freeze features (M, d) as keys.
+
+    Raises:
+        ArgumentError: there is only one distinct image, so no negative pair exists.
+    """
+    raw = raw.detach().flatten(1)
+    distinct = len(torch.unique(identity))
+    if distinct < 2:
+        raise ArgumentError(
+            "calibration",
+            "at least two different images for a contrastive objective",
+            f"{len(raw)} image(s), {distinct} of them distinct",
+            "add images, or use the recipe without the contrastive term",
+        )
+    mean = raw.mean(0)
+    return KeySet(F.normalize(raw, dim=1), F.normalize(raw - mean, dim=1), mean, predictions, identity)
+
+
+def excluded_keep(keys: KeySet, sample_index: Tensor) -> Tensor:  # -> (B, M) bool
+    """Mask copies of the query's own image, nothing else: a duplicate is not a negative."""
+    return keys.identity[sample_index][:, None] == keys.identity[None]
+
+
+def excluded_same_prediction(keys: KeySet, sample_index: Tensor) -> Tensor:  # -> (B, M) bool
+    """Mask images that the float network puts into the query's class, and copies of the query."""
+    same = keys.predictions[sample_index][:, None] == keys.predictions[None]
+    return same | excluded_keep(keys, sample_index)
+
+
+def excluded_similar(keys: KeySet, sample_index: Tensor, threshold: float = 0.9) -> Tensor:  # -> (B, M) bool
+    """Mask keys whose cosine with the query's own key is above the threshold, and copies of the query."""
+    cosine = keys.directions[sample_index] @ keys.directions.T
+    return (cosine > threshold) | excluded_keep(keys, sample_index)
+
+
+FALSE_NEGATIVES = {
+    "keep": excluded_keep,
+    "same_prediction": excluded_same_prediction,
+    "similar": excluded_similar,
+}

@@ -1,0 +1,60 @@
+"""Reconstruction error of a unit: the p-th power of the difference, summed over channels, averaged over the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from clcalib.objectives.batch import Need, UnitBatch
+
+
+def channel_axis(ndim: int) -> int:
+    """Channels are axis 1 of images and vectors, the last axis of token sequences (N, tokens, C)."""
+    return 2 if ndim == 3 else 1
+
+
+def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
+    """mean over batch and space of sum over channels |output - target|^exponent.
+
+    Args:
+        output, target: (B, C, *spatial), or (B, tokens, C).
+        exponent: 2 for every host's rounding phase; 2.4 for BRECQ's activation steps.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import torch
+        >>> lp_error(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2)).item()
+        5.0
+
+    Source: BRECQ (Li et al., 2021), eq. 10 without the Fisher weights; docs/method, section 3.
+    """
+    difference = output - target
+    channels = output.shape[channel_axis(output.ndim)]
+    powered = difference.square() if exponent == 2.0 else difference.abs().pow(exponent)
+    return powered.mean() * channels
+
+
+def fisher_error(output: Tensor, target: Tensor, squared_gradient: Tensor) -> Tensor:
+    """mean over batch and space of sum over channels squared_gradient (output - target)^2.
+
+    Source: BRECQ (Li et al., 2021), eq. 10, diagonal Fisher information.
+    """
+    channels = output.shape[channel_axis(output.ndim)]
+    return ((output - target).square() * squared_gradient).mean() * channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """``lp_error`` between the quantized and the float unit."""
+
+    exponent: float = 2.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def __call__(self, batch: UnitBatch) -> Tensor:
+        return lp_error(batch.output, batch.target, self.exponent)

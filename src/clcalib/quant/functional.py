@@ -1,0 +1,132 @@
+"""The arithmetic of uniform affine quantization, and nothing else.
+
+``q = clamp(round(x / s) + z, q_min, q_max)`` and ``x_hat = (q - z) * s``, halves rounded to even.  The straight-through
+estimator (Bengio et al. 2013, arXiv:1308.3432) takes d round(x) / dx = 1; applied to the composition it gives the
+gradient of the step size of LSQ (Esser et al. 2020, "Learned Step Size Quantization", equation 3) by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+
+class _ClampInclusive(torch.autograd.Function):
+    # From PyTorch 2.14 on, the gradient of torch.clamp is 0 on the bounds themselves, where it was 1 before.  Codes sit
+    # on the bounds all the time (at 2 bits, half of all codes do) without being clipped, so this must not depend on it.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lower: float, upper: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.lower, ctx.upper = lower, upper
+        return torch.clamp(x, lower, upper)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * ((x >= ctx.lower) & (x <= ctx.upper)), None, None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * ctx.factor, None
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest whole number, halves to even, with the gradient of the identity.
+
+    Args:
+        x: any float tensor  # shape: (*)
+
+    Returns:
+        round(x)  # shape: (*)
+    """
+    rounded: Tensor = _RoundStraightThrough.apply(x)
+    return rounded
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The identity, whose gradient is multiplied by ``factor`` on the way back.
+
+    LSQ (section 2.2) uses ``1 / sqrt(numel * q_max)`` on the step size, so that it learns at the pace of the weights.
+
+    Args:
+        x: any float tensor  # shape: (*)
+        factor: what the gradient is multiplied by.
+
+    Returns:
+        x, bit for bit  # shape: (*)
+    """
+    same: Tensor = _ScaleGradient.apply(x, factor)
+    return same
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """The codes ``clamp(round(x / s) + z, q_min, q_max)``, as whole numbers in a float tensor; not differentiable.
+
+    Args:
+        x: the values  # shape: (*)
+        scale: s  # shape: broadcastable to (*)
+        zero_point: z  # shape: broadcastable to (*)
+        q_min: the smallest code.
+        q_max: the largest code.
+
+    Returns:
+        the codes  # shape: (*)
+    """
+    return torch.clamp(torch.round(x.detach() / scale.detach()) + zero_point, q_min, q_max)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The values ``(q - z) * s`` of codes.
+
+    Args:
+        codes: q, of any number type  # shape: (*)
+        scale: s  # shape: broadcastable to (*)
+        zero_point: z  # shape: broadcastable to (*)
+
+    Returns:
+        the values, in the float type of ``scale``  # shape: (*)
+    """
+    return (codes - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """Quantize and come back: ``x_hat = (clamp(round(x / s) + z, q_min, q_max) - z) * s``, differentiable in x and s.
+
+    d x_hat / dx = 1 where q_min <= round(x / s) + z <= q_max, else 0.
+    d x_hat / ds = round(x / s) - x / s there, else q_min - z or q_max - z.
+
+    Args:
+        x: the values  # shape: (*)
+        scale: s  # shape: broadcastable to (*)
+        zero_point: z  # shape: broadcastable to (*)
+        q_min: the smallest code.
+        q_max: the largest code.
+
+    Returns:
+        the values on the grid  # shape: (*)
+
+    Example:
+        >>> fake_quantize(torch.tensor([0.4, 1.6, 9.0]), torch.tensor(1.0), torch.tensor(0.0), 0, 3)
+        tensor([0., 2., 3.])
+    """
+    codes: Tensor = _ClampInclusive.apply(round_ste(x / scale) + zero_point, q_min, q_max)
+    return (codes - zero_point) * scale

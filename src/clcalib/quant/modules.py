@@ -1,0 +1,46 @@
+"""The modules that hold quantized numbers in a finished network.  None has a mode: what differs is a class of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clcalib.quant.functional import dequantize, fake_quantize
+from clcalib.quant.spec import QParams, QuantSpec
+
+
+class IntegerWeight(nn.Module):
+    """A weight stored as integers; calling it gives s * (q - z) in float32.
+
+    Buffers: ``codes`` (int16, the weight's shape), ``scale`` and ``zero_point`` (broadcastable to it).
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, codes: Tensor, parameters: QParams, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("codes", codes.to(torch.int16))
+        self.register_buffer("scale", parameters.scale.clone())
+        self.register_buffer("zero_point", parameters.zero_point.clone())
+
+    def forward(self) -> Tensor:
+        return dequantize(self.codes.to(self.scale.dtype), self.scale, self.zero_point)
+
+
+class ActivationQuantizer(nn.Module):
+    """x -> s * (clamp(round(x / s) + z, q_min, q_max) - z), one scale for the tensor."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, parameters: QParams, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("scale", parameters.scale.clone())
+        self.register_buffer("zero_point", parameters.zero_point.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.scale, self.zero_point, self.spec.q_min, self.spec.q_max)

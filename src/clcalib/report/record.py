@@ -1,0 +1,174 @@
+"""The run record: what a run was given, what it measured and how long it took, as versioned JSON (``run.json``).
+
+Every number in it is finite: a record with NaN or infinity cannot be made, written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from clcalib.errors import CheckpointError, NumericalError
+from clcalib.files import write_atomically
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BitWidth = Annotated[int, Field(ge=2, le=32)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    """A value: it does not change, it has no unknown field, and every number in it is finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_non_finite(cls, values: Any) -> Any:
+        _check_finite(values, cls.__name__)
+        return values
+
+
+class BeforeAfter(_Frozen):
+    """One quantity of a unit, with nearest rounding (before) and after its optimisation."""
+
+    before: float
+    after: float
+
+
+class OnImages(_Frozen):
+    """The same quantity on the calibration images and on images that took no part in calibration."""
+
+    calibration: BeforeAfter
+    held_out: BeforeAfter | None = None
+
+
+class SignalToNoise(_Frozen):
+    """Signal-to-quantization-noise ratio of the finished unit in decibel; None where there is no noise at all."""
+
+    calibration: float | None = None
+    held_out: float | None = None
+
+
+class UnitRecord(_Frozen):
+    """What was measured on one unit.
+
+    Attributes:
+        name: the unit's name in the chain.
+        kind: "layer" or "block".
+        reconstruction_error: squared difference to the float output, summed over channels, mean over batch and space.
+        mutual_information_bound: lower bound of I(A_F; A_Q) in nat; None where it was not measured.
+        sqnr_db: signal-to-quantization-noise ratio in decibel.
+        layers: the names of the weighted layers in the unit.
+    """
+
+    name: str
+    kind: Literal["layer", "block"]
+    reconstruction_error: OnImages
+    mutual_information_bound: OnImages | None = None
+    sqnr_db: SignalToNoise = Field(default_factory=SignalToNoise)
+    layers: tuple[str, ...] = ()
+
+
+class RunRecord(_Frozen):
+    """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
+
+    Attributes:
+        float_top1: top-1 accuracy of the float model.
+        nearest_top1: top-1 accuracy with nearest rounding at the same widths.
+        quantized_top1: top-1 accuracy of the result.
+        agreement: fraction of the evaluation images on which the result and the float model predict the same class.
+        contrastive: the settings of the contrastive term, or None without it.
+        seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
+        peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
+        versions: the versions of Python, clcalib and torch.
+        model_digest: sha256 of the float weights; calibration_digest and evaluation_digest: of the images.
+        warnings: the warnings of the run, each once.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    float_top1: Fraction | None = None
+    nearest_top1: Fraction | None = None
+    quantized_top1: Fraction | None = None
+    agreement: Fraction | None = None
+    weight_bits: BitWidth
+    activation_bits: BitWidth
+    setting: str
+    recipe: str
+    contrastive: dict[str, JsonValue] | None = None
+    seed: int
+    steps_per_unit: Count
+    seconds: float = Field(ge=0.0)
+    seconds_per_stage: dict[str, float] = Field(default_factory=dict)
+    peak_memory_bytes: Count
+    units: tuple[UnitRecord, ...] = ()
+    calibration_images: Count
+    evaluation_images: Count = 0
+    device: str
+    threads: int = Field(ge=1)
+    versions: dict[str, str] = Field(default_factory=dict)
+    model_digest: str
+    calibration_digest: str
+    evaluation_digest: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def write_record(record: RunRecord, path: str | Path) -> None:
+    """Write ``record`` as JSON, atomically.
+
+    Raises:
+        NumericalError: a number in it is not finite; nothing is written and the old file stays.
+    """
+    # Dumped as Python values first: pydantic's own JSON writer would turn NaN into null in silence.
+    values = record.model_dump(mode="python")
+    _check_finite(values, "RunRecord")
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_record(path: str | Path) -> RunRecord:
+    """Read a record that :func:`write_record` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is not a run record of this version; the message names the field.
+        NumericalError: a number in it is not finite.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_bytes())
+        return RunRecord.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the record"
+        raise CheckpointError(
+            f"{path}: not a run record of version {SCHEMA_VERSION}: {field}: {first['msg']}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a JSON file ({error}); run `clcalib quantize` again to get one") from None
+
+
+def _check_finite(values: Any, owner: str) -> None:
+    for field, number in _numbers(values, owner):
+        if not math.isfinite(number):
+            raise NumericalError(
+                f"{field}: expected a finite number, got {number}; a record never holds NaN or infinity"
+            )
+
+
+def _numbers(value: Any, field: str) -> Iterator[tuple[str, float]]:
+    """Yield every float in nested mappings and sequences, with the path that leads to it."""
+    if isinstance(value, float):
+        yield field, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{field}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{field}[{index}]")

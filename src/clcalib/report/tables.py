@@ -1,0 +1,176 @@
+"""Tables for the terminal; each is readable on 80 columns and uses more where there is more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from clcalib.capture.describe import Shape, UnitRow
+from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.spec import QuantSpec
+from clcalib.report.record import OnImages, RunRecord
+
+MISSING = "-"
+_PERCENT = 100.0
+
+
+def policy_table(rows: Sequence[LayerPolicy]) -> Table:
+    """Which layer gets how many bits for its weight and for the tensor that it reads, and why."""
+    table = _table("Policy")
+    table.add_column("layer", overflow="fold", style="bold")
+    table.add_column("weight bits", justify="right", no_wrap=True)
+    table.add_column("input bits", justify="right", no_wrap=True)
+    table.add_column("why")
+    for row in rows:
+        table.add_row(Text(row.layer), _bits(row.weight), _bits(row.input), Text(row.reason))
+    return table
+
+
+def description_table(rows: Sequence[UnitRow]) -> Table:
+    """The units that a network is cut into, with the shapes for one image and the totals."""
+    table = _table("Units")
+    table.show_footer = True
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("unit", overflow="fold", style="bold", footer="total")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("input -> output", overflow="fold")
+    table.add_column("layers", justify="right", no_wrap=True, footer=str(sum(len(row.layers) for row in rows)))
+    table.add_column("params", justify="right", no_wrap=True, footer=short(sum(row.parameters for row in rows)))
+    table.add_column("MACs", justify="right", no_wrap=True, footer=short(sum(row.macs for row in rows)))
+    for row in rows:
+        shapes = f"{_shapes(row.input_shapes)} -> {_shapes(row.output_shapes)}"
+        numbers = (str(len(row.layers)), short(row.parameters), short(row.macs))
+        table.add_row(str(row.index), Text(row.name), row.kind, shapes, *numbers)
+    return table
+
+
+def unit_table(record: RunRecord) -> Table:
+    """Reconstruction error and mutual-information bound per unit, with nearest rounding and after optimisation."""
+    has_bound = any(unit.mutual_information_bound is not None for unit in record.units)
+    has_held_out = any(unit.reconstruction_error.held_out is not None for unit in record.units)
+    table = _table("Units: before (nearest rounding) and after")
+    table.add_column("unit", overflow="fold", style="bold")
+    table.add_column("error", justify="right", no_wrap=True)
+    if has_held_out:
+        table.add_column("held-out error", justify="right", no_wrap=True)
+    if has_bound:
+        table.add_column(Text("MI bound [nat]"), justify="right", no_wrap=True)
+    table.add_column(Text("SQNR [dB]"), justify="right", no_wrap=True)
+    for unit in record.units:
+        cells: list[Text | str] = [Text(unit.name), _change(unit.reconstruction_error)]
+        if has_held_out:
+            cells.append(_change(unit.reconstruction_error, is_held_out=True))
+        if has_bound:
+            cells.append(_change(unit.mutual_information_bound, digits=2))
+        ratio = unit.sqnr_db.calibration
+        table.add_row(*cells, MISSING if ratio is None else f"{ratio:.1f}")
+    return table
+
+
+def summary_table(records: Sequence[RunRecord], *, title: str = "Summary") -> Table:
+    """Float, nearest rounding and each record's method, one line each; one block for each pair of widths.
+
+    The float line stands once, at the top; the nearest line once for each pair of widths.
+    """
+    table = _table(title)
+    table.add_column("method", style="bold", overflow="fold")
+    table.add_column("bits", no_wrap=True)
+    for heading in ("top-1 [%]", "agreement [%]", "steps", "time"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    float_values = [record.float_top1 for record in records if record.float_top1 is not None]
+    if float_values:
+        table.add_row("float", "W32A32", percent(float_values[0]), MISSING, MISSING, MISSING)
+    for bits in dict.fromkeys(bits_name(record) for record in records):
+        table.add_section()
+        group = [record for record in records if bits_name(record) == bits]
+        nearest = [record.nearest_top1 for record in group if record.nearest_top1 is not None]
+        if nearest and any(record.recipe != "nearest" for record in group):
+            table.add_row("nearest", bits, percent(nearest[0]), MISSING, MISSING, MISSING)
+        for record in group:
+            table.add_row(
+                Text(method_name(record)), bits, percent(record.quantized_top1), percent(record.agreement),
+                str(record.steps_per_unit), duration(record.seconds),
+            )  # fmt: skip
+    return table
+
+
+def accuracy_table(rows: Sequence[tuple[str, float | None, float | None]], images: int) -> Table:
+    """Top-1 and agreement with the float network of each model, over this many images."""
+    table = _table(f"{images:,} evaluation images")
+    table.add_column("model", style="bold", overflow="fold")
+    for heading in ("top-1 [%]", "agreement [%]"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for name, accuracy, same in rows:
+        table.add_row(Text(name), percent(accuracy), percent(same))
+    return table
+
+
+def method_name(record: RunRecord) -> str:
+    """The recipe's name, with its contrastive term: ``qdrop + CL``."""
+    host = record.recipe.removesuffix("+contrastive")
+    return host if record.contrastive is None else f"{host} + CL"
+
+
+def bits_name(record: RunRecord) -> str:
+    """The two widths in the usual form: ``W2A4``."""
+    return f"W{record.weight_bits}A{record.activation_bits}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage with two decimals, or a dash."""
+    return MISSING if fraction is None else f"{_PERCENT * fraction:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them: ``4.2 s``, ``3 min 05 s``, ``2 h 07 min``.
+
+    Example:
+        >>> duration(185.4)
+        '3 min 05 s'
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def short(count: int) -> str:
+    """A count with three digits and a prefix: ``640``, ``13.9k``, ``4.72M``.
+
+    Example:
+        >>> short(640), short(13_888), short(4_718_592)
+        ('640', '13.9k', '4.72M')
+    """
+    value, prefixes = float(count), ["", "k", "M", "G", "T", "P"]
+    while value >= 999.5 and len(prefixes) > 1:
+        value, prefixes = value / 1000, prefixes[1:]
+    return f"{value:.0f}{prefixes[0]}" if prefixes[0] == "" or value >= 99.95 else f"{value:#.3g}{prefixes[0]}"
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", show_edge=False, pad_edge=False
+    )
+
+
+def _bits(spec: QuantSpec | None) -> str:
+    return "float" if spec is None else str(spec.bits)
+
+
+def _change(measured: OnImages | None, *, is_held_out: bool = False, digits: int | None = None) -> str:
+    pair = None if measured is None else (measured.held_out if is_held_out else measured.calibration)
+    if pair is None:
+        return MISSING
+    if digits is not None:
+        return f"{pair.before:.{digits}f} -> {pair.after:.{digits}f}"
+    return f"{pair.before:.3g} -> {pair.after:.3g}"
+
+
+def _shapes(shapes: Sequence[Shape]) -> str:
+    """Shapes for one image: ``3x32x32``; the batch is shown only where it is not simply the first size."""
+    return ", ".join("x".join(str(size) for size in (shape[1:] if shape[:1] == ("N",) else shape)) for shape in shapes)

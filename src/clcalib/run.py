@@ -1,0 +1,135 @@
+"""From a configuration to a folder of results: load, check, quantize, save.
+
+Everything that a user can have wrong is found before the optimisation begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clcalib.calibrate.observer import Observer
+from clcalib.config import FLOAT_BITS, EvaluationConfig, QuantizationSection, RunConfig, make_recipe
+from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
+from clcalib.data.sources import load_calibration, load_evaluation
+from clcalib.errors import ArgumentError, OutputExistsError
+from clcalib.files import write_atomically
+from clcalib.model_source import load_model
+from clcalib.pipeline import quantize
+from clcalib.quant.policy import Bits
+from clcalib.report.record import RunRecord
+
+CONFIG_FILE = "config.json"
+
+
+def run(config: RunConfig, observer: Observer) -> RunRecord:
+    """Carry out one run and leave in ``config.run.out`` the model, ``run.json`` and ``config.json``.
+
+    Raises:
+        OutputExistsError: the folder is not empty and overwriting was not asked for; told before any work.
+        ClcalibError: the model or the images cannot be used; told before the optimisation begins.
+    """
+    check_output_folder(config.run.out, overwrite=config.run.overwrite)
+    recipe = make_recipe(config.recipe, config.contrastive)
+    with limited_threads(config.run.threads):
+        observer.stage("loading")
+        model = load_model(config.model)
+        calibration = _calibration_images(config)
+        evaluation = evaluation_images(config)
+        result = quantize(
+            model,
+            calibration,
+            recipe=recipe,
+            bits=Bits(_width(config.quantization.weights), _width(config.quantization.activations)),
+            seed=config.run.seed,
+            setting=config.quantization.setting,
+            overrides=_overrides(config.quantization),
+            weight_range=config.quantization.weight_range,
+            activation_range=config.quantization.activation_range,
+            evaluation=evaluation,
+            held_out=held_out_images(evaluation, calibration, config.data.held_out_count),
+            device=config.run.device,
+            observer=observer,
+        )
+    observer.stage("saving")
+    result.save(config.run.out, overwrite=config.run.overwrite)
+    write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+    return result.record
+
+
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+    """Check that results can be written to ``folder`` without destroying anything unasked.
+
+    Raises:
+        OutputExistsError: it exists and is not empty.
+        ArgumentError: it is a file, or it cannot be made or written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError("run.out", "a folder", f"the file {folder}", "name a folder")
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say --overwrite")
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ArgumentError("run.out", "a folder that can be written to", str(folder), f"{parent} is not writable")
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use this many threads inside the block; None changes nothing."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def evaluation_images(config: RunConfig | EvaluationConfig) -> EvaluationSet | None:
+    """The evaluation images, or None where no path is given.  Their choice does not depend on the run's seed."""
+    if config.data.evaluation is None:
+        return None
+    return load_evaluation(
+        config.data.evaluation, transform=config.data.transform(), count=config.data.evaluation_count, seed=0
+    )
+
+
+def held_out_images(evaluation: EvaluationSet | None, calibration: CalibrationSet, count: int) -> CalibrationSet | None:
+    """The first ``count`` evaluation images that are not calibration images, or None where there are none."""
+    if evaluation is None or count == 0:
+        return None
+    used = set(_image_digests(calibration.images))
+    free = [index for index, digest in enumerate(_image_digests(evaluation.images)) if digest not in used][:count]
+    if not free:
+        return None
+    origin = evaluation.provenance
+    places = None if origin.indices is None else [origin.indices[index] for index in free]
+    return CalibrationSet.from_tensor(
+        evaluation.images[free], source=origin.source, indices=places, transform=origin.transform
+    )
+
+
+def _image_digests(images: Tensor) -> list[str]:
+    return [digest(image) for image in images]
+
+
+def _calibration_images(config: RunConfig) -> CalibrationSet:
+    data = config.data
+    return load_calibration(data.calibration, transform=data.transform(), count=data.count, seed=config.run.seed)
+
+
+def _overrides(section: QuantizationSection) -> dict[str, Bits]:
+    """Widths by name pattern; a width that a pattern leaves out is the one of the rest of the network."""
+    return {
+        pattern: Bits(_width(widths.weights or section.weights), _width(widths.activations or section.activations))
+        for pattern, widths in section.overrides.items()
+    }
+
+
+def _width(bits: int) -> int | None:
+    return None if bits == FLOAT_BITS else bits

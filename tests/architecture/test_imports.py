@@ -1,0 +1,148 @@
+"""The architecture as a test: imports go one way, the core stands alone, importing compiles nothing."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clcalib
+
+SOURCE = Path(clcalib.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+MOST_LINES = 400
+
+# A part may import from itself and from the parts before it.
+ORDER = (
+    *("errors", "files"),
+    *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
+    *("checks", "pipeline", "__init__"),  # the Python API; what follows is the command line, which uses it
+    *("config_sources", "config_problems", "config", "model_source", "run", "cli"),
+)
+# Beyond the order: a leaf, and parts that must work without what made a model.
+FORBIDDEN = {
+    "objectives": {"data", "capture", "quant"},
+    "evaluate": {"calibrate"},
+    "export": {"calibrate"},
+    "report": {"calibrate"},
+}
+# Modules that may be imported inside a function, because not every machine has them (``resource``: not Windows).
+OPTIONAL = {"torchvision", "timm", "resource"}
+
+BLOCKED = ("torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "openvino", "matplotlib", "scipy", "pandas")
+
+
+def part_of(module: str) -> str:
+    """``clcalib.quant.spec`` -> ``quant``."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else "__init__"
+
+
+def module_of(path: Path) -> str:
+    names = list(path.relative_to(SOURCE.parent).with_suffix("").parts)
+    return ".".join(names[:-1] if names[-1] == "__init__" and len(names) > 1 else names)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules of clcalib that a file imports anywhere, as far down as the names go."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                found.add(deeper if deeper in MODULES else str(node.module))
+    return {name for name in found if name.split(".")[0] == "clcalib"}
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part_of(module) for module in MODULES} <= set(ORDER), "give the new part its place in ORDER"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    own = part_of(module)
+    for name in sorted(imported(MODULES[module])):
+        other = part_of(name)
+        assert other == own or ORDER.index(other) < ORDER.index(own), f"{module} imports {name}, which comes later"
+        assert other not in FORBIDDEN.get(own, set()), f"{module} must not import {name}"
+
+
+def test_no_cycle_of_modules() -> None:
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    graph = {module: imported(path) - packages for module, path in MODULES.items() if module not in packages}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which tells the cycle
+    assert set(graph) <= set(order)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_optional_modules_are_imported_inside_functions(module: str) -> None:
+    for function in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            inside = {name.split(".")[0] for name in names} - OPTIONAL
+            assert not inside, f"{module}.{function.name} imports {sorted(inside)} inside"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_are_short(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_every_public_name_exists_and_is_explained() -> None:
+    assert len(set(clcalib.__all__)) == len(clcalib.__all__) > 0
+    for name in clcalib.__all__:
+        value = getattr(clcalib, name)
+        if inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value):
+            assert (value.__doc__ or "").strip(), f"clcalib.{name} has no docstring"
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", code]
+    path = str(SOURCE.parent)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env={"PYTHONPATH": path, "PATH": ""}
+    )
+
+
+def test_core_alone_is_enough() -> None:
+    finished = run_python(
+        "import importlib, sys\n"
+        f"blocked = {BLOCKED!r}\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in blocked:\n"
+        "            raise ModuleNotFoundError(f'{name} is blocked', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        f"for module in {sorted(module for module in MODULES if not module.endswith('__main__'))!r}:\n"
+        "    importlib.import_module(module)\n"
+        "print('imported', len([name for name in sys.modules if name.startswith('clcalib')]))\n"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("imported ")
+
+
+def test_importing_compiles_nothing() -> None:
+    finished = run_python(
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import clcalib\n"
+        "compilers = ('torch._dynamo', 'torch._inductor', 'torch.utils.cpp_extension', 'triton')\n"
+        "added = sorted(n for n in set(sys.modules) - before if n.startswith(compilers))\n"
+        "print('added', added, 'clcalib.errors' in sys.modules)\n"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "added [] True"

@@ -1,0 +1,134 @@
+"""The commands, end to end on a tiny network: what they print, what they leave, what they return."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import clcalib
+from clcalib.cli import main
+from clcalib.report.record import read_record
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_describe_prints_every_unit_and_the_totals(workplace: Path, capsys: Capture) -> None:
+    assert main(["describe", "--model", "net.py:build", "--shape", "3,8,8", "--unit", "layer"]) == 0
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines() if "│" in line]
+    assert [row[1] for row in rows] == ["0", "3", "7", "total"]
+    assert rows[0][3:] == ["3x8x8 -> 4x8x8", "1", "112", "6.91k"]
+    assert rows[-1][4:] == ["3", "275", "16.1k"]
+
+
+def test_describe_takes_the_shape_from_the_images_of_a_toml(workplace: Path, capsys: Capture) -> None:
+    assert main(["describe", "run.toml"]) == 0
+    assert "3x8x8 -> " in capsys.readouterr().out
+
+
+def test_quantize_leaves_a_model_a_record_and_its_configuration(workplace: Path, capsys: Capture) -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    arguments = ["quantize", "run.toml", "--bits", "W3A2", "--contrastive", "--seed", "7", "--threads", "1"]
+    assert main([*arguments, "--out", "runs/a"]) == 0
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+    out = workplace / "runs" / "a"
+    assert sorted(os.listdir(out)) == ["config.json", "model.json", "model.safetensors", "run.json"]
+    record = read_record(out / "run.json")
+    assert (record.weight_bits, record.activation_bits, record.seed, record.threads) == (3, 2, 7, 1)
+    assert record.steps_per_unit == 12
+    assert record.contrastive is not None
+    assert record.evaluation_images == 20
+    assert record.units[0].reconstruction_error.held_out is not None
+    assert json.loads((out / "config.json").read_text())["run"]["seed"] == 7
+
+    printed = capsys.readouterr()
+    assert printed.out.index("Policy") < printed.out.index("Units") < printed.out.index("Summary")
+    assert "qdrop + CL" in printed.out
+    assert str(out / "run.json") in printed.out
+    assert "unit 1 of 3" in printed.err
+    assert max(len(line) for line in printed.out.splitlines() if str(out) not in line) <= 80
+
+
+def test_evaluate_gives_what_the_run_recorded(workplace: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--bits", "W2A2", "--out", "out", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["evaluate", "out"]) == 0
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    record = read_record("out/run.json")
+    assert record.quantized_top1 is not None
+    assert record.agreement is not None
+    assert ["quantized", f"{100 * record.quantized_top1:.2f}", f"{100 * record.agreement:.2f}"] in rows
+
+
+def test_evaluate_works_for_a_model_saved_from_python(workplace: Path, capsys: Capture) -> None:
+    (workplace / "out").mkdir()
+    assert main(["quantize", "run.toml", "--recipe", "nearest", "--out", "out", "--quiet"]) == 0
+    (workplace / "out" / "config.json").unlink()
+    capsys.readouterr()
+    assert main(["evaluate", "out", "--model", "net.py:build", "--evaluation", "evaluation.safetensors"]) == 0
+    printed = capsys.readouterr().out
+    assert "quantized" in printed
+    assert "float" not in printed
+
+
+def test_flags_win_over_assignments_and_these_over_the_toml(workplace: Path) -> None:
+    arguments = ["quantize", "run.toml", "--set", "recipe.steps=9", "--set", "run.seed=4", "--seed", "5", "--quiet"]
+    assert main([*arguments, "--no-contrastive", "--set", "contrastive.weight=2", "--out", "out"]) == 0
+    record = read_record("out/run.json")
+    assert (record.steps_per_unit, record.seed, record.contrastive) == (9, 5, None)
+
+
+def test_options_of_a_replaced_recipe_are_left_out_with_a_warning(workplace: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--recipe", "nearest", "--out", "out", "--quiet"]) == 0
+    assert "warning: nearest has no option steps" in capsys.readouterr().err
+    assert read_record("out/run.json").recipe == "nearest"
+
+
+def test_warnings_are_short_lines_and_are_collected(workplace: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--set", "data.count=4", "--out", "out", "--quiet"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: calibration holds 4")
+    assert [f"warning: {text}" for text in read_record("out/run.json").warnings] == lines
+
+
+def test_an_existing_output_is_kept_unless_told(workplace: Path, capsys: Capture) -> None:
+    (workplace / "out").mkdir()
+    (workplace / "out" / "thesis.txt").write_text("precious")
+    assert main(["quantize", "run.toml", "--out", "out"]) == 3
+    assert "error: " in capsys.readouterr().err
+    assert os.listdir(workplace / "out") == ["thesis.txt"]
+    assert main(["quantize", "run.toml", "--recipe", "nearest", "--out", "out", "--overwrite", "--quiet"]) == 0
+    assert (workplace / "out" / "thesis.txt").read_text() == "precious"
+    assert (workplace / "out" / "run.json").is_file()
+
+
+def test_version_and_help(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"clcalib {clcalib.__version__}\n"
+    for command in ([], ["describe"], ["quantize"], ["evaluate"], ["data", "cifar10"]):
+        assert main([*command, "--help"]) == 0
+        printed = capsys.readouterr().out
+        assert "Usage: clcalib" in printed
+        assert "Example" in printed or not command
+    assert main([]) == 0
+    assert "quantize" in capsys.readouterr().out
+
+
+def test_data_brings_cifar10(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(out: Path, *, method: str) -> Path:
+        asked.append((out, method))
+        return out
+
+    monkeypatch.setattr("clcalib.cli.data.fetch_cifar10", fetch)
+    assert main(["data", "cifar10", "--out", "here", "--method", "torchvision"]) == 0
+    assert asked == [(Path("here"), "torchvision")]
+    assert "here" in capsys.readouterr().out

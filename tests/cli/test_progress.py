@@ -1,0 +1,110 @@
+"""What is shown while a run goes on."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from clcalib.cli.progress import LiveObserver, PlainObserver, RunProgress, observer_for
+from clcalib.quant.policy import Bits, build_policy
+
+
+def console(*, is_terminal: bool = False, width: int = 80) -> Console:
+    return Console(file=io.StringIO(), force_terminal=is_terminal, width=width, color_system=None, highlight=False)
+
+
+def text_of(shown: Console) -> str:
+    return shown.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [0.0]
+
+
+def test_the_time_left_covers_the_whole_run(clock: list[float]) -> None:
+    progress = RunProgress(clock=lambda: clock[0])
+    assert progress.seconds_left is None
+    progress.start_unit(0, 4, "stem", "layer", 100)
+    assert progress.seconds_left is None
+    clock[0] = 5.0
+    progress.step(49, {"Reconstruction": 1.0})
+    assert progress.fraction == 0.125
+    assert progress.seconds_left == pytest.approx(35.0)
+    clock[0] = 10.0
+    progress.start_unit(1, 4, "layer1", "block", 100)
+    assert progress.fraction == 0.25
+    assert progress.seconds_left == pytest.approx(30.0)
+    progress.step(99, {})
+    assert progress.fraction == 0.5
+
+
+def test_phases_that_count_from_zero_are_added_up() -> None:
+    progress = RunProgress(clock=lambda: 0.0)
+    progress.start_unit(0, 1, "a", "block", 15)
+    for step in (0, 9):
+        progress.step(step, {})
+    assert progress.steps_done == 10
+    progress.step(0, {})
+    assert progress.steps_done == 11
+    progress.step(4, {})
+    assert progress.fraction == 1.0
+
+
+def test_a_unit_without_steps_counts_when_it_is_done() -> None:
+    progress = RunProgress(clock=lambda: 0.0)
+    progress.start_unit(1, 2, "a", "block", 0)
+    assert progress.fraction == 0.5
+
+
+def _act(observer: PlainObserver) -> None:
+    with observer:
+        observer.stage("capture")
+        observer.policy(build_policy(["conv1", "[fc]"], Bits(weights=2, activations=2)))
+        observer.unit_started(0, 2, "[stem]", "layer", 10)
+        observer.step(4, {"Reconstruction": 0.125, "RoundingPenalty": 2.5})
+        if isinstance(observer, LiveObserver):
+            observer.refresh()
+        observer.unit_finished(0, "[stem]", 0.5, 0.25)
+
+
+def test_a_pipe_gets_one_line_a_stage_and_a_unit() -> None:
+    out, log = console(), console()
+    observer = observer_for(out, log)
+    assert type(observer) is PlainObserver
+    _act(observer)
+    lines = text_of(log).splitlines()
+    assert lines[0] == "capture ..."
+    assert lines[1].split()[:8] == ["unit", "1", "of", "2", "[stem]", "error", "0.5", "->"]
+    assert len(lines) == 2
+    assert "[fc]" in text_of(out)
+
+
+def test_a_terminal_gets_bars_losses_and_the_time_left() -> None:
+    out, log = console(is_terminal=True), console(is_terminal=True)
+    observer = observer_for(out, log)
+    assert type(observer) is LiveObserver
+    _act(observer)
+    shown = text_of(log)
+    assert "capture ..." in shown
+    assert "unit 1 of 2  [stem] (layer)" in shown
+    assert "step 5 of 10" in shown
+    assert "25%, " in shown
+    assert " left" in shown
+    assert "reconstruction 0.125  rounding penalty 2.5" in shown
+    assert "error 0.5 -> 0.25" in shown
+    assert "Policy" in text_of(out)
+
+
+def test_the_display_is_taken_away_when_the_run_fails() -> None:
+    log = console(is_terminal=True)
+
+    def fail() -> None:
+        with observer_for(console(), log):
+            raise RuntimeError("defect")
+
+    with pytest.raises(RuntimeError, match="defect"):
+        fail()
+    assert "\x1b[?25h" in text_of(log)  # the cursor is shown again

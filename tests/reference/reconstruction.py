@@ -1,0 +1,35 @@
+"""Reconstruction errors and the rounding penalty, transcribed with plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def lp_error(output, target, exponent):
+    """Sum over channels (axis 1 after moving tokens' channels there), mean over batch and space."""
+    if output.ndim == 3:
+        output, target = np.moveaxis(output, 2, 1), np.moveaxis(target, 2, 1)
+    batch, channels = output.shape[:2]
+    flat_output, flat_target = output.reshape(batch, channels, -1), target.reshape(batch, channels, -1)
+    total, places = 0.0, 0
+    for n in range(batch):
+        for place in range(flat_output.shape[2]):
+            places += 1
+            for c in range(channels):
+                total += abs(flat_output[n, c, place] - flat_target[n, c, place]) ** exponent
+    return total / places
+
+
+def fisher_error(output, target, squared_gradient):
+    batch, channels = output.shape[:2]
+    shape = (batch, channels, -1)
+    a, b, g = output.reshape(shape), target.reshape(shape), squared_gradient.reshape(shape)
+    total = 0.0
+    for n in range(batch):
+        for place in range(a.shape[2]):
+            total += sum((a[n, c, place] - b[n, c, place]) ** 2 * g[n, c, place] for c in range(channels))
+    return total / (batch * a.shape[2])
+
+
+def rounding_penalty(rounding, beta):
+    return sum(1 - abs(2 * h - 1) ** beta for layer in rounding for h in layer.flatten())

@@ -1,0 +1,127 @@
+"""Tables say what the records say, on 80 columns."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from clcalib.quant.policy import Bits, build_policy
+from clcalib.report.record import BeforeAfter, OnImages, RunRecord, UnitRecord
+from clcalib.report.tables import accuracy_table, duration, percent, policy_table, summary_table, unit_table
+
+
+def record(**changes: Any) -> RunRecord:
+    values: dict[str, Any] = {
+        "float_top1": 0.925,
+        "nearest_top1": 0.1,
+        "quantized_top1": 0.75,
+        "agreement": 0.8,
+        "weight_bits": 2,
+        "activation_bits": 2,
+        "setting": "qdrop",
+        "recipe": "qdrop",
+        "seed": 0,
+        "steps_per_unit": 500,
+        "seconds": 75.0,
+        "peak_memory_bytes": 1,
+        "calibration_images": 8,
+        "device": "cpu",
+        "threads": 1,
+        "model_digest": "",
+        "calibration_digest": "",
+    }
+    return RunRecord(**{**values, **changes})
+
+
+def unit(name: str) -> UnitRecord:
+    pair = BeforeAfter(before=1234.5678, after=0.00012345)
+    return UnitRecord(
+        name=name,
+        kind="block",
+        reconstruction_error=OnImages(calibration=pair, held_out=pair),
+        mutual_information_bound=OnImages(calibration=BeforeAfter(before=-0.5, after=4.75)),
+    )
+
+
+def shown(table: Table, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(len(line) for line in text.splitlines()) <= width
+    return str(text)
+
+
+def test_the_summary_has_float_once_and_nearest_once_a_width() -> None:
+    contrastive = record(recipe="qdrop+contrastive", contrastive={"weight": 1.0}, quantized_top1=0.77)
+    text = shown(summary_table([record(), contrastive, record(weight_bits=4, activation_bits=4, nearest_top1=0.88)]))
+    lines = [line.split() for line in text.splitlines()]
+    assert [line[0] for line in lines].count("float") == 1
+    assert [line[:2] for line in lines if line[:1] == ["nearest"]] == [["nearest", "│"]] * 2
+    assert "qdrop + CL" in text
+    assert "77.00" in text
+    assert "88.00" in text
+    assert "1 min 15 s" in text
+
+
+def test_the_summary_of_nearest_alone_does_not_show_it_twice() -> None:
+    text = shown(summary_table([record(recipe="nearest", steps_per_unit=0, quantized_top1=0.1)]))
+    assert text.count("nearest") == 1
+
+
+def test_the_summary_without_labels_has_dashes() -> None:
+    text = shown(summary_table([record(float_top1=None, nearest_top1=None, quantized_top1=None, agreement=None)]))
+    assert "None" not in text
+    assert "float" not in text
+    assert "qdrop" in text
+
+
+def test_no_number_of_the_unit_table_is_cut_on_80_columns() -> None:
+    long_name = "features.stage3.blocks.12.inverted_residual"
+    text = shown(unit_table(record(units=(unit("layer1.0"), unit(long_name)))))
+    assert text.count("1.23e+03 -> 0.000123") == 4
+    assert text.count("-0.50 -> 4.75") == 2
+    assert "…" not in text
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is() -> None:
+    assert "[red]x" in shown(unit_table(record(units=(unit("[red]x"),))), 120)
+
+
+def test_the_policy_table_shows_every_layer() -> None:
+    rows = build_policy(["conv1", "layer1.0.conv1", "fc"], Bits(weights=2, activations=4))
+    lines = shown(policy_table(rows)).splitlines()
+    assert [line.split()[0] for line in lines[3:]] == ["conv1", "layer1.0.conv1", "fc"]
+    assert lines[3].split("│")[1:3] == lines[3].split("│")[1:3]
+    assert [cell.strip() for cell in lines[4].split("│")[1:3]] == ["2", "4"]
+    assert [cell.strip() for cell in lines[5].split("│")[1:3]] == ["8", "8"]
+    assert "float" in lines[3]
+
+
+def test_the_accuracy_table_shows_what_is_known() -> None:
+    text = shown(accuracy_table([("float", 0.9, None), ("quantized", None, 0.5)], 2000))
+    assert "2,000 evaluation images" in text
+    assert "90.00" in text
+    assert "50.00" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185.4, "3 min 05 s"),
+        (7620, "2 h 07 min"),
+    ],
+)
+def test_durations_read_like_a_person_writes_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_percentages() -> None:
+    assert (percent(0.91234), percent(1.0), percent(None)) == ("91.23", "100.00", "-")
