@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import torch
-from demo_network import MEAN, STANDARD_DEVIATION, CifarResNet, resnet20
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from clcalib.data.cifar10 import read_cifar10
+from demo_network import MEAN, STANDARD_DEVIATION, CifarResNet, resnet20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,9 @@ def train(model: CifarResNet, images: Tensor, labels: Tensor, recipe: Recipe) ->
             total += loss.item()
             correct += int((logits.argmax(1) == labels[index]).sum())
         accuracy = correct / (steps * recipe.batch_size)
-        print(f"epoch {epoch + 1}: loss {total / steps:.3f} train {accuracy:.4f} {time.time() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}: loss {total / steps:.3f} train {accuracy:.4f} {time.time() - start:.0f} s", flush=True
+        )
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -77,7 +77,7 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise ArgumentError("device", "one that torch can use here", f"{device!s} ({reason})", "use cpu") from None
 
 
-def named(argument: str, name: str, table: dict[str, T]) -> T:
+def named(argument: str, name: str, table: Mapping[str, T]) -> T:
     """Look up a name in a literal table; the error tells the nearest one."""
     if name not in table:
         near = difflib.get_close_matches(name, table, 1, 0.0)

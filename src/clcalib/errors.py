@@ -1,4 +1,4 @@
-"""Every error and warning of the package.  Each error is also the builtin that fits, so both kinds of ``except`` work."""
+"""Every error and warning of the package.  Each error is also the builtin that fits, so either ``except`` works."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def quantize(
         seed: of every random choice; the caller's global generator is not used.
         setting: which edge layers have 8 bits, ``"qdrop"`` or ``"brecq"``.
         overrides: glob pattern of layer names -> widths.
-        weight_range, activation_range: names in ``RANGE_RULES``.
+        weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
+        activation_range: the same for activations.
         evaluation: images to judge the result on; with labels for accuracy.
         held_out: images that only measure the units' errors.
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
@@ -106,7 +107,7 @@ def quantize(
 
     Example:
         >>> import clcalib, torch
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5)).eval()
         >>> calibration = clcalib.CalibrationSet.from_tensor(torch.randn(64, 3, 8, 8))
         >>> result = clcalib.quantize(model, calibration, recipe=clcalib.recipes.nearest(), bits=clcalib.Bits(4, 4))
         >>> result.model(calibration.images).shape
@@ -131,7 +132,10 @@ def quantize(
         clock.stage("evaluation")
         accuracies = _accuracies(chain, before, after, evaluation, place)
     record = RunRecord(
-        **accuracies,
+        float_top1=accuracies.get("float_top1"),
+        nearest_top1=accuracies.get("nearest_top1"),
+        quantized_top1=accuracies.get("quantized_top1"),
+        agreement=accuracies.get("agreement"),
         weight_bits=bits.weights or 32,
         activation_bits=bits.activations or 32,
         setting=setting,
@@ -249,12 +253,12 @@ def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
 
 def _accuracies(
     chain: Chain, before: QuantizedChain, after: QuantizedChain, evaluation: EvaluationSet | None, device: torch.device
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     if evaluation is None:
         return {}
     floats = logits(chain.module, evaluation.images, device=device)
     own = logits(after.chain.module, evaluation.images, device=device)
-    result: dict[str, float | None] = {"agreement": agreement(own, floats)}
+    result: dict[str, float] = {"agreement": agreement(own, floats)}
     if evaluation.labels is not None:
         base = logits(before.chain.module, evaluation.images, device=device)
         result["float_top1"] = top1(floats, evaluation.labels)

@@ -79,7 +79,7 @@ def test_architecture(name: str) -> None:
         error = (folded(example) - expected).abs().max() / expected.abs().max()
     assert error < 1e-5
     assert not _foldable_norms(folded)
-    chain = Chain(folded, group_units(folded), capture_feature(folded))
+    chain = Chain(folded, group_units(folded), _feature(folded))
     assert len(chain.units) == case.units
     for divided in unit_kinds(chain):
         assert_units_cover_the_graph(divided)
@@ -98,6 +98,6 @@ def _foldable_norms(module: torch.fx.GraphModule) -> list[str]:
     return [node.name for node in norms if "conv" in operator_name(node.args[0]) and len(node.args[0].users) == 1]
 
 
-def capture_feature(module: torch.fx.GraphModule) -> str:
+def _feature(module: torch.fx.GraphModule) -> str:
     last = [node for node in module.graph.nodes if operator_name(node) in ("linear", "conv2d")][-1]
     return str(last.args[0])

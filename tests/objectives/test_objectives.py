@@ -7,6 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.contracts.objective_contract import ObjectiveContract, make_batch
+from tests.reference import contrastive as reference
+from tests.reference import reconstruction
 
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need
@@ -16,9 +19,6 @@ from clcalib.objectives.fisher import FisherReconstruction
 from clcalib.objectives.keys import FALSE_NEGATIVES, build_keys
 from clcalib.objectives.lp import Reconstruction, lp_error
 from clcalib.objectives.rounding_penalty import RoundingPenalty, annealed_beta
-from tests.contracts.objective_contract import ObjectiveContract, make_batch
-from tests.reference import contrastive as reference
-from tests.reference import reconstruction
 
 
 def numpy(tensor):
@@ -97,7 +97,9 @@ class ContrastiveContract(ObjectiveContract):
             for j in range(len(keys)):
                 same = keys.predictions[own] == keys.predictions[j]
                 close = float(keys.directions[own].detach() @ keys.directions[j].detach()) > 0.9
-                excluded[row, j] = {"keep": False, "same_prediction": bool(same), "similar": close}[self.false_negatives]
+                excluded[row, j] = {"keep": False, "same_prediction": bool(same), "similar": close}[
+                    self.false_negatives
+                ]
         return getattr(reference, self.loss)(scores, index, excluded)
 
 
@@ -171,9 +173,7 @@ def test_one_distinct_image_is_refused():
         build_keys(torch.ones(3, 2), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [("loss", "infonce"), ("read", "pixels"), ("false_negatives", "none")]
-)
+@pytest.mark.parametrize(("argument", "value"), [("loss", "infonce"), ("read", "pixels"), ("false_negatives", "none")])
 def test_unknown_names_are_refused(argument, value):
     with pytest.raises(ArgumentError, match=argument):
         Contrastive(**{argument: value})

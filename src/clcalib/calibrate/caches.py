@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +20,8 @@ BATCH = 64
 @torch.no_grad()
 def advance(body: nn.Module, state: State) -> State:
     """Run ``body`` over a cached state (N, ...); the result has the same N."""
-    parts = [body(*batch) for batch in zip(*(tensor.split(BATCH) for tensor in state), strict=True)]
+    starts = range(0, len(state[0]), BATCH)
+    parts = [body(*(tensor[start : start + BATCH] for tensor in state)) for start in starts]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
@@ -37,7 +39,7 @@ class _RangeFinder(fx.Interpreter):
         self.found: dict[str, ActivationQuantizer] = {}
         self.dead: list[str] = []
 
-    def call_module(self, target: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    def call_module(self, target: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = str(target)
         module = self.fetch_attr(name)
         if not isinstance(module, Unquantized):
@@ -51,7 +53,9 @@ class _RangeFinder(fx.Interpreter):
 
 
 @torch.no_grad()
-def find_ranges(body: fx.GraphModule, state: State, rule: RangeRule) -> tuple[dict[str, ActivationQuantizer], list[str]]:
+def find_ranges(
+    body: fx.GraphModule, state: State, rule: RangeRule
+) -> tuple[dict[str, ActivationQuantizer], list[str]]:
     """Find the ranges of a unit's activations from what the quantized prefix sends into it.
 
     Args:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.mixing import mix
-from clcalib.calibrate.recipe import Phase
+from clcalib.calibrate.recipe import Phase, Term, needs_of
 from clcalib.calibrate.schedules import cosine
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
@@ -43,7 +44,9 @@ class UnitData:
     keys: Mapping[Need, KeySet]
     float_gradient: Tensor | None = None
 
-    def batch(self, outputs: State, index: Tensor, progress: float, soft: list[SoftWeight], needs: frozenset[Need]) -> UnitBatch:
+    def batch(
+        self, outputs: State, index: Tensor, progress: float, soft: Sequence[SoftWeight], needs: frozenset[Need]
+    ) -> UnitBatch:
         """Put together what the objectives see."""
         return UnitBatch(
             output=outputs[self.target_position],
@@ -89,24 +92,29 @@ def optimise(
         index = torch.randperm(count, generator=generator, device=generator.device)[: phase.batch_size]
         inputs = _unit_input(data, index, phase.quantized_input_probability, generator)
         outputs = body(*inputs)
-        batch = data.batch(outputs, index, step / phase.steps, soft, phase.needs)
-        losses = [term.objective(batch) * scale for term, scale in zip(phase.terms, scales, strict=True)]
-        total = torch.stack(losses).sum()
+        due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
+        batch = data.batch(outputs, index, step / phase.steps, soft, needs_of(term for term, _ in due))
+        losses = [(_name(term), term.objective(batch) * (scale * term.interval)) for term, scale in due]
+        total = torch.stack([value for _, value in losses]).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         for group in scheduled:
             group["lr"] = group["initial_lr"] * cosine(step, phase.steps)
         optimizer.step()
         if step % REPORT_EVERY == 0 or step == phase.steps - 1:
-            values = {type(t.objective).__name__: float(v.detach()) for t, v in zip(phase.terms, losses, strict=True)}
+            values = {name: float(value.detach()) for name, value in losses}
             _check_finite(values, phase, step)
             report(step, values)
 
 
+def _name(term: Term) -> str:
+    return type(term.objective).__name__
+
+
 def _optimizer(
     body: fx.GraphModule, soft: list[SoftWeight], phase: Phase
-) -> tuple[torch.optim.Optimizer | None, list[dict[str, object]]]:
-    groups: list[dict[str, object]] = []
+) -> tuple[torch.optim.Optimizer | None, list[dict[str, Any]]]:
+    groups: list[dict[str, Any]] = []
     if phase.rounding_rate is not None and soft:
         groups.append({"params": [weight.v for weight in soft], "lr": phase.rounding_rate})
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]

@@ -12,7 +12,8 @@ def mix(quantized: Tensor, floating: Tensor, quantized_probability: float, gener
     """Take each element from ``quantized`` with the given probability, else from ``floating``.
 
     Args:
-        quantized, floating: same shape; one is returned as it is at probability 1 or 0.
+        quantized: the tensor behind the quantized prefix, returned as it is at probability 1.
+        floating: the same behind the float prefix, returned as it is at probability 0.
         quantized_probability: share of elements from the quantized prefix.
         generator: where the choice comes from.
 
@@ -22,5 +23,12 @@ def mix(quantized: Tensor, floating: Tensor, quantized_probability: float, gener
         return quantized
     if quantized_probability <= 0:
         return floating
-    keep = random_keep_mask(quantized.shape, quantized_probability, generator, quantized.device)
-    return torch.lerp(floating, quantized, keep.to(quantized.dtype))
+    return torch.lerp(floating, quantized, keep_mask_like(quantized, quantized_probability, generator))
+
+
+def keep_mask_like(tensor: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """``random_keep_mask`` with the shape, place and memory order of a tensor."""
+    is_channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
+    mask = random_keep_mask(tensor.shape, probability, generator, tensor.device, memory_format=order)
+    return mask.to(tensor.dtype)

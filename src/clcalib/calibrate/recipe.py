@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from clcalib.errors import ArgumentError
@@ -18,11 +19,23 @@ class Term:
         weight: multiplies it.
         is_relative: the weight is meant relative to the host's own terms: the term is scaled so that, at weight 1, it
             is as large as they are for the unit under nearest rounding.  So one weight fits all units and networks.
+        interval: the term is computed at every ``interval``-th step only and weighs ``interval`` times as much there:
+            the same gradient on average, for a fraction of the cost.
     """
 
     objective: Objective
     weight: float = 1.0
     is_relative: bool = False
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
+            raise ArgumentError("interval", "a whole number of steps above 0", repr(self.interval))
+
+
+def needs_of(terms: Iterable[Term]) -> frozenset[Need]:
+    """Everything that the terms' objectives need."""
+    return frozenset[Need]().union(*(term.objective.needs for term in terms))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Phase:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset[Need]().union(*(term.objective.needs for term in self.terms))
+        return needs_of(self.terms)
 
 
 @dataclasses.dataclass(frozen=True)

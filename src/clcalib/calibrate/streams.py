@@ -1,4 +1,4 @@
-"""Random streams by counter: the numbers of a step depend on (seed, unit, phase, step) and on nothing that ran before."""
+"""Random streams by counter: a step's numbers depend on (seed, unit, phase, step) and on nothing that ran before."""
 
 from __future__ import annotations
 

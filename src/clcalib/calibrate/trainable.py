@@ -1,4 +1,4 @@
-"""The stand-ins for quantizers while a unit is optimised.  When it is done, each becomes a plain module of ``quant``."""
+"""Stand-ins for quantizers while a unit is optimised; when it is done, each becomes a plain module of ``quant``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from clcalib.calibrate.mixing import keep_mask_like
 from clcalib.calibrate.streams import StepStream
 from clcalib.quant.functional import scale_gradient
 from clcalib.quant.kernels import (
     fake_quantize_blend_fused,
     fake_quantize_fused,
-    random_keep_mask,
     soft_round_fused,
 )
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
-from clcalib.quant.rounding import harden, initial_v, rectified_sigmoid
+from clcalib.quant.rounding import floor_codes, harden, initial_v, rectified_sigmoid
 from clcalib.quant.spec import QParams
 
 
@@ -30,7 +30,7 @@ class SoftWeight(nn.Module):
         self.spec = quantizer.spec
         self.weight = weight
         self.parameters_of_range = QParams(quantizer.scale, quantizer.zero_point)
-        self.floor_codes = torch.floor(weight / quantizer.scale)
+        self.floor_codes = floor_codes(weight, self.parameters_of_range)
         self.v = nn.Parameter(initial_v(weight, self.parameters_of_range))
 
     def forward(self) -> Tensor:
@@ -75,7 +75,7 @@ class TrainableActivation(nn.Module):
             scale = scale_gradient(scale, 1.0 / math.sqrt(x.numel() * max(self.spec.q_max, 1)))
         if self._keep >= 1:
             return fake_quantize_fused(x, scale, self.zero_point, self.spec.q_min, self.spec.q_max)
-        keep = random_keep_mask(x.shape, self._keep, self._random.generator, x.device)
+        keep = keep_mask_like(x, self._keep, self._random.generator)
         return fake_quantize_blend_fused(x, scale, self.zero_point, self.spec.q_min, self.spec.q_max, keep)
 
     def finished(self) -> ActivationQuantizer:

@@ -21,7 +21,7 @@ from clcalib.errors import NumericalError
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet
 from clcalib.objectives.lp import lp_error
-from clcalib.quant.insert import QuantizedChain
+from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
 
@@ -122,7 +122,11 @@ class Walk:
         self, index: int, phases: tuple[Phase, ...], pair: _Pair, float_outputs: State, position: int
     ) -> None:
         needs = self.recipe.needs
-        reads = {need: self.floating.suffix(index, need.value) for need in (Need.FEATURES, Need.LOGITS) if need in needs}
+        reads: dict[Need, fx.GraphModule] = {}
+        if Need.FEATURES in needs:
+            reads[Need.FEATURES] = self.floating.suffix(index, "features")
+        if Need.LOGITS in needs:
+            reads[Need.LOGITS] = self.floating.suffix(index, "logits")
         data = UnitData(
             quantized=pair.quantized,
             floating=pair.floating,
@@ -156,10 +160,10 @@ class Walk:
 
     def _working_body(self, index: int, phase: Phase, random: StepStream) -> fx.GraphModule:
         body = self.quantized.chain.body(index)
-        layers = {self.quantized.weights[layer]: layer for layer in self.floating.units[index].layers if layer in self.quantized.weights}
+        layers = {name: layer for layer, name in self.quantized.weights.items()}
         for name, module in list(body.named_modules()):
             if isinstance(module, IntegerWeight) and phase.rounding_rate is not None:
-                weight = self.floating.module.get_parameter(f"{layers[name]}.weight").detach()
+                weight = tensor_at(self.floating.module, f"{layers[name]}.weight")
                 body.set_submodule(name, SoftWeight(weight, module))
             elif isinstance(module, ActivationQuantizer):
                 body.set_submodule(name, _activation_for(phase, module, random))

@@ -43,7 +43,8 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     _check_finite(model)
     if any(part.training for part in model.modules()):
         warnings.warn("the model is in train mode; it is captured in eval mode", TrainModeWarning, stacklevel=2)
-    images = example.detach()[:2].clone()
+    device = next(model.parameters(), example).device
+    images = example.detach()[:2].to(device, copy=True)
     if len(images) == 1:  # export takes a batch of one for a fixed size
         images = torch.cat((images, images))
     with _quiet(model, images):
@@ -145,14 +146,14 @@ def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
 
 def _fixed_batch(graph: fx.Graph) -> CaptureError:
     """The error for a model that works for one batch size only: the first node that turns a symbol into a number."""
+    line = ""
     for node in graph.nodes:
         is_fixed = node.op == "call_function" and not _has_symbol(node)
         if is_fixed and any(_has_symbol(source) for source in node.all_input_nodes):
-            place = user_line(frames_in(str(node.meta.get("stack_trace", ""))))
-            return CaptureError(
-                f"the model fixes the batch size{f' at {place}' if place else ''}; use x.shape[0] or -1"
-            )
-    return CaptureError("the model fixes the batch size; use x.shape[0] or -1")
+            line = user_line(frames_in(str(node.meta.get("stack_trace", ""))))
+            break
+    place = f" at {line}" if line else ""
+    return CaptureError(f"the model fixes the batch size{place}; use x.shape[0] or -1")
 
 
 def _has_symbol(node: fx.Node) -> bool:

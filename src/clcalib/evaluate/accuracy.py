@@ -17,7 +17,8 @@ def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH, device:
     Raises:
         NumericalError: an output is not finite.
     """
-    result = torch.cat([model(part.to(device)).float().cpu() for part in images.split(batch_size)])
+    starts = range(0, len(images), batch_size)
+    result = torch.cat([model(images[start : start + batch_size].to(device)).float().cpu() for start in starts])
     if not bool(torch.isfinite(result).all()):
         raise NumericalError("model: its output is not finite on the evaluation images")
     return result

@@ -53,5 +53,6 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
 
 
 def _run(body: torch.nn.Module, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    parts = [body(*batch) for batch in zip(*(tensor.split(BATCH) for tensor in state), strict=True)]
+    starts = range(0, len(state[0]), BATCH)
+    parts = [body(*(tensor[start : start + BATCH] for tensor in state)) for start in starts]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -130,7 +130,7 @@ def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: dict
         for name, tensor in _other_state(quantized).items():
             tensor.copy_(tensors[f"float/{name}"])
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: does not fit model ({error}); load it into the architecture it came from") from None
+        raise CheckpointError(f"{folder}: does not fit model ({error}); load it into its own architecture") from None
 
 
 def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -138,7 +138,9 @@ def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
         description = json.loads((folder / DESCRIPTION).read_text())
         payload = (folder / TENSORS).read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: no such file; a saved model has {TENSORS} and {DESCRIPTION}") from None
+        raise CheckpointError(
+            f"{error.filename}: no such file; a saved model has {TENSORS} and {DESCRIPTION}"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: not JSON ({error}); save the model anew") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch, missing_need
-from clcalib.objectives.critics import CRITICS, Critic
+from clcalib.objectives.critics import Cosine, Critic
 from clcalib.objectives.keys import FALSE_NEGATIVES
 
 
@@ -94,7 +94,7 @@ class Contrastive:
 
     loss: str = "info_nce"
     read: str = "features"
-    critic: Critic = CRITICS["cosine"]()
+    critic: Critic = Cosine()  # noqa: RUF009 - a frozen value
     false_negatives: str = "keep"
 
     def __post_init__(self) -> None:

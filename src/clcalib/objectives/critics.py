@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -54,7 +55,7 @@ class CentredCosine:
         return F.normalize(queries - keys.mean, dim=1) @ keys.centred_directions.T / self.temperature
 
 
-CRITICS = {"cosine": Cosine, "centred_cosine": CentredCosine}
+CRITICS: dict[str, Callable[[float], Critic]] = {"cosine": Cosine, "centred_cosine": CentredCosine}
 
 
 def _check_temperature(temperature: float) -> None:

@@ -18,7 +18,8 @@ def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
     """mean over batch and space of sum over channels |output - target|^exponent.
 
     Args:
-        output, target: (B, C, *spatial), or (B, tokens, C).
+        output: (B, C, *spatial), or (B, tokens, C).
+        target: same shape.
         exponent: 2 for every host's rounding phase; 2.4 for BRECQ's activation steps.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Chain + policy -> a quantized copy of the chain: weights as integers, quantizers behind the tensors that layers read."""
+"""Chain + policy -> a quantized copy: weights as integers, quantizers behind the tensors that layers read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.ranges import RangeRule, is_constant
 from clcalib.quant.rounding import nearest
 from clcalib.quant.spec import QuantSpec
-
 
 Layers = Sequence[tuple[str, fx.Node]]  # in execution order
 
@@ -112,7 +111,7 @@ def _insert_weights(
         if layer not in names:
             names[layer] = f"weight_{index}_{_identifier(layer)}"
             module.add_submodule(
-                names[layer], _nearest_weight(layer, _attribute(module, str(parameter.target)), spec, rule)
+                names[layer], _nearest_weight(layer, tensor_at(module, str(parameter.target)), spec, rule)
             )
         with module.graph.inserting_before(node):
             quantized = module.graph.call_module(names[layer])
@@ -151,7 +150,8 @@ def _insert_activations(
         module.add_submodule(name, Unquantized(spec))
         with module.graph.inserting_after(tensor):
             quantized = module.graph.call_module(name, (tensor,))
-        tensor.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
+        for user in [user for user in tensor.users if user is not quantized]:
+            user.replace_input_with(tensor, quantized)
         quantized.meta = dict(tensor.meta)
         names.update(dict.fromkeys(names_of_readers, name))
         if tensor.op != "placeholder":
@@ -177,7 +177,8 @@ def _identifier(layer: str) -> str:
     return "".join(character if character.isalnum() else "_" for character in layer)
 
 
-def _attribute(module: fx.GraphModule, target: str) -> Tensor:
+def tensor_at(module: fx.GraphModule, target: str) -> Tensor:
+    """A parameter or buffer by its path, without gradient."""
     owner, _, name = target.rpartition(".")
     tensor = getattr(module.get_submodule(owner), name)
     assert isinstance(tensor, torch.Tensor)

@@ -1,4 +1,4 @@
-"""The modules that hold quantized numbers in a finished network.  None has a mode: what differs is a class of its own."""
+"""The modules that hold the numbers of a finished network.  None has a mode: what differs is a class of its own."""
 
 from __future__ import annotations
 

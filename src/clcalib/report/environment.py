@@ -67,7 +67,7 @@ def collected_warnings() -> Iterator[list[str]]:
                 messages.append(str(message))
             show(message, category, *rest, **named)  # type: ignore[arg-type]
 
-        warnings.showwarning = collect  # type: ignore[assignment]
+        warnings.showwarning = collect
         yield messages
 
 

@@ -23,6 +23,7 @@ def with_contrastive(
     read: str = "features",
     critic: str = "cosine",
     false_negatives: str = "keep",
+    interval: int = 1,
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase.
 
@@ -34,6 +35,7 @@ def with_contrastive(
         read: ``"features"`` (penultimate) or ``"logits"``.
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
+        interval: compute the term at every ``interval``-th step (``Term.interval``).
 
     Raises:
         ArgumentError: a name is unknown, a number out of range, or the recipe optimises nothing.
@@ -49,7 +51,7 @@ def with_contrastive(
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
-    term = Term(objective, weight, is_relative=True)
+    term = Term(objective, weight, is_relative=True, interval=interval)
     phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
     settings = {
         "weight": weight,
@@ -58,5 +60,6 @@ def with_contrastive(
         "read": read,
         "critic": critic,
         "false_negatives": false_negatives,
+        "interval": interval,
     }
     return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)

@@ -1,0 +1,123 @@
+"""Streams, schedules, mixing and the recipes' data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from clcalib.calibrate.mixing import mix
+from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.recipes import RECIPES, adaround, brecq, qdrop, with_contrastive
+from clcalib.calibrate.schedules import cosine, short_run_rate
+from clcalib.calibrate.streams import StepStream, stream
+from clcalib.errors import ArgumentError
+from clcalib.objectives.batch import Need
+from clcalib.objectives.fisher import FisherReconstruction
+from clcalib.objectives.lp import Reconstruction
+from clcalib.objectives.rounding_penalty import RoundingPenalty
+
+
+def draw(generator):
+    return torch.rand(4, generator=generator).tolist()
+
+
+def test_streams_depend_on_every_counter_and_on_nothing_else():
+    assert draw(stream(0, 1, 2)) == draw(stream(0, 1, 2))
+    others = [draw(stream(*counters)) for counters in [(0, 1, 2), (1, 1, 2), (0, 2, 2), (0, 1, 3), (0, 12), (0, 1)]]
+    assert len({tuple(numbers) for numbers in others}) == len(others)
+
+
+def test_a_step_can_be_started_again_at_any_step():
+    straight, jumped = StepStream(0, 1, 0), StepStream(0, 1, 0)
+    for step in range(5):
+        straight.advance(step)
+    assert draw(straight.generator) == draw(jumped.advance(4))
+
+
+def test_cosine_falls_from_one_to_zero():
+    values = [cosine(step, 10) for step in range(11)]
+    assert values[0] == 1.0
+    assert values[5] == pytest.approx(0.5)
+    assert values[10] == pytest.approx(0.0)
+    assert values == sorted(values, reverse=True)
+
+
+def test_short_runs_are_faster_and_long_ones_are_the_papers():
+    assert short_run_rate(1e-3, 20_000, 20_000, 1e-2) == 1e-3
+    assert short_run_rate(1e-3, 40_000, 20_000, 1e-2) == 1e-3
+    assert short_run_rate(1e-3, 5_000, 20_000, 1e-2) == pytest.approx(2e-3)
+    assert short_run_rate(1e-3, 1, 20_000, 1e-2) == 1e-2
+
+
+def test_mix_takes_the_given_share():
+    quantized, floating = torch.ones(200, 100), torch.zeros(200, 100)
+    mixed = mix(quantized, floating, 0.25, stream(0))
+    assert set(mixed.unique().tolist()) == {0.0, 1.0}
+    assert float(mixed.mean()) == pytest.approx(0.25, abs=0.02)
+    assert mix(quantized, floating, 1.0, stream(0)) is quantized
+    assert mix(quantized, floating, 0.0, stream(0)) is floating
+
+
+def test_mix_keeps_the_memory_order():
+    quantized = torch.ones(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    mixed = mix(quantized, torch.zeros_like(quantized), 0.5, stream(0))
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_papers_differ_as_their_table_says():
+    (joint,) = qdrop().phases
+    assert (joint.steps, joint.rounding_rate, joint.activation_rate) == (20_000, 1e-3, 4e-5)
+    assert (joint.quantized_input_probability, joint.keep_quantized_probability) == (0.5, 0.5)
+    assert joint.terms == (Term(Reconstruction()), Term(RoundingPenalty(), 0.01))
+    rounding, scales = brecq().phases
+    assert (rounding.activations, rounding.rounding_rate, rounding.activation_rate) == ("float", 1e-3, None)
+    assert (scales.steps, scales.activation_rate, scales.rounding_rate) == (5_000, 4e-4, None)
+    assert scales.quantized_input_probability == 0.0
+    assert scales.terms == (Term(Reconstruction(2.4)),)
+    assert brecq().skips_first_unit
+    assert FisherReconstruction() in [term.objective for term in brecq(is_fisher_weighted=True).phases[0].terms]
+    assert adaround().unit == "layer"
+    assert adaround().steps_per_unit == 10_000
+    assert {recipe().unit for name, recipe in RECIPES.items() if name not in ("adaround",)} == {"block"}
+
+
+@pytest.mark.parametrize("name", ["adaround", "brecq", "qdrop"])
+def test_the_contrastive_term_goes_on_any_host(name):
+    host = RECIPES[name](steps=10)
+    recipe = with_contrastive(host, weight=2.0)
+    assert recipe.name == f"{name}+contrastive"
+    assert Need.FEATURES in recipe.needs
+    for phase, own in zip(recipe.phases, host.phases, strict=True):
+        assert phase.terms[:-1] == own.terms
+        assert phase.terms[-1].weight == 2.0
+        assert dataclasses.replace(phase, terms=own.terms) == own
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: with_contrastive(RECIPES["nearest"]()), "recipe"),
+        (lambda: with_contrastive(with_contrastive(qdrop(steps=1))), "recipe"),
+        (lambda: with_contrastive(qdrop(steps=1), weight=0), "weight"),
+        (lambda: with_contrastive(qdrop(steps=1), critic="dot"), "critic"),
+        (lambda: with_contrastive(qdrop(steps=1), temperature=-1), "temperature"),
+        (lambda: with_contrastive(qdrop(steps=1), interval=0), "interval"),
+        (lambda: qdrop(steps=0), "steps"),
+        (lambda: qdrop(steps=1.5), "steps"),
+        (lambda: qdrop(steps=1, batch_size=0), "batch_size"),
+        (lambda: qdrop(steps=1, rounding_rate=-1.0), "rounding_rate"),
+        (lambda: qdrop(steps=1, keep_quantized_probability=1.5), "probability"),
+        (lambda: Term(RoundingPenalty(warm_up=1.0)), "warm_up"),
+    ],
+)
+def test_bad_settings_name_the_argument(call, argument):
+    with pytest.raises(ArgumentError, match=argument):
+        call()
+
+
+def test_a_recipe_is_a_value():
+    assert qdrop(steps=5) == qdrop(steps=5)
+    assert Recipe("none").needs == frozenset()
+    assert Phase("p", 3, ()).needs == frozenset()

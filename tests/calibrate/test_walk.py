@@ -1,0 +1,146 @@
+"""The loop and the walk on a tiny network: what is trained, what stays, and that it helps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import clcalib
+from clcalib.calibrate.caches import advance
+from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.walk import Walk, _scales
+from clcalib.capture.chain import capture
+from clcalib.objectives.batch import Need, UnitBatch
+from clcalib.objectives.lp import Reconstruction
+from clcalib.quant.insert import insert_quantizers
+from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.policy import Bits, build_policy
+from clcalib.quant.ranges import RANGE_RULES
+from tests.tiny import images, tiny
+
+RECIPES = ["adaround", "brecq", "qdrop"]
+
+
+def run(recipe, seed=0, bits=Bits(2, 4), **options):
+    calibration = clcalib.CalibrationSet.from_tensor(images())
+    return clcalib.quantize(tiny(), calibration, recipe=recipe, bits=bits, seed=seed, measured_images=0, **options)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("is_contrastive", [False, True])
+def test_every_recipe_beats_nearest_rounding(name, is_contrastive):
+    recipe = clcalib.recipes.RECIPES[name](steps=60)
+    if is_contrastive:
+        recipe = clcalib.with_contrastive(recipe, interval=2)
+    result = run(recipe)
+    optimised = [unit for unit in result.record.units if unit.name != "conv"]
+    before = sum(unit.reconstruction_error.calibration.before for unit in optimised)
+    after = sum(unit.reconstruction_error.calibration.after for unit in optimised)
+    assert after < before
+    assert torch.isfinite(result.model(images())).all()
+
+
+def test_same_seed_same_result_and_another_seed_another():
+    recipe = clcalib.with_contrastive(clcalib.recipes.qdrop(steps=15))
+    outputs = [run(recipe, seed).model(images()) for seed in (3, 3, 4)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_the_first_unit_is_left_alone_where_the_recipe_says_so():
+    nearest, brecq = run(clcalib.recipes.nearest()), run(clcalib.recipes.brecq(steps=40))
+    codes = [
+        [m.codes for m in result.model.modules() if isinstance(m, IntegerWeight)] for result in (nearest, brecq)
+    ]
+    assert torch.equal(codes[0][0], codes[1][0])
+    assert any(not torch.equal(a, b) for a, b in zip(codes[0][1:], codes[1][1:], strict=True))
+
+
+def test_brecq_rounds_first_and_scales_later():
+    """Phase one changes codes and no scale; phase two scales and no code."""
+    full = clcalib.recipes.brecq(steps=40, activation_steps=20)
+    first = dataclasses.replace(full, phases=full.phases[:1])
+    results = {name: run(recipe) for name, recipe in [("none", clcalib.recipes.nearest()), ("first", first), ("both", full)]}
+
+    def collected(name, kind, attribute):
+        return [getattr(m, attribute) for m in results[name].model.modules() if isinstance(m, kind)]
+
+    for a, b in zip(collected("first", IntegerWeight, "codes"), collected("both", IntegerWeight, "codes"), strict=True):
+        assert torch.equal(a, b) or a.shape == (4, 8)  # the classifier sees the block's other scales
+    scales = [collected(name, ActivationQuantizer, "scale") for name in ("first", "both")]
+    assert any(not torch.equal(a, b) for a, b in zip(*scales, strict=True))
+
+
+def quantized_chain(bits=Bits(3, 4)):
+    chain = capture(tiny(), images(2))
+    policy = build_policy(chain.layers, bits)
+    return chain, insert_quantizers(chain, policy, RANGE_RULES["minmax"])
+
+
+def test_the_walk_yields_each_unit_when_it_is_done():
+    chain, quantized = quantized_chain()
+    walk = Walk(chain, quantized, clcalib.recipes.nearest(), RANGE_RULES["minmax"], {}, 0, SilentObserver())
+    steps = walk.run(images(), images(8, seed=5))
+    first = next(steps)
+    assert first.name == "conv"
+    assert first.held_out_error_after is not None
+    assert [trace.name for trace in steps] == ["block", "fc"]
+
+
+def test_caches_move_forward_as_the_whole_network_computes():
+    chain, quantized = quantized_chain()
+    list(Walk(chain, quantized, clcalib.recipes.nearest(), RANGE_RULES["minmax"], {}, 0, SilentObserver()).run(images(), None))
+    state = (images(),)
+    for index in range(len(chain.units)):
+        state = advance(quantized.chain.body(index), state)
+    torch.testing.assert_close(state[0], quantized.chain.module(images()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A term with a known value."""
+
+    value: float
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def __call__(self, batch: UnitBatch) -> torch.Tensor:
+        return batch.output.sum() * 0 + self.value
+
+
+def test_a_relative_term_is_as_large_as_the_host_at_weight_one():
+    chain, quantized = quantized_chain()
+    body = chain.body(0)
+    target = body(images())[0]
+    from clcalib.calibrate.loop import UnitData
+
+    data = UnitData((images(),), (images(),), target + 1.0, 0, {}, {})
+    terms = (Term(Reconstruction()), Term(Constant(4.0), 0.5, is_relative=True))
+    scales = _scales(Phase("p", 1, terms), body, data)
+    host = 8.0  # eight channels, each off by one
+    assert scales[0] == 1.0
+    assert scales[1] * 4.0 == pytest.approx(0.5 * host, rel=1e-4)
+
+
+def test_a_term_with_an_interval_is_computed_at_its_steps_only():
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counting(Constant):
+        def __call__(self, batch: UnitBatch) -> torch.Tensor:
+            seen.append(batch.progress)
+            return batch.output.square().mean()
+
+    phase = Phase("p", 6, (Term(Reconstruction()), Term(Counting(1.0), interval=3)), rounding_rate=1e-3)
+    run(Recipe("test", phases=(phase,)))
+    assert seen == [0.0, 0.5] * 3
+
+
+def test_fisher_weights_have_mean_one_and_change_the_result():
+    plain, fisher = (run(clcalib.recipes.brecq(steps=30, is_fisher_weighted=flag)) for flag in (False, True))
+    assert not torch.equal(plain.model(images()), fisher.model(images()))
