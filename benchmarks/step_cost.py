@@ -13,11 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from common import provenance, resnet20, write_result
 from torch.profiler import ProfilerActivity, profile
 
 import clcalib
 from clcalib.quant.policy import LayerPolicy
+from common import provenance, resnet20, write_result
 
 STEPS, ROUNDS, IMAGES = 51, 3, 128
 CONTRASTIVE = {"contrastive": 1, "contrastive, every 4th step": 4}

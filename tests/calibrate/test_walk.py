@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate.caches import advance
@@ -19,7 +20,6 @@ from clcalib.quant.insert import insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
-from tests.tiny import images, tiny
 
 RECIPES = ["adaround", "brecq", "qdrop"]
 
@@ -52,9 +52,7 @@ def test_same_seed_same_result_and_another_seed_another():
 
 def test_the_first_unit_is_left_alone_where_the_recipe_says_so():
     nearest, brecq = run(clcalib.recipes.nearest()), run(clcalib.recipes.brecq(steps=40))
-    codes = [
-        [m.codes for m in result.model.modules() if isinstance(m, IntegerWeight)] for result in (nearest, brecq)
-    ]
+    codes = [[m.codes for m in result.model.modules() if isinstance(m, IntegerWeight)] for result in (nearest, brecq)]
     assert torch.equal(codes[0][0], codes[1][0])
     assert any(not torch.equal(a, b) for a, b in zip(codes[0][1:], codes[1][1:], strict=True))
 
@@ -63,7 +61,9 @@ def test_brecq_rounds_first_and_scales_later():
     """Phase one changes codes and no scale; phase two scales and no code."""
     full = clcalib.recipes.brecq(steps=40, activation_steps=20)
     first = dataclasses.replace(full, phases=full.phases[:1])
-    results = {name: run(recipe) for name, recipe in [("none", clcalib.recipes.nearest()), ("first", first), ("both", full)]}
+    results = {
+        name: run(recipe) for name, recipe in [("none", clcalib.recipes.nearest()), ("first", first), ("both", full)]
+    }
 
     def collected(name, kind, attribute):
         return [getattr(m, attribute) for m in results[name].model.modules() if isinstance(m, kind)]
@@ -92,7 +92,11 @@ def test_the_walk_yields_each_unit_when_it_is_done():
 
 def test_caches_move_forward_as_the_whole_network_computes():
     chain, quantized = quantized_chain()
-    list(Walk(chain, quantized, clcalib.recipes.nearest(), RANGE_RULES["minmax"], {}, 0, SilentObserver()).run(images(), None))
+    list(
+        Walk(chain, quantized, clcalib.recipes.nearest(), RANGE_RULES["minmax"], {}, 0, SilentObserver()).run(
+            images(), None
+        )
+    )
     state = (images(),)
     for index in range(len(chain.units)):
         state = advance(quantized.chain.body(index), state)
