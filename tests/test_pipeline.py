@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import clcalib
 from clcalib.errors import (
@@ -24,13 +25,14 @@ from clcalib.quant.modules import IntegerWeight
 from tests.tiny import images, tiny
 
 QDROP = clcalib.recipes.qdrop(steps=5)
+BITS = clcalib.Bits(4, 4)
 
 
 def calibration(count=48):
     return clcalib.CalibrationSet.from_tensor(images(count))
 
 
-def quantize(model=None, *, count=48, recipe=QDROP, bits=clcalib.Bits(4, 4), **options):
+def quantize(model=None, *, count=48, recipe=QDROP, bits=BITS, **options):
     return clcalib.quantize(model or tiny(), calibration(count), recipe=recipe, bits=bits, **options)
 
 
@@ -71,8 +73,6 @@ def test_saved_and_loaded_logits_are_bit_identical(tmp_path):
 def test_weights_are_stored_as_packed_integers(tmp_path):
     result = quantize(bits=clcalib.Bits(2, 2))
     result.save(tmp_path)
-    from safetensors.torch import load_file
-
     tensors = load_file(tmp_path / "model.safetensors")
     assert tensors["codes/block.conv1"].dtype == torch.uint8
     assert tensors["codes/block.conv1"].numel() == 8 * 8 * 9 * 2 // 8

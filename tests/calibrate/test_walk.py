@@ -10,6 +10,7 @@ from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate.caches import advance
+from clcalib.calibrate.loop import UnitData
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.walk import Walk, _scales
@@ -22,9 +23,10 @@ from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
 
 RECIPES = ["adaround", "brecq", "qdrop"]
+BITS = Bits(2, 4)
 
 
-def run(recipe, seed=0, bits=Bits(2, 4), **options):
+def run(recipe, seed=0, bits=BITS, **options):
     calibration = clcalib.CalibrationSet.from_tensor(images())
     return clcalib.quantize(tiny(), calibration, recipe=recipe, bits=bits, seed=seed, measured_images=0, **options)
 
@@ -74,7 +76,7 @@ def test_brecq_rounds_first_and_scales_later():
     assert any(not torch.equal(a, b) for a, b in zip(*scales, strict=True))
 
 
-def quantized_chain(bits=Bits(3, 4)):
+def quantized_chain(bits=BITS):
     chain = capture(tiny(), images(2))
     policy = build_policy(chain.layers, bits)
     return chain, insert_quantizers(chain, policy, RANGE_RULES["minmax"])
@@ -118,11 +120,8 @@ class Constant:
 
 
 def test_a_relative_term_is_as_large_as_the_host_at_weight_one():
-    chain, quantized = quantized_chain()
-    body = chain.body(0)
+    body = quantized_chain()[0].body(0)
     target = body(images())[0]
-    from clcalib.calibrate.loop import UnitData
-
     data = UnitData((images(),), (images(),), target + 1.0, 0, {}, {})
     terms = (Term(Reconstruction()), Term(Constant(4.0), 0.5, is_relative=True))
     scales = _scales(Phase("p", 1, terms), body, data)
