@@ -69,24 +69,29 @@ def hosts() -> list[Cell]:
 
 def contrastive_forms() -> list[Cell]:
     """The forms of the contrastive term, on QDrop at W2A2 and few steps."""
-    base = {"interval": 4}
+    light = {"weight": 0.1}
     forms: dict[str, dict[str, Any] | None] = {
         "plain": None,
         "info_nce": {},
-        "info_nce-weight-0.3": {"weight": 0.3},
         "info_nce-weight-3": {"weight": 3.0},
+        "info_nce-weight-0.3": {"weight": 0.3},
+        "info_nce-weight-0.1": light,
+        "info_nce-weight-0.03": {"weight": 0.03},
         "info_nce-logits": {"read": "logits"},
-        "info_nce-centred": {"critic": "centred_cosine"},
-        "info_nce-same-prediction": {"false_negatives": "same_prediction"},
+        "info_nce-weight-0.1-every-step": {**light, "interval": 1},
+        "info_nce-weight-0.1-temperature-0.5": {**light, "temperature": 0.5},
+        "info_nce-weight-0.1-logits": {**light, "read": "logits"},
+        "info_nce-weight-0.1-centred": {**light, "critic": "centred_cosine"},
+        "info_nce-weight-0.1-same-prediction": {**light, "false_negatives": "same_prediction"},
         "crd_nce": {"loss": "crd_nce"},
+        "crd_nce-weight-0.1": {**light, "loss": "crd_nce"},
         "crd_nce-same-prediction": {"loss": "crd_nce", "false_negatives": "same_prediction"},
-        "normalised_crd_nce": {"loss": "normalised_crd_nce"},
-        "normalised_crd_nce-centred": {"loss": "normalised_crd_nce", "critic": "centred_cosine"},
-        "sigmoid_nce": {"loss": "sigmoid_nce"},
-        "info_nce-every-step": {"interval": 1},
+        "normalised_crd_nce-weight-0.1": {**light, "loss": "normalised_crd_nce"},
+        "normalised_crd_nce-weight-0.1-centred": {**light, "loss": "normalised_crd_nce", "critic": "centred_cosine"},
+        "sigmoid_nce-weight-0.1": {**light, "loss": "sigmoid_nce"},
     }
     return [
-        Cell(name, "qdrop", 2, 2, 200, contrastive=None if form is None else {**base, **form})
+        Cell(name, "qdrop", 2, 2, 200, contrastive=None if form is None else {"interval": 4, "weight": 1.0, **form})
         for name, form in forms.items()
     ]
 

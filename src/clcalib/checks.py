@@ -10,8 +10,13 @@ from typing import TypeVar
 import torch
 
 from clcalib.calibrate.recipe import Recipe
+from clcalib.capture.chain import Chain
+from clcalib.capture.graph import output_node
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import ArgumentError, SmallCalibrationWarning
+from clcalib.objectives.batch import Need
+from clcalib.objectives.contrastive import Contrastive
+from clcalib.objectives.keys import FALSE_NEGATIVES, KeySet
 from clcalib.quant.policy import Bits
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 
@@ -57,6 +62,45 @@ def check_arguments(
             SmallCalibrationWarning,
             stacklevel=3,
         )
+
+
+def check_output(chain: Chain, recipe: Recipe, evaluation: EvaluationSet | None) -> None:
+    """Raise where classes are asked for and the network's output is not (N, classes)."""
+    dimensions = output_node(chain.module.graph).meta["val"].ndim
+    asked = {
+        "evaluation": evaluation is not None,
+        "false_negatives": (recipe.contrastive or {}).get("false_negatives") == "same_prediction",
+        "recipe": Need.FLOAT_GRADIENT in recipe.needs,
+    }
+    for argument, is_asked in asked.items():
+        if is_asked and dimensions != 2:
+            raise ArgumentError(
+                argument,
+                "a network with output (N, classes), since predicted classes are compared",
+                f"an output of {dimensions} dimensions",
+                "leave it out",
+            )
+
+
+def check_negatives(recipe: Recipe, keys: Mapping[Need, KeySet]) -> None:
+    """Raise where a mask of false negatives leaves no image any negative.
+
+    Raises:
+        ArgumentError: the contrastive term would be zero at every step.
+    """
+    for phase in recipe.phases:
+        for term in phase.terms:
+            if not isinstance(term.objective, Contrastive) or term.objective.need not in keys:
+                continue
+            own = keys[term.objective.need]
+            index = torch.arange(len(own), device=own.mean.device)
+            if bool(FALSE_NEGATIVES[term.objective.false_negatives](own, index).all()):
+                raise ArgumentError(
+                    "false_negatives",
+                    "a mask that leaves negatives",
+                    f"{term.objective.false_negatives!r}, which masks every pair of these calibration images",
+                    'use "keep", or images of more classes',
+                )
 
 
 def range_rule(argument: str, name: str) -> RangeRule:

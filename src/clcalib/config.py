@@ -89,7 +89,7 @@ class DataSection(ImagesSection):
 
 
 class Widths(_Section):
-    """The bits of the layers of one name pattern; what is not given is as in the rest of the network."""
+    """The bits of the layers of one name pattern; what is not given is as it would be without the pattern."""
 
     weights: BitWidth | None = Field(default=None, description=_BITS)
     activations: BitWidth | None = Field(default=None, description=_BITS)
@@ -100,7 +100,10 @@ class QuantizationSection(_Section):
 
     weights: BitWidth = Field(default=4, description=_BITS)
     activations: BitWidth = Field(default=4, description=_BITS)
+    symmetric_weights: bool = Field(default=False, description="true or false")
+    symmetric_activations: bool = Field(default=False, description="true or false")
     setting: str = Field(default="qdrop", description="the name of a setting")
+    unit_patterns: tuple[str, ...] = Field(default=(), description="a list of globs of modules that are to be units")
     weight_range: str = Field(default="mse_grid", description="the name of a range rule")
     activation_range: str = Field(default="mse_grid", description="the name of a range rule")
     overrides: dict[str, Widths] = Field(default_factory=dict, description="a table of name pattern -> widths")

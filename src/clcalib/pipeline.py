@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,16 +16,16 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import nearest
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
-from clcalib.checks import check_arguments, checked_device, range_rule
+from clcalib.checks import check_arguments, check_negatives, check_output, checked_device, range_rule
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning, OutputExistsError
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
-from clcalib.export.checkpoint import load_checkpoint, save_checkpoint
+from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.objectives.batch import Need
-from clcalib.objectives.keys import KeySet, build_keys
-from clcalib.quant.insert import QuantizedChain, insert_quantizers
-from clcalib.quant.policy import Bits, LayerPolicy, build_policy
+from clcalib.objectives.keys import KeySet, as_vectors, build_keys
+from clcalib.quant.insert import QuantizedChain, fit_policy, insert_quantizers
+from clcalib.quant.policy import Bits, LayerPolicy, Override, build_policy
 from clcalib.quant.ranges import RangeRule
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.record import BeforeAfter, OnImages, RunRecord, SignalToNoise, UnitRecord, write_record
@@ -47,8 +47,7 @@ class QuantizationResult:
     record: RunRecord
     policy: tuple[LayerPolicy, ...]
     _quantized: QuantizedChain = dataclasses.field(repr=False)
-    _unit: str = dataclasses.field(repr=False)
-    _input_shape: tuple[int, ...] = dataclasses.field(repr=False)
+    _origin: Origin = dataclasses.field(repr=False)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``model.safetensors``, ``model.json`` and ``run.json`` into ``folder``.
@@ -60,7 +59,7 @@ class QuantizationResult:
         if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(folder, self._quantized, unit=self._unit, input_shape=self._input_shape)
+        save_checkpoint(folder, self._quantized, self._origin)
         write_record(self.record, folder / "run.json")
 
 
@@ -72,7 +71,8 @@ def quantize(
     bits: Bits,
     seed: int = 0,
     setting: str = "qdrop",
-    overrides: Mapping[str, Bits] | None = None,
+    overrides: Mapping[str, Bits | Override] | None = None,
+    unit_patterns: Sequence[str] = (),
     weight_range: str = "mse_grid",
     activation_range: str = "mse_grid",
     evaluation: EvaluationSet | None = None,
@@ -91,6 +91,7 @@ def quantize(
         seed: of every random choice; the caller's global generator is not used.
         setting: which edge layers have 8 bits, ``"qdrop"`` or ``"brecq"``.
         overrides: glob pattern of layer names -> widths.
+        unit_patterns: globs of module paths; each module that matches is one unit.
         weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
         activation_range: the same for activations.
         evaluation: images to judge the result on; with labels for accuracy.
@@ -119,9 +120,10 @@ def quantize(
         rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
         place = checked_device(device)
         clock.stage("capture")
-        chain = capture(model, calibration.images[:2], unit=recipe.unit)
+        chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
+        check_output(chain, recipe, evaluation)
         chain.module.to(place)
-        policy = build_policy(chain.layers, bits, setting, overrides)
+        policy = fit_policy(chain, build_policy(chain.layers, bits, setting, overrides))
         observer.policy(policy)
         job = _Job(chain, recipe, seed, rules[1], calibration.images.to(place), observer, clock)
         clock.stage("weight ranges")
@@ -157,9 +159,8 @@ def quantize(
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
     )
-    return QuantizationResult(
-        after.chain.module, record, policy, after, recipe.unit, tuple(calibration.images.shape[1:])
-    )
+    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(calibration.images.shape[1:]))
+    return QuantizationResult(after.chain.module, record, policy, after, origin)
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -167,7 +168,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 
     Args:
         folder: what ``QuantizationResult.save`` wrote.
-        model: the float architecture, with any weights; not changed.
+        model: the float architecture, with any finite weights; not changed.
 
     Raises:
         CheckpointError: the files are damaged or belong to another architecture.
@@ -195,6 +196,7 @@ class _Job:
         self.clock.stage("keys")
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
         keys = _keys(self.chain, self.images) if needs else {}
+        check_negatives(self.recipe, keys)
         self.clock.stage("nearest rounding")
         reference = base.copy()
         with warnings.catch_warnings():
@@ -225,9 +227,11 @@ class _Job:
         count: int,
     ) -> tuple[UnitRecord, ...]:
         """Compare both quantized chains with the float one, unit by unit, on both image sets."""
+        # The bound cannot exceed log K, so both image sets are measured on the same number K.
+        count = min(count, len(self.images), count if held_out is None else len(held_out))
 
         def measured(quantized: QuantizedChain, images: Tensor | None) -> tuple[UnitMetrics | None, ...]:
-            if images is None or min(len(images), count) < 2:
+            if images is None or count < 2:
                 return (None,) * len(traces)
             return unit_metrics(self.chain, quantized.chain, images[:count])
 
@@ -244,7 +248,7 @@ def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
     features, outputs = advance(ends, (images,))
     numbers: dict[str, int] = {}
     identity = torch.tensor([numbers.setdefault(digest(image), len(numbers)) for image in images.cpu()])
-    predictions, identity = outputs.argmax(1), identity.to(images.device)
+    predictions, identity = as_vectors(outputs).argmax(1), identity.to(images.device)
     return {
         Need.FEATURES: build_keys(features, predictions, identity),
         Need.LOGITS: build_keys(outputs, predictions, identity),
@@ -281,6 +285,10 @@ def _unit_record(
             held_out = _pair(other_before.mutual_information_bound, other_after.mutual_information_bound)
         own = BeforeAfter(before=before.mutual_information_bound, after=after.mutual_information_bound)
         bound = OnImages(calibration=own, held_out=held_out)
+    gap = None
+    if bound is not None and bound.held_out is not None:
+        own, other = bound.calibration, bound.held_out
+        gap = BeforeAfter(before=own.before - other.before, after=own.after - other.after)
     return UnitRecord(
         name=trace.name,
         kind=trace.kind,
@@ -289,6 +297,7 @@ def _unit_record(
             held_out=_pair(trace.held_out_error_before, trace.held_out_error_after),
         ),
         mutual_information_bound=bound,
+        mutual_information_gap=gap,
         sqnr_db=SignalToNoise(
             calibration=None if after is None else after.sqnr_db,
             held_out=None if other_after is None else other_after.sqnr_db,

@@ -21,7 +21,7 @@ from clcalib.errors import ArgumentError, OutputExistsError
 from clcalib.files import write_atomically
 from clcalib.model_source import load_model
 from clcalib.pipeline import quantize
-from clcalib.quant.policy import Bits
+from clcalib.quant.policy import Bits, Override
 from clcalib.report.record import RunRecord
 
 CONFIG_FILE = "config.json"
@@ -45,7 +45,8 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             model,
             calibration,
             recipe=recipe,
-            bits=Bits(_width(config.quantization.weights), _width(config.quantization.activations)),
+            bits=_bits(config.quantization),
+            unit_patterns=config.quantization.unit_patterns,
             seed=config.run.seed,
             setting=config.quantization.setting,
             overrides=_overrides(config.quantization),
@@ -123,12 +124,24 @@ def _calibration_images(config: RunConfig) -> CalibrationSet:
     return load_calibration(data.calibration, transform=data.transform(), count=data.count, seed=config.run.seed)
 
 
-def _overrides(section: QuantizationSection) -> dict[str, Bits]:
-    """Widths by name pattern; a width that a pattern leaves out is the one of the rest of the network."""
+def _overrides(section: QuantizationSection) -> dict[str, Override]:
+    """Widths by name pattern; a width that a pattern leaves out stays as it is without the pattern."""
     return {
-        pattern: Bits(_width(widths.weights or section.weights), _width(widths.activations or section.activations))
+        pattern: Override(
+            "default" if widths.weights is None else _width(widths.weights),
+            "default" if widths.activations is None else _width(widths.activations),
+        )
         for pattern, widths in section.overrides.items()
     }
+
+
+def _bits(section: QuantizationSection) -> Bits:
+    return Bits(
+        _width(section.weights),
+        _width(section.activations),
+        is_weight_symmetric=section.symmetric_weights,
+        is_activation_symmetric=section.symmetric_activations,
+    )
 
 
 def _width(bits: int) -> int | None:

@@ -75,5 +75,5 @@ def dead_activation_warning(unit: str, names: Sequence[str]) -> DeadActivationWa
     """The warning for activations without a range."""
     return DeadActivationWarning(
         f"unit {unit}: {len(names)} activation(s) are the same everywhere on the calibration images "
-        f"({', '.join(names)}); they are kept at that value"
+        f"({', '.join(names)}); their range is that value"
     )

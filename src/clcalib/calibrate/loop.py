@@ -34,6 +34,7 @@ class UnitData:
         reads: by need, the frozen float remainder g: the unit's outputs -> (N, d).
         keys: by need, g(a_F) of all images.
         float_gradient: squared gradients at the target, or None.
+        channel_axis: where the target has its channels.
     """
 
     quantized: State
@@ -43,6 +44,7 @@ class UnitData:
     reads: Mapping[Need, fx.GraphModule]
     keys: Mapping[Need, KeySet]
     float_gradient: Tensor | None = None
+    channel_axis: int = 1
 
     def batch(
         self, outputs: State, index: Tensor, progress: float, soft: Sequence[SoftWeight], needs: frozenset[Need]
@@ -57,9 +59,11 @@ class UnitData:
             reads={need: g(*outputs)[0] for need, g in self.reads.items() if need in needs},
             keys=self.keys,
             float_gradient=None if self.float_gradient is None else self.float_gradient[index],
+            channel_axis=self.channel_axis,
         )
 
 
+@torch.enable_grad()  # the caller may be under no_grad
 def optimise(
     body: fx.GraphModule,
     data: UnitData,
@@ -86,7 +90,7 @@ def optimise(
     optimizer, scheduled = _optimizer(body, soft, phase)
     if optimizer is None:
         return
-    count = len(data.target)
+    count, shown = len(data.target), dict[str, float]()
     for step in range(phase.steps):
         generator = random.advance(step)
         index = torch.randperm(count, generator=generator, device=generator.device)[: phase.batch_size]
@@ -94,17 +98,17 @@ def optimise(
         outputs = body(*inputs)
         due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
         batch = data.batch(outputs, index, step / phase.steps, soft, needs_of(term for term, _ in due))
-        losses = [(_name(term), term.objective(batch) * (scale * term.interval)) for term, scale in due]
-        total = torch.stack([value for _, value in losses]).sum()
+        losses = [term.objective(batch) * scale for term, scale in due]
+        total = torch.stack([loss * term.interval for (term, _), loss in zip(due, losses, strict=True)]).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         for group in scheduled:
             group["lr"] = group["initial_lr"] * cosine(step, phase.steps)
         optimizer.step()
         if step % REPORT_EVERY == 0 or step == phase.steps - 1:
-            values = {name: float(value.detach()) for name, value in losses}
-            _check_finite(values, phase, step)
-            report(step, values)
+            shown |= {_name(term): float(loss.detach()) for (term, _), loss in zip(due, losses, strict=True)}
+            _check_finite(shown, phase, step)
+            report(step, shown)
 
 
 def _name(term: Term) -> str:

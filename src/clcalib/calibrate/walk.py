@@ -17,6 +17,7 @@ from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.capture.chain import Chain
+from clcalib.capture.units import Unit
 from clcalib.errors import NumericalError
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet
@@ -88,20 +89,20 @@ class Walk:
         other_outputs = None if other is None else advance(float_body, other.floating)
         position = unit.outputs.index(unit.target)
         self._find_ranges(index, pair.quantized)
-        before = self._error(index, pair.quantized, float_outputs[position])
+        before = self._error(index, pair.quantized, float_outputs)
         other_before = None
         if other is not None and other_outputs is not None:
-            other_before = self._error(index, other.quantized, other_outputs[position])
+            other_before = self._error(index, other.quantized, other_outputs)
         if phases:
             self._optimise(index, phases, pair, float_outputs, position)
         body = self.quantized.chain.body(index)
         _check_finite(body, unit.name)
         next_pair = _Pair(advance(body, pair.quantized), float_outputs)
-        after = _probe_error(next_pair.quantized[position], float_outputs[position])
+        after = _probe_error(unit, next_pair.quantized, float_outputs)
         next_other, other_after = None, None
         if other is not None and other_outputs is not None:
             next_other = _Pair(advance(body, other.quantized), other_outputs)
-            other_after = _probe_error(next_other.quantized[position], other_outputs[position])
+            other_after = _probe_error(unit, next_other.quantized, other_outputs)
         self.observer.unit_finished(index, unit.name, before, after)
         trace = UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after)
         return trace, next_pair, next_other
@@ -113,10 +114,9 @@ class Walk:
         for name, quantizer in found.items():
             self.quantized.replace(name, quantizer)
 
-    def _error(self, index: int, state: State, target: Tensor) -> float:
-        unit = self.floating.units[index]
+    def _error(self, index: int, state: State, targets: State) -> float:
         outputs = advance(self.quantized.chain.body(index), take(state, PROBE_IMAGES))
-        return _probe_error(outputs[unit.outputs.index(unit.target)], target)
+        return _probe_error(self.floating.units[index], outputs, targets)
 
     def _optimise(
         self, index: int, phases: tuple[Phase, ...], pair: _Pair, float_outputs: State, position: int
@@ -135,6 +135,7 @@ class Walk:
             reads=reads,
             keys={need: self._keys_behind(index, need) for need in reads},
             float_gradient=self._float_gradient(index, pair, float_outputs) if Need.FLOAT_GRADIENT in needs else None,
+            channel_axis=self.floating.units[index].channel_axis,
         )
         done = 0
         for number, phase in enumerate(phases):
@@ -161,9 +162,11 @@ class Walk:
     def _working_body(self, index: int, phase: Phase, random: StepStream) -> fx.GraphModule:
         body = self.quantized.chain.body(index)
         layers = {name: layer for layer, name in self.quantized.weights.items()}
+        # A weight that an earlier unit shares was decided there; to change it now would make that unit's caches false.
+        finished = {layer for unit in self.floating.units[:index] for layer in unit.layers}
         for name, module in list(body.named_modules()):
-            if isinstance(module, IntegerWeight) and phase.rounding_rate is not None:
-                weight = tensor_at(self.floating.module, f"{layers[name]}.weight")
+            if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and layers[name] not in finished:
+                weight = tensor_at(self.floating.module, self.quantized.sources[layers[name]])
                 body.set_submodule(name, SoftWeight(weight, module))
             elif isinstance(module, ActivationQuantizer):
                 body.set_submodule(name, _activation_for(phase, module, random))
@@ -174,6 +177,7 @@ class Walk:
         is_last = index == len(self.floating.units) - 1
         return self.keys[Need.LOGITS if is_last else need]
 
+    @torch.enable_grad()
     def _float_gradient(self, index: int, pair: _Pair, float_outputs: State) -> Tensor:
         """Squared gradient of KL(float logits, logits of the quantized unit + float rest) in the unit's output."""
         unit, rest = self.floating.units[index], self.floating.suffix(index, "logits")
@@ -201,9 +205,11 @@ class _Pair:
     floating: State
 
 
-def _probe_error(output: Tensor, target: Tensor) -> float:
+def _probe_error(unit: Unit, outputs: State, targets: State) -> float:
+    position = unit.outputs.index(unit.target)
+    output, target = outputs[position], targets[position]
     count = min(PROBE_IMAGES, len(output))
-    return float(lp_error(output[:count], target[:count]))
+    return float(lp_error(output[:count], target[:count], channel_axis=unit.channel_axis))
 
 
 def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:
@@ -227,11 +233,12 @@ def _with_float_activations(body: fx.GraphModule) -> fx.GraphModule:
 
 @torch.no_grad()
 def _scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[float, ...]:
-    """Weights of the terms; relative ones are made as large as the host's terms for the unit under nearest rounding."""
+    """Weights of the terms; relative ones are made as large as the host's terms for the unit as the phase finds it."""
     if not any(term.is_relative for term in phase.terms):
         return tuple(term.weight for term in phase.terms)
     index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
-    outputs = hardened(*(tensor[index] for tensor in data.quantized))
+    state = data.quantized if phase.quantized_input_probability > 0 else data.floating
+    outputs = hardened(*(tensor[index] for tensor in state))
     batch = data.batch(outputs, index, 0.0, [], phase.needs)
     host = sum(float(term.objective(batch)) * term.weight for term in phase.terms if not term.is_relative)
     scales = []

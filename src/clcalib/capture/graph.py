@@ -130,6 +130,18 @@ def common_path(paths: Iterable[str]) -> str:
     return ".".join(shared)
 
 
+def channel_axis(target: fx.Node, layer: fx.Node) -> int:
+    """The axis of ``target`` that holds the channels which ``layer`` makes: by their number, else by the layer's kind.
+
+    A convolution has its channels on axis 1, a linear layer on the last; a permutation behind the layer may move them.
+    """
+    made, shape = value_of(layer), value_of(target).shape
+    usual = len(shape) - 1 if is_linear(layer) else 1
+    channels = made.shape[-1 if is_linear(layer) else 1]
+    fitting = [axis for axis in (usual, 1, len(shape) - 1) if axis < len(shape) and shape[axis] == channels]
+    return fitting[0] if fitting else min(usual, len(shape) - 1)
+
+
 def layer_name(node: fx.Node) -> str:
     """The name of a weighted layer: the path of its weight without ``.weight``."""
     weight = node.args[1]
@@ -147,6 +159,12 @@ def weighted_nodes(module: fx.GraphModule) -> list[tuple[str, fx.Node]]:
         for node in nodes
         if isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
     ]
+
+
+def groups_of(node: fx.Node) -> int:
+    """The number of groups of a convolution; 1 for a linear layer."""
+    bound = node.normalized_arguments(fx.GraphModule({}, fx.Graph()), normalize_to_only_use_kwargs=True)
+    return int(bound.kwargs.get("groups", 1)) if bound is not None else 1
 
 
 def extract(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:

@@ -25,7 +25,7 @@ from clcalib.capture.blocks import (
     group_segments,
     matched_module,
 )
-from clcalib.capture.graph import layer_name, module_path, module_stack
+from clcalib.capture.graph import channel_axis, layer_name, module_path, module_stack
 from clcalib.capture.segments import Flow, Segment
 from clcalib.errors import ArgumentError, CaptureError
 
@@ -42,6 +42,7 @@ class Unit:
         outputs: the tensors alive after it.
         target: the node whose value is reconstructed; one of the outputs.
         layers: the names of its layers with weights (the weight's path without ``.weight``).
+        channel_axis: where the target has its channels.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Unit:
     outputs: tuple[str, ...]
     target: str
     layers: tuple[str, ...]
+    channel_axis: int = 1
 
 
 def group_units(module: fx.GraphModule, kind: UnitKind = "block", patterns: Sequence[str] = ()) -> tuple[Unit, ...]:
@@ -157,14 +159,16 @@ def _unit(flow: Flow, groups: Sequence[Group], start: int, end: int) -> Unit:
     outputs = flow.live(end)
     names = [group.name for group in groups]
     layers = dict.fromkeys(layer_name(node) for node in whole.weighted)
+    target = _target(flow, whole, outputs)
     return Unit(
         name=names[0] if len(names) == 1 else f"{names[0]}+{names[-1]}",
         kind=groups[0].kind if len(groups) == 1 else "block",
         nodes=tuple(node.name for node in whole.nodes),
         inputs=tuple(node.name for node in flow.live(start - 1)),
         outputs=tuple(node.name for node in outputs),
-        target=_target(flow, whole, outputs).name,
+        target=target.name,
         layers=tuple(layers),
+        channel_axis=channel_axis(target, whole.weighted[-1]),
     )
 
 

@@ -39,7 +39,7 @@ def describe(
 ) -> None:
     """Print the units that a network is cut into: what is reconstructed one after the other.
 
-    The names in the table are those that overrides in a configuration refer to.
+    Overrides of widths in a configuration refer to layers by name (layer1.0.conv1); --unit layer shows them.
     """
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))

@@ -48,7 +48,7 @@ class RunProgress:
         self.losses = {}
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
-        """A step is done.  Each phase counts from zero; here the phases of a unit are added up."""
+        """A step is done; a phase that counts from zero again is added to the ones before."""
         if self._phase_start + step + 1 < self.steps_done:
             self._phase_start = self.steps_done
         self.steps_done = min(self._phase_start + step + 1, self.steps) if self.steps else 0

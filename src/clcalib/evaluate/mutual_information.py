@@ -22,7 +22,7 @@ def info_nce_bound(scores: Tensor) -> float:
     Source: van den Oord et al. 2018, eq. 5; Poole et al. 2019, section 2.3.
     """
     count = len(scores)
-    loss = F.cross_entropy(scores.double(), torch.arange(count, device=scores.device))
+    loss = F.cross_entropy(scores.cpu().double(), torch.arange(count))
     return math.log(count) - float(loss)
 
 
@@ -35,14 +35,14 @@ def binary_nce_bound(logits: Tensor) -> float:
     Source: Tian et al. 2020, eqs. 9 to 13.  The negatives are summed: with a mean the bound does not hold.
     """
     count = len(logits)
-    logits = logits.double()
+    logits = logits.cpu().double()
     positive = F.softplus(-logits.diagonal()).mean()
-    off_diagonal = ~torch.eye(count, dtype=torch.bool, device=logits.device)
+    off_diagonal = ~torch.eye(count, dtype=torch.bool)
     negative = F.softplus(logits)[off_diagonal].mean() * (count - 1)
     return math.log(count - 1) - float(positive + negative)
 
 
 def feature_bound(queries: Tensor, keys: Tensor, temperature: float = 0.1) -> float:
     """``info_nce_bound`` with the cosine critic, queries g(a_Q) and keys g(a_F), both (K, d)."""
-    scores = F.normalize(queries.flatten(1), dim=1) @ F.normalize(keys.flatten(1), dim=1).T
+    scores = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T
     return info_nce_bound(scores / temperature)

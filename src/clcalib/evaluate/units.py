@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clcalib.capture.chain import Chain
 from clcalib.evaluate.mutual_information import feature_bound
+from clcalib.objectives.keys import as_vectors
 
 BATCH = 128
 
@@ -32,6 +33,9 @@ def unit_metrics(
     floating: Chain, quantized: Chain, images: Tensor, *, temperature: float = 0.1
 ) -> tuple[UnitMetrics, ...]:
     """Run both chains side by side over images (K, ...) and compare them behind every unit."""
+    # Behind the float chain g(a_F) is one vector for every unit but the last, where the remainder is the identity.
+    ends = floating.subgraph((floating.input_name,), (floating.feature_name, floating.output_name))
+    features, outputs = (as_vectors(tensor) for tensor in _run(ends, (images,)))
     float_state: tuple[Tensor, ...] = (images,)
     state: tuple[Tensor, ...] = (images,)
     rows = []
@@ -39,16 +43,17 @@ def unit_metrics(
         float_state = _run(floating.body(index), float_state)
         state = _run(quantized.body(index), state)
         position = unit.outputs.index(unit.target)
-        remainder = floating.suffix(index, "features")
-        bound = feature_bound(_run(remainder, state)[0], _run(remainder, float_state)[0], temperature)
+        keys = outputs if index == len(floating.units) - 1 else features
+        queries = as_vectors(_run(floating.suffix(index, "features"), state)[0])
+        bound = feature_bound(queries, keys, temperature)
         rows.append(UnitMetrics(unit.name, sqnr(float_state[position], state[position]), bound))
     return tuple(rows)
 
 
 def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
     """Signal to quantization noise in decibels; None where it is infinite or undefined."""
-    power = float(signal.double().square().sum())
-    noise = float((signal.double() - quantized.double()).square().sum())
+    power = float(signal.cpu().double().square().sum())
+    noise = float((signal.cpu().double() - quantized.cpu().double()).square().sum())
     return 10 * math.log10(power / noise) if power > 0 and noise > 0 else None
 
 

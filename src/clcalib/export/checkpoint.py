@@ -19,8 +19,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from clcalib.capture.blocks import UnitKind
 from clcalib.capture.chain import capture
-from clcalib.errors import CheckpointError, NumericalError, TrainModeWarning
+from clcalib.errors import CheckpointError, ConstantChannelWarning, NumericalError, TrainModeWarning
 from clcalib.files import write_atomically
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
@@ -33,14 +34,28 @@ FORMAT = 1
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def save_checkpoint(folder: Path, quantized: QuantizedChain, *, unit: str, input_shape: tuple[int, ...]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How the chain came from its model, so that loading can go the same way.
+
+    Attributes:
+        unit: the kind of units.
+        patterns: globs of modules that were made units.
+        input_shape: of one image, without the batch.
+    """
+
+    unit: UnitKind
+    patterns: tuple[str, ...]
+    input_shape: tuple[int, ...]
+
+
+def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
     """Write both files, each at once or not at all.
 
     Args:
         folder: exists.
         quantized: a finished chain.
-        unit: the kind of units that it was captured with.
-        input_shape: of one image, without the batch.
+        origin: how it was captured.
 
     Raises:
         NumericalError: a value is not finite; nothing is written.
@@ -52,8 +67,7 @@ def save_checkpoint(folder: Path, quantized: QuantizedChain, *, unit: str, input
     payload = save_tensors(tensors)
     description = {
         "format": FORMAT,
-        "unit": unit,
-        "input_shape": list(input_shape),
+        **dataclasses.asdict(origin),
         "policy": [_row_to_json(row) for row in quantized.policy],
         "code_shapes": {layer: list(quantized.weight(layer).codes.shape) for layer in quantized.weights},
         "sha256": hashlib.sha256(payload).hexdigest(),
@@ -67,7 +81,7 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
 
     Args:
         folder: holds ``model.safetensors`` and ``model.json``.
-        model: the float architecture; its weights do not matter, it is not changed.
+        model: the float architecture; its weights do not matter as long as they are finite; it is not changed.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the architecture is another one.
@@ -79,16 +93,20 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
         example = torch.zeros(2, *description["input_shape"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainModeWarning)  # only the architecture of the model matters here
-            chain = capture(model, example, unit=description["unit"])
+            chain = capture(model, example, unit=description["unit"], patterns=description["patterns"])
     except (KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
     layers = {layer for unit in chain.units for layer in unit.layers}
     if layers != {row.layer for row in policy}:
         odd = sorted(layers ^ {row.layer for row in policy})
         raise CheckpointError(f"{folder}: model has other layers than the saved one, first difference {odd[0]!r}")
-    quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"])
+    home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    chain.module.cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
+        quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"])
     _restore(quantized, tensors, description["code_shapes"], folder)
-    return quantized.chain.module
+    return quantized.chain.module.to(home)
 
 
 def _tensors(quantized: QuantizedChain) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ class UnitBatch:
         reads: g(a_Q), (B, d), by need (``FEATURES``, ``LOGITS``).
         keys: the static float keys, by the same needs.
         float_gradient: squared gradients at the target, same shape, mean one.
+        channel_axis: which axis of output and target holds the channels.
     """
 
     output: Tensor
@@ -45,6 +46,7 @@ class UnitBatch:
     reads: Mapping[Need, Tensor] = dataclasses.field(default_factory=dict)
     keys: Mapping[Need, KeySet] = dataclasses.field(default_factory=dict)
     float_gradient: Tensor | None = None
+    channel_axis: int = 1
 
 
 @runtime_checkable

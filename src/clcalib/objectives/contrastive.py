@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch, missing_need
 from clcalib.objectives.critics import Cosine, Critic
-from clcalib.objectives.keys import FALSE_NEGATIVES
+from clcalib.objectives.keys import FALSE_NEGATIVES, as_vectors
 
 
 def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
         excluded: (B, M) bool.
 
     Returns:
-        A scalar; log(1 + N) - info_nce bounds the mutual information from below.
+        A scalar; with no false negatives masked, log(1 + N) - info_nce bounds the mutual information from below.
 
     Source: van den Oord et al. 2018, eq. 4.
     """
@@ -50,9 +50,9 @@ def sigmoid_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
 def crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor, log_constant: float = 0.0) -> Tensor:
     """mean_i [ -log h_ip(i) - sum_{negatives j} log(1 - h_ij) ] with h = e^{s-c} / (e^{s-c} + N/M).
 
-    Shapes as in ``info_nce``.  ``log_constant`` is c: zero is the plain form; ``log_mean_score`` makes the average
-    critic value of a negative 1 / (1 + M/N) as in contrastive distillation.  The negatives are summed, so
-    log N - crd_nce bounds the mutual information from below.
+    Shapes as in ``info_nce``.  ``log_constant`` is c: zero is the plain form; with the logarithm of the mean of e^s, a
+    pair of average score has h = 1 / (1 + N/M), as in contrastive distillation.  The negatives are summed, so with no
+    false negatives masked log N - crd_nce bounds the mutual information from below.
 
     Source: Tian et al. 2020, eqs. 18 and 19.
     """
@@ -118,7 +118,7 @@ class Contrastive:
         if self.need not in batch.reads or self.need not in batch.keys:
             raise missing_need(self, self.need)
         keys = batch.keys[self.need]
-        scores = self.critic(batch.reads[self.need].flatten(1), keys)
+        scores = self.critic(as_vectors(batch.reads[self.need]), keys)
         excluded = FALSE_NEGATIVES[self.false_negatives](keys, batch.sample_index)
         return LOSSES[self.loss](scores, batch.sample_index, excluded)
 

@@ -1,4 +1,4 @@
-"""Critics: how alike a quantized query and a float key are.  No critic has trainable parameters (docs/method, 2)."""
+"""Critics: how alike a quantized query and a float key are.  None is trained (docs/method.md, section 2)."""
 
 from __future__ import annotations
 

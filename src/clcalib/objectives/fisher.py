@@ -21,4 +21,4 @@ class FisherReconstruction:
     def __call__(self, batch: UnitBatch) -> Tensor:
         if batch.float_gradient is None:
             raise missing_need(self, Need.FLOAT_GRADIENT)
-        return fisher_error(batch.output, batch.target, batch.float_gradient)
+        return fisher_error(batch.output, batch.target.detach(), batch.float_gradient, batch.channel_axis)

@@ -1,7 +1,7 @@
 """The static key set: the float network's own features of all calibration images, computed once per run.
 
 Since the float chain is consistent, g_k(a_F) is the same vector for every unit k, so one set of keys serves them all
-(docs/method, section 2).
+(docs/method.md, section 2).
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ class KeySet:
         return len(self.directions)
 
 
+def as_vectors(features: Tensor) -> Tensor:
+    """Features (B, C, *spatial) -> (B, C): the mean over space, where the network has not taken it yet."""
+    return features.flatten(2).mean(2) if features.ndim > 2 else features.flatten(1)
+
+
 def build_keys(raw: Tensor, predictions: Tensor, identity: Tensor) -> KeySet:
-    """Freeze features (M, d) as keys.
+    """Freeze features (M, d) or (M, d, *spatial) as keys.
 
     Raises:
         ArgumentError: there is only one distinct image, so no negative pair exists.
     """
-    raw = raw.detach().flatten(1)
+    raw = as_vectors(raw.detach())
     distinct = len(torch.unique(identity))
     if distinct < 2:
         raise ArgumentError(

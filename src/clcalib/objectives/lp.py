@@ -9,18 +9,14 @@ from torch import Tensor
 from clcalib.objectives.batch import Need, UnitBatch
 
 
-def channel_axis(ndim: int) -> int:
-    """Channels are axis 1 of images and vectors, the last axis of token sequences (N, tokens, C)."""
-    return 2 if ndim == 3 else 1
-
-
-def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
+def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0, channel_axis: int = 1) -> Tensor:
     """mean over batch and space of sum over channels |output - target|^exponent.
 
     Args:
-        output: (B, C, *spatial), or (B, tokens, C).
+        output: (B, C, *spatial), or with the channels on another axis.
         target: same shape.
         exponent: 2 for every host's rounding phase; 2.4 for BRECQ's activation steps.
+        channel_axis: which axis holds the channels.
 
     Returns:
         A scalar.
@@ -30,20 +26,20 @@ def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
         >>> lp_error(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2)).item()
         5.0
 
-    Source: BRECQ (Li et al., 2021), eq. 10 without the Fisher weights; docs/method, section 3.
+    Source: BRECQ (Li et al., 2021), eq. 10 without the Fisher weights; docs/method.md, section 3.
     """
     difference = output - target
-    channels = output.shape[channel_axis(output.ndim)]
+    channels = output.shape[channel_axis]
     powered = difference.square() if exponent == 2.0 else difference.abs().pow(exponent)
     return powered.mean() * channels
 
 
-def fisher_error(output: Tensor, target: Tensor, squared_gradient: Tensor) -> Tensor:
+def fisher_error(output: Tensor, target: Tensor, squared_gradient: Tensor, channel_axis: int = 1) -> Tensor:
     """mean over batch and space of sum over channels squared_gradient (output - target)^2.
 
     Source: BRECQ (Li et al., 2021), eq. 10, diagonal Fisher information.
     """
-    channels = output.shape[channel_axis(output.ndim)]
+    channels = output.shape[channel_axis]
     return ((output - target).square() * squared_gradient).mean() * channels
 
 
@@ -58,4 +54,4 @@ class Reconstruction:
         return frozenset()
 
     def __call__(self, batch: UnitBatch) -> Tensor:
-        return lp_error(batch.output, batch.target, self.exponent)
+        return lp_error(batch.output, batch.target.detach(), self.exponent, batch.channel_axis)

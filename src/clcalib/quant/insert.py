@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from clcalib.capture.chain import Chain
-from clcalib.capture.graph import weighted_nodes
+from clcalib.capture.graph import groups_of, operator_name, weighted_nodes
 from clcalib.capture.units import Unit
 from clcalib.errors import ConstantChannelWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.ranges import RangeRule, is_constant
 from clcalib.quant.rounding import nearest
-from clcalib.quant.spec import QuantSpec
+from clcalib.quant.spec import PerChannel, QuantSpec
 
 Layers = Sequence[tuple[str, fx.Node]]  # in execution order
 
@@ -42,12 +42,14 @@ class QuantizedChain:
         chain: the quantized graph; its units have the names, kinds and order of the float chain's.
         weights: layer -> name of its ``IntegerWeight`` inside ``chain.module``.
         activations: layer -> name of the quantizer of the tensor that it reads (layers may share one).
+        sources: layer -> path of its float weight inside the float chain's module.
         policy: the rows that it was made from.
     """
 
     chain: Chain
     weights: Mapping[str, str]
     activations: Mapping[str, str]
+    sources: Mapping[str, str]
     policy: tuple[LayerPolicy, ...]
 
     def weight(self, layer: str) -> IntegerWeight:
@@ -70,6 +72,36 @@ class QuantizedChain:
         return dataclasses.replace(self, chain=chain)
 
 
+def fit_policy(chain: Chain, policy: Sequence[LayerPolicy]) -> tuple[LayerPolicy, ...]:
+    """Return the rows as they can be carried out on this chain; this is the table that is shown.
+
+    A tensor has one quantizer, so layers that read the same tensor share the largest of their widths.  The image is
+    never quantized.  Weights of transposed convolutions have their output channels on axis 1 (with groups they are
+    quantized per input channel, as no axis holds the output channels).
+    """
+    readers: dict[str, list[str]] = {}
+    transposed: set[str] = set()
+    for layer, node in weighted_nodes(chain.module):
+        readers.setdefault(node.all_input_nodes[0].name, []).append(layer)
+        if "transpose" in operator_name(node) and groups_of(node) == 1:
+            transposed.add(layer)
+    shared = {layer: [other for other in group if other != layer] for group in readers.values() for layer in group}
+    image = set(readers.get(chain.input_name, ()))
+    rows = {row.layer: row for row in policy}
+    fitted = []
+    for row in policy:
+        specs = [spec for layer in (row.layer, *shared[row.layer]) if (spec := rows[layer].input) is not None]
+        widest = max(specs, key=lambda spec: spec.bits, default=None)
+        weight, read, reason = row.weight, None if row.layer in image else widest, row.reason
+        if read != row.input:
+            note = "image not quantized" if read is None else f"reads the same tensor as {shared[row.layer][0]}"
+            reason = f"{reason}; {note}" if reason else note
+        if weight is not None and row.layer in transposed and isinstance(weight.granularity, PerChannel):
+            weight = dataclasses.replace(weight, granularity=PerChannel(1))
+        fitted.append(LayerPolicy(row.layer, weight, read, reason))
+    return tuple(fitted)
+
+
 def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: RangeRule) -> QuantizedChain:
     """Return a quantized copy of the chain; weights are rounded to nearest, activations wait for their range.
 
@@ -78,7 +110,7 @@ def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: 
 
     Args:
         chain: the float chain; not changed.
-        policy: one row for each layer.
+        policy: one row for each layer, as ``fit_policy`` returns them.
         weight_rule: chooses scale and zero point of each weight.
 
     Warns:
@@ -89,13 +121,14 @@ def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: 
     layers = weighted_nodes(module)
     weights = _insert_weights(module, layers, rows, weight_rule)
     activations, renamed = _insert_activations(module, layers, rows)
+    sources = {layer: _parameter(node) for layer, node in weighted_nodes(chain.module)}
     module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
+    # Built anew from the graph, the module holds what the graph reads and nothing else: no float weight stays behind.
+    module = fx.GraphModule(module, module.graph, class_name=type(chain.module).__name__).eval()
     units = tuple(_rename(unit, renamed) for unit in chain.units)
     feature = renamed.get(chain.feature_name, chain.feature_name)
     quantized = dataclasses.replace(chain, module=module, units=units, feature_name=feature)
-    return QuantizedChain(quantized, weights, activations, tuple(policy))
+    return QuantizedChain(quantized, weights, activations, sources, tuple(policy))
 
 
 def _insert_weights(
@@ -106,16 +139,13 @@ def _insert_weights(
         spec = rows[layer].weight
         if spec is None:
             continue
-        parameter = node.args[1]
-        assert isinstance(parameter, fx.Node)
         if layer not in names:
             names[layer] = f"weight_{index}_{_identifier(layer)}"
-            module.add_submodule(
-                names[layer], _nearest_weight(layer, tensor_at(module, str(parameter.target)), spec, rule)
-            )
+            weight = tensor_at(module, _parameter(node))
+            module.add_submodule(names[layer], _nearest_weight(layer, weight, spec, rule))
         with module.graph.inserting_before(node):
             quantized = module.graph.call_module(names[layer])
-        quantized.meta = dict(parameter.meta)
+        quantized.meta = dict(node.args[1].meta) if isinstance(node.args[1], fx.Node) else {}
         node.args = (node.args[0], quantized, *node.args[2:])
     return names
 
@@ -144,8 +174,8 @@ def _insert_activations(
     names: dict[str, str] = {}
     renamed: dict[str, str] = {}
     for index, (tensor, names_of_readers) in enumerate(readers.items()):
-        specs = [spec for layer in names_of_readers if (spec := rows[layer].input) is not None]
-        spec = max(specs, key=lambda spec: spec.bits)
+        spec = rows[names_of_readers[0]].input
+        assert spec is not None
         name = f"activation_{index}_{_identifier(names_of_readers[0])}"
         module.add_submodule(name, Unquantized(spec))
         with module.graph.inserting_after(tensor):
@@ -154,9 +184,14 @@ def _insert_activations(
             user.replace_input_with(tensor, quantized)
         quantized.meta = dict(tensor.meta)
         names.update(dict.fromkeys(names_of_readers, name))
-        if tensor.op != "placeholder":
-            renamed[tensor.name] = quantized.name
+        renamed[tensor.name] = quantized.name
     return names, renamed
+
+
+def _parameter(node: fx.Node) -> str:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return str(weight.target)
 
 
 def _rename(unit: Unit, renamed: Mapping[str, str]) -> Unit:

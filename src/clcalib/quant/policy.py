@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from clcalib.errors import ArgumentError
 from clcalib.quant.spec import PerChannel, PerTensor, QuantSpec
@@ -42,6 +43,20 @@ class Bits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Override:
+    """Widths of the layers that a pattern fits; ``"default"`` leaves one as it would be without the override."""
+
+    weights: int | Literal["default"] | None = "default"
+    activations: int | Literal["default"] | None = "default"
+
+    def applied_to(self, bits: Bits) -> Bits:
+        """The widths of a layer whose default is ``bits``."""
+        weights = bits.weights if self.weights == "default" else self.weights
+        activations = bits.activations if self.activations == "default" else self.activations
+        return dataclasses.replace(bits, weights=weights, activations=activations)
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerPolicy:
     """One row: the widths of a layer's weight and of the tensor that it reads."""
 
@@ -52,7 +67,7 @@ class LayerPolicy:
 
 
 def build_policy(
-    layers: Sequence[str], bits: Bits, setting: str = "qdrop", overrides: Mapping[str, Bits] | None = None
+    layers: Sequence[str], bits: Bits, setting: str = "qdrop", overrides: Mapping[str, Bits | Override] | None = None
 ) -> tuple[LayerPolicy, ...]:
     """Return one row for each layer, in execution order.
 
@@ -68,12 +83,14 @@ def build_policy(
     Raises:
         ArgumentError: an unknown setting, or a pattern that fits no layer.
 
-    Source: QDrop (Wei et al., 2022), appendix; BRECQ (Li et al., 2021), section 4.1; docs/method, section 3.
+    Source: QDrop (Wei et al., 2022), appendix; BRECQ (Li et al., 2021), section 4.1; docs/method.md, section 3.
     """
     if setting not in SETTINGS:
         raise ArgumentError("setting", f"one of {', '.join(SETTINGS)}", repr(setting))
     overrides = dict(overrides or {})
-    for pattern in overrides:
+    for pattern, override in overrides.items():
+        if not isinstance(override, (Bits, Override)):
+            raise ArgumentError("overrides", f"Bits or Override for {pattern!r}", repr(override))
         if not fnmatch.filter(layers, pattern):
             near = difflib.get_close_matches(pattern, layers, 1, 0.0)
             raise ArgumentError("overrides", "patterns that fit a layer", repr(pattern), f"nearest layer: {near[0]}")
@@ -82,9 +99,9 @@ def build_policy(
         widths, reason = _default(index, len(layers), bits, setting)
         for pattern, override in overrides.items():
             if fnmatch.fnmatchcase(layer, pattern):
-                widths, reason = override, f"override {pattern}"
-        image = index == 0 and reason.startswith("first")
-        rows.append(LayerPolicy(layer, weight_spec(widths), None if image else input_spec(widths), reason))
+                widths = override if isinstance(override, Bits) else override.applied_to(widths)
+                reason = f"override {pattern}"
+        rows.append(LayerPolicy(layer, weight_spec(widths), None if index == 0 else input_spec(widths), reason))
     return tuple(rows)
 
 

@@ -75,9 +75,9 @@ def initial_v(weight: Tensor, qparams: QParams) -> Tensor:
     """
     steps = weight.detach() / qparams.scale.detach()
     # In float64, so that the sign of v tells on which side of 1/2 the fraction is.
-    fraction = (steps - torch.floor(steps)).to(torch.float64).clamp_(_SAFE_FRACTION, 1.0 - _SAFE_FRACTION)
+    fraction = (steps - torch.floor(steps)).cpu().double().clamp_(_SAFE_FRACTION, 1.0 - _SAFE_FRACTION)
     # logit((fraction - gamma) / (zeta - gamma)), with zeta = 1 - gamma, so that exactly 1/2 gives exactly 0.
-    return torch.log((fraction - GAMMA) / (1.0 - fraction - GAMMA)).to(weight.dtype)
+    return torch.log((fraction - GAMMA) / (1.0 - fraction - GAMMA)).to(weight)
 
 
 def soft_quantize(weight: Tensor, v: Tensor, qparams: QParams, spec: QuantSpec, floors: Tensor | None = None) -> Tensor:

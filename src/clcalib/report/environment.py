@@ -60,6 +60,7 @@ def collected_warnings() -> Iterator[list[str]]:
     """Collect the texts of clcalib's warnings, each once, and pass all warnings on as the caller wants them."""
     messages: list[str] = []
     with warnings.catch_warnings():
+        warnings.filterwarnings("default", category=ClcalibWarning, append=True)
         show = warnings.showwarning
 
         def collect(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:

@@ -63,7 +63,10 @@ class UnitRecord(_Frozen):
         name: the unit's name in the chain.
         kind: "layer" or "block".
         reconstruction_error: squared difference to the float output, summed over channels, mean over batch and space.
-        mutual_information_bound: lower bound of I(A_F; A_Q) in nat; None where it was not measured.
+            Before: the unit under nearest rounding behind the prefix that was calibrated already.
+        mutual_information_bound: lower bound of I(A_F; A_Q) in nat; None where it was not measured.  Before: the whole
+            network under nearest rounding.
+        mutual_information_gap: the bound on the calibration images less the one on the held-out images.
         sqnr_db: signal-to-quantization-noise ratio in decibel.
         layers: the names of the weighted layers in the unit.
     """
@@ -72,6 +75,7 @@ class UnitRecord(_Frozen):
     kind: Literal["layer", "block"]
     reconstruction_error: OnImages
     mutual_information_bound: OnImages | None = None
+    mutual_information_gap: BeforeAfter | None = None
     sqnr_db: SignalToNoise = Field(default_factory=SignalToNoise)
     layers: tuple[str, ...] = ()
 

@@ -49,6 +49,7 @@ def description_table(rows: Sequence[UnitRow]) -> Table:
 def unit_table(record: RunRecord) -> Table:
     """Reconstruction error and mutual-information bound per unit, with nearest rounding and after optimisation."""
     has_bound = any(unit.mutual_information_bound is not None for unit in record.units)
+    has_gap = any(unit.mutual_information_gap is not None for unit in record.units)
     has_held_out = any(unit.reconstruction_error.held_out is not None for unit in record.units)
     table = _table("Units: before (nearest rounding) and after")
     table.add_column("unit", overflow="fold", style="bold")
@@ -57,6 +58,8 @@ def unit_table(record: RunRecord) -> Table:
         table.add_column("held-out error", justify="right", no_wrap=True)
     if has_bound:
         table.add_column(Text("MI bound [nat]"), justify="right", no_wrap=True)
+    if has_gap:
+        table.add_column("gap", justify="right", no_wrap=True)
     table.add_column(Text("SQNR [dB]"), justify="right", no_wrap=True)
     for unit in record.units:
         cells: list[Text | str] = [Text(unit.name), _change(unit.reconstruction_error)]
@@ -64,6 +67,9 @@ def unit_table(record: RunRecord) -> Table:
             cells.append(_change(unit.reconstruction_error, is_held_out=True))
         if has_bound:
             cells.append(_change(unit.mutual_information_bound, digits=2))
+        if has_gap:
+            gap = unit.mutual_information_gap
+            cells.append(MISSING if gap is None else f"{gap.after:+.2f}")
         ratio = unit.sqnr_db.calibration
         table.add_row(*cells, MISSING if ratio is None else f"{ratio:.1f}")
     return table
