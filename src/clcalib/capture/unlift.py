@@ -32,6 +32,7 @@ def unlift(program: ExportedProgram) -> fx.GraphModule:
     _drop_full_slices(graph)
     _gather_tuples(graph)
     _free_factories(graph)
+    _free_views(graph)
     graph.eliminate_dead_code()
     _precompute_constants(graph, root)
     graph.eliminate_dead_code()
@@ -130,6 +131,13 @@ def _free_factories(graph: fx.Graph) -> None:
         constant.meta = dict(node.meta)
         node.replace_all_uses_with(constant)
         graph.erase_node(node)
+
+
+def _free_views(graph: fx.Graph) -> None:
+    """``view`` becomes ``reshape``: the same values, whatever order in memory a cached tensor has."""
+    for node in graph.nodes:
+        if node.target in (_ATEN.view.default, _ATEN._unsafe_view.default):
+            node.target = _ATEN.reshape.default
 
 
 def _precompute_constants(graph: fx.Graph, root: dict[str, Any]) -> None:

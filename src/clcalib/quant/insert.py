@@ -41,7 +41,8 @@ class QuantizedChain:
     Attributes:
         chain: the quantized graph; its units have the names, kinds and order of the float chain's.
         weights: layer -> name of its ``IntegerWeight`` inside ``chain.module``.
-        activations: layer -> name of the quantizer of the tensor that it reads (layers may share one).
+        activations: layer -> name of the quantizer of the tensor that it reads.  Of layers that share one, the first
+            is named; the further calls of a layer that is called more than once are ``layer#2`` and so on.
         sources: layer -> path of its float weight inside the float chain's module.
         policy: the rows that it was made from.
     """
@@ -183,7 +184,8 @@ def _insert_activations(
         for user in [user for user in tensor.users if user is not quantized]:
             user.replace_input_with(tensor, quantized)
         quantized.meta = dict(tensor.meta)
-        names.update(dict.fromkeys(names_of_readers, name))
+        count = sum(key.partition("#")[0] == names_of_readers[0] for key in names)
+        names[names_of_readers[0] + (f"#{count + 1}" if count else "")] = name
         renamed[tensor.name] = quantized.name
     return names, renamed
 
