@@ -34,7 +34,7 @@ def test_defaults_are_the_default_recipe_without_the_contrastive_term(table: dic
     config = build(RunConfig, table, "run.toml")
     assert config.recipe.name == "qdrop"
     assert config.contrastive is None
-    assert config.data.count == 1024
+    assert config.data.count is None
     assert make_recipe(config.recipe, config.contrastive).name == "qdrop"
 
 

@@ -84,7 +84,7 @@ class DataSection(ImagesSection):
     """The same, with the calibration images.  Held-out images are evaluation images that are not calibration images."""
 
     calibration: Path = Field(description="the path of the calibration images (--calibration)")
-    count: int = Field(default=1024, ge=1, description="a whole number of calibration images, at least 1")
+    count: int | None = Field(default=None, ge=1, description="a whole number of calibration images, at least 1")
     held_out_count: int = Field(default=256, ge=0, description="a whole number of held-out images, at least 0")
 
 

@@ -25,6 +25,7 @@ from clcalib.quant.policy import Bits, Override
 from clcalib.report.record import RunRecord
 
 CONFIG_FILE = "config.json"
+USUAL_CALIBRATION_IMAGES = 1024
 
 
 def run(config: RunConfig, observer: Observer) -> RunRecord:
@@ -121,7 +122,13 @@ def _image_digests(images: Tensor) -> list[str]:
 
 def _calibration_images(config: RunConfig) -> CalibrationSet:
     data = config.data
-    return load_calibration(data.calibration, transform=data.transform(), count=data.count, seed=config.run.seed)
+    return load_calibration(
+        data.calibration,
+        transform=data.transform(),
+        count=data.count,
+        seed=config.run.seed,
+        at_most=USUAL_CALIBRATION_IMAGES,
+    )
 
 
 def _overrides(section: QuantizationSection) -> dict[str, Override]:

@@ -10,6 +10,7 @@ import torch
 from clcalib.calibrate.mixing import mix
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes import RECIPES, adaround, brecq, qdrop, with_contrastive
+from clcalib.calibrate.recipes.cl_calib import SHARE
 from clcalib.calibrate.schedules import cosine, short_run_rate
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.errors import ArgumentError
@@ -91,7 +92,7 @@ def test_the_contrastive_term_goes_on_any_host(name):
     assert Need.FEATURES in recipe.needs
     for phase, own in zip(recipe.phases, host.phases, strict=True):
         assert phase.terms[:-1] == own.terms
-        assert phase.terms[-1].weight == 2.0
+        assert phase.terms[-1].weight == pytest.approx(2.0 * SHARE)
         assert dataclasses.replace(phase, terms=own.terms) == own
 
 
@@ -104,6 +105,7 @@ def test_the_contrastive_term_goes_on_any_host(name):
         (lambda: with_contrastive(qdrop(steps=1), critic="dot"), "critic"),
         (lambda: with_contrastive(qdrop(steps=1), temperature=-1), "temperature"),
         (lambda: with_contrastive(qdrop(steps=1), interval=0), "interval"),
+        (lambda: with_contrastive(qdrop(steps=1), share=-1), "share"),
         (lambda: qdrop(steps=0), "steps"),
         (lambda: qdrop(steps=1.5), "steps"),
         (lambda: qdrop(steps=1, batch_size=0), "batch_size"),

@@ -39,7 +39,7 @@ class _Source:
 
 
 def load_calibration(
-    path: str | Path, *, transform: Transform, count: int | None = None, seed: int = 0
+    path: str | Path, *, transform: Transform, count: int | None = None, seed: int = 0, at_most: int | None = None
 ) -> CalibrationSet:
     """Read ``count`` images, chosen by ``seed``, for calibration; of CIFAR-10 they are training images.
 
@@ -48,11 +48,14 @@ def load_calibration(
         transform: applied to 8-bit pixels; floating images in a ``.safetensors`` file are taken as they are.
         count: how many; None takes all of them in their order.
         seed: of the choice, see ``selection.choose``.
+        at_most: without a ``count``, take this many where the source holds more.
 
     Raises:
         DataError: the source is missing, damaged, holds fewer images, or the transform leaves them with mixed shapes.
     """
     source = _open(Path(path), "train")
+    if count is None and at_most is not None and source.count > at_most:
+        count = at_most
     indices = choose(source.count, count, seed)
     images, description = source.read(indices, transform)
     return CalibrationSet.from_tensor(images, source=source.name, indices=indices, transform=description)

@@ -13,6 +13,9 @@ from clcalib.errors import ArgumentError
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import CRITICS
 
+# Chosen by the ablation of benchmarks/accuracy.py: as large as the host's loss, the term does harm.
+SHARE = 0.1
+
 
 def with_contrastive(
     recipe: Recipe,
@@ -24,18 +27,20 @@ def with_contrastive(
     critic: str = "cosine",
     false_negatives: str = "keep",
     interval: int = 1,
+    share: float = SHARE,
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase.
 
     Args:
         recipe: any recipe that optimises something.
-        weight: of the contrastive term, relative to the host's own loss (``Term.is_relative``).
+        weight: of the contrastive term.  At weight 1 it is ``share`` times as large as the host's own loss.
         temperature: divides the cosines.
         loss: ``"info_nce"``, ``"sigmoid_nce"``, ``"crd_nce"`` or ``"normalised_crd_nce"``.
         read: ``"features"`` (penultimate) or ``"logits"``.
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
         interval: compute the term at every ``interval``-th step (``Term.interval``).
+        share: size of the term at weight 1, relative to the host's loss for the same unit (``Term.is_relative``).
 
     Raises:
         ArgumentError: a name is unknown, a number out of range, or the recipe optimises nothing.
@@ -48,10 +53,12 @@ def with_contrastive(
         raise ArgumentError("recipe", "one without a contrastive term", recipe.name)
     if not 0 < weight < float("inf"):
         raise ArgumentError("weight", "a positive number", weight, "leave the term out instead of weighting it 0")
+    if not 0 < share < float("inf"):
+        raise ArgumentError("share", "a positive number", share)
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
-    term = Term(objective, weight, is_relative=True, interval=interval)
+    term = Term(objective, weight * share, is_relative=True, interval=interval)
     phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
     settings = {
         "weight": weight,
@@ -61,5 +68,6 @@ def with_contrastive(
         "critic": critic,
         "false_negatives": false_negatives,
         "interval": interval,
+        "share": share,
     }
     return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)
