@@ -9,7 +9,6 @@ implementations do: vectorised over the channels, one candidate (scale, zero poi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,10 +22,10 @@ from torch import Tensor
 from clcalib.quant.functional import fake_quantize
 from clcalib.quant.ranges import MseGrid
 from clcalib.quant.spec import PerChannel, QParams, QuantSpec
+from common import provenance, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "examples" / "demo" / "resnet20.safetensors"
-RESULT = ROOT / "benchmarks" / "results" / "range_speed.json"
 RULE = MseGrid(exponent=2.4, steps=100)
 
 
@@ -91,16 +90,8 @@ def main() -> None:
         rows.append({"bits": bits, "ours": ours, "loop": loop, "worst_error_ratio_of_a_layer": worst})
         speed, ratio = loop["cpu_seconds"] / ours["cpu_seconds"], ours["error"] / loop["error"]
         print(f"{bits:>4}  {ours['cpu_seconds']:>8.2f}  {loop['cpu_seconds']:>8.2f}  {speed:>6.0f}x  {ratio:>22.6f}")
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "weights": source,
-        "threads": 1,
-        "torch": torch.__version__,
-        "exponent": RULE.exponent,
-        "steps": RULE.steps,
-    }
-    RESULT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {RESULT.relative_to(ROOT)}")
+    about = {"weights": source, "exponent": RULE.exponent, "steps": RULE.steps, **provenance(seed=None)}
+    print(write_result("range_speed", {**about, "rows": rows}).name)
 
 
 if __name__ == "__main__":
