@@ -63,23 +63,25 @@ def text() -> str:
     return "\n".join(
         [
             START,
-            f"ResNet-20 with public weights (float {float_top1:.2f} %), CIFAR-10, 1,024 calibration images, all 10,000 test images,",
-            "2,000 steps for each unit, QDrop setting, rates as by default; top-1 in %, mean ± standard deviation (number of seeds):",
+            f"ResNet-20 with public weights (float {float_top1:.2f} %), CIFAR-10, 1,024 images to calibrate, all 10,000",
+            "test images, 2,000 steps for each unit, QDrop setting, rates as by default; top-1 in %, mean ± standard",
+            "deviation (number of seeds):",
             "",
             *hosts(grids["hosts"]),
             "",
-            "Forms of the contrastive term on QDrop at W2A2 and 200 steps (weights relative to the host's loss: `share=1`; every",
-            "fourth step unless it says otherwise):",
+            "Forms of the contrastive term on QDrop at W2A2 and 200 steps (weights relative to the host's loss: `share=1`;",
+            "every fourth step and temperature 0.1 unless it says otherwise):",
             "",
             *forms(grids["contrastive"]),
             "",
             f"One step, batch 32, one thread, CPU time, mean over the units of ResNet-20 ({steps['machine']}): "
-            + ", ".join(f"{name} {value:.1f} ms" for name, value in costs.items())
-            + f". Most of a QDrop run: {operators}.",
+            + "; ".join(f"{name} {value:.1f} ms" for name, value in costs.items())
+            + f". Where a QDrop run spends its time: {operators}.",
             "",
             range_line(ranges),
             "",
-            "Each number comes from a script in [benchmarks](benchmarks), with its JSON in [benchmarks/results](benchmarks/results).",
+            "Each number comes from a script in [benchmarks](benchmarks); its JSON is in",
+            "[benchmarks/results](benchmarks/results).",
             END,
         ]
     )
@@ -87,8 +89,8 @@ def text() -> str:
 
 def range_line(ranges: dict[str, Any]) -> str:
     rows = ", ".join(
-        f"{row['bits']} bits {row['ours']['cpu_seconds']:.2f} s (loop over candidates {row['loop']['cpu_seconds']:.2f} s, "
-        f"error {row['ours']['error'] / row['loop']['error']:.4f} of its)"
+        f"{row['bits']} bits {row['ours']['cpu_seconds']:.2f} s (loop over candidates "
+        f"{row['loop']['cpu_seconds']:.2f} s, error {row['ours']['error'] / row['loop']['error']:.4f} of its)"
         for row in ranges["rows"]
     )
     return f"Range search of all weights of ResNet-20 (`mse_grid`, per channel, one thread, CPU time): {rows}."
