@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import clcalib
-from clcalib.calibrate.caches import advance
 from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import capture
+from clcalib.capture.running import advance
 from clcalib.errors import ArgumentError
 from clcalib.quant.modules import IntegerWeight
 from clcalib.quant.policy import Override

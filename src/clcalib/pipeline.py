@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clcalib.calibrate.caches import advance
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import nearest
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
+from clcalib.capture.running import advance
 from clcalib.checks import check_arguments, check_negatives, check_output, checked_device, range_rule
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning, OutputExistsError

@@ -9,12 +9,12 @@ import torch
 from tests.tiny import images, tiny
 
 import clcalib
-from clcalib.calibrate.caches import advance
 from clcalib.calibrate.loop import UnitData
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.walk import Walk, _scales
 from clcalib.capture.chain import capture
+from clcalib.capture.running import advance
 from clcalib.objectives.batch import Need, UnitBatch
 from clcalib.objectives.lp import Reconstruction
 from clcalib.quant.insert import insert_quantizers

@@ -1,4 +1,4 @@
-"""Running a part of the chain over all calibration images, in batches, without gradients."""
+"""The first images of a cached state, and the ranges of activations that are found from them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from clcalib.calibrate.loop import State
+from clcalib.capture.running import State
 from clcalib.errors import DeadActivationWarning
 from clcalib.quant.insert import Unquantized
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.ranges import RangeRule
-
-BATCH = 64
-
-
-@torch.no_grad()
-def advance(body: nn.Module, state: State) -> State:
-    """Run ``body`` over a cached state (N, ...); the result has the same N."""
-    starts = range(0, len(state[0]), BATCH)
-    parts = [body(*(tensor[start : start + BATCH] for tensor in state)) for start in starts]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def take(state: State, count: int) -> State:

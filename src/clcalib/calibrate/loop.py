@@ -14,11 +14,11 @@ from clcalib.calibrate.recipe import Phase, Term, needs_of
 from clcalib.calibrate.schedules import cosine
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.capture.running import State
 from clcalib.errors import NumericalError
 from clcalib.objectives.batch import Need, UnitBatch
 from clcalib.objectives.keys import KeySet
 
-State = tuple[Tensor, ...]  # the live tensors at a cut, each (N, ...)
 REPORT_EVERY = 25
 
 

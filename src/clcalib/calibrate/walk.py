@@ -10,13 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from clcalib.calibrate.caches import advance, dead_activation_warning, find_ranges, take
-from clcalib.calibrate.loop import State, UnitData, optimise
+from clcalib.calibrate.caches import dead_activation_warning, find_ranges, take
+from clcalib.calibrate.loop import UnitData, optimise
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.capture.chain import Chain
+from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
 from clcalib.errors import NumericalError
 from clcalib.objectives.batch import Need

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import torch
 from torch import Tensor
 
 from clcalib.capture.chain import Chain
+from clcalib.capture.running import State, advance
 from clcalib.evaluate.mutual_information import feature_bound
 from clcalib.objectives.keys import as_vectors
-
-BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +26,22 @@ class UnitMetrics:
     mutual_information_bound: float
 
 
-@torch.no_grad()
 def unit_metrics(
     floating: Chain, quantized: Chain, images: Tensor, *, temperature: float = 0.1
 ) -> tuple[UnitMetrics, ...]:
     """Run both chains side by side over images (K, ...) and compare them behind every unit."""
     # Behind the float chain g(a_F) is one vector for every unit but the last, where the remainder is the identity.
     ends = floating.subgraph((floating.input_name,), (floating.feature_name, floating.output_name))
-    features, outputs = (as_vectors(tensor) for tensor in _run(ends, (images,)))
-    float_state: tuple[Tensor, ...] = (images,)
-    state: tuple[Tensor, ...] = (images,)
+    features, outputs = (as_vectors(tensor) for tensor in advance(ends, (images,)))
+    float_state: State = (images,)
+    state: State = (images,)
     rows = []
     for index, unit in enumerate(floating.units):
-        float_state = _run(floating.body(index), float_state)
-        state = _run(quantized.body(index), state)
+        float_state = advance(floating.body(index), float_state)
+        state = advance(quantized.body(index), state)
         position = unit.outputs.index(unit.target)
         keys = outputs if index == len(floating.units) - 1 else features
-        queries = as_vectors(_run(floating.suffix(index, "features"), state)[0])
+        queries = as_vectors(advance(floating.suffix(index, "features"), state)[0])
         bound = feature_bound(queries, keys, temperature)
         rows.append(UnitMetrics(unit.name, sqnr(float_state[position], state[position]), bound))
     return tuple(rows)
@@ -55,9 +52,3 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
     power = float(signal.cpu().double().square().sum())
     noise = float((signal.cpu().double() - quantized.cpu().double()).square().sum())
     return 10 * math.log10(power / noise) if power > 0 and noise > 0 else None
-
-
-def _run(body: torch.nn.Module, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    starts = range(0, len(state[0]), BATCH)
-    parts = [body(*(tensor[start : start + BATCH] for tensor in state)) for start in starts]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
