@@ -69,6 +69,7 @@ def hosts() -> list[Cell]:
 
 def contrastive_forms() -> list[Cell]:
     """The forms of the contrastive term, on QDrop at W2A2 and few steps."""
+    # Written against the first default temperature, 0.1, so that every form says what it is.
     light = {"weight": 0.1}
     forms: dict[str, dict[str, Any] | None] = {
         "plain": None,
@@ -84,6 +85,11 @@ def contrastive_forms() -> list[Cell]:
         "info_nce-weight-0.3-temperature-0.5": {"weight": 0.3, "temperature": 0.5},
         "info_nce-weight-0.3-temperature-1": {"weight": 0.3, "temperature": 1.0},
         "info_nce-weight-1-temperature-1": {"weight": 1.0, "temperature": 1.0},
+        "info_nce-weight-0.1-temperature-0.5-same-prediction": {
+            **light,
+            "temperature": 0.5,
+            "false_negatives": "same_prediction",
+        },
         "info_nce-weight-0.1-logits": {**light, "read": "logits"},
         "info_nce-weight-0.1-centred": {**light, "critic": "centred_cosine"},
         "info_nce-weight-0.1-same-prediction": {**light, "false_negatives": "same_prediction"},
@@ -95,7 +101,7 @@ def contrastive_forms() -> list[Cell]:
         "sigmoid_nce-weight-0.1": {**light, "loss": "sigmoid_nce"},
     }
     return [
-        Cell(name, "qdrop", 2, 2, 200, contrastive=None if form is None else {"share": 1.0, "interval": 4, **form})
+        Cell(name, "qdrop", 2, 2, 200, contrastive=None if form is None else {"share": 1.0, "interval": 4, "temperature": 0.1, **form})
         for name, form in forms.items()
     ]
 

@@ -27,7 +27,7 @@ class Cosine:
         temperature: divides the cosine; small values look at the hardest negatives alone.
     """
 
-    temperature: float = 0.1
+    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
@@ -46,7 +46,7 @@ class CentredCosine:
     *Deviation* from the published term, which does not subtract the mean.
     """
 
-    temperature: float = 0.1
+    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
@@ -60,4 +60,4 @@ CRITICS: dict[str, Callable[[float], Critic]] = {"cosine": Cosine, "centred_cosi
 
 def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < float("inf"):
-        raise ArgumentError("temperature", "a positive number", temperature, "0.1 is a good start")
+        raise ArgumentError("temperature", "a positive number", temperature, "0.5 is a good start")
