@@ -101,7 +101,14 @@ def contrastive_forms() -> list[Cell]:
         "sigmoid_nce-weight-0.1": {**light, "loss": "sigmoid_nce"},
     }
     return [
-        Cell(name, "qdrop", 2, 2, 200, contrastive=None if form is None else {"share": 1.0, "interval": 4, "temperature": 0.1, **form})
+        Cell(
+            name,
+            "qdrop",
+            2,
+            2,
+            200,
+            contrastive=None if form is None else {"share": 1.0, "interval": 4, "temperature": 0.1, **form},
+        )
         for name, form in forms.items()
     ]
 

@@ -7,6 +7,10 @@ than the paper's 20,000 for each unit, so that all of it ends within minutes.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from rich.console import Console
 from clcalib.cli.progress import observer_for
 from clcalib.config import RunConfig, build
 from clcalib.config_sources import merge, read_toml
+from clcalib.files import write_atomically
 from clcalib.report.record import RunRecord
 from clcalib.report.tables import summary_table
 from clcalib.run import run
@@ -41,9 +46,21 @@ def demo_run(name: str, widths: str, changes: dict[str, object], out: Path, cons
         return run(config, observer)
 
 
+def table_as_json(records: list[RunRecord], seconds: float) -> bytes:
+    """The numbers of the table and where they were measured."""
+    fields = ("float_top1", "nearest_top1", "quantized_top1", "agreement", "weight_bits", "activation_bits", "recipe")
+    more = ("contrastive", "seed", "steps_per_unit", "seconds", "threads", "versions")
+    runs = [record.model_dump(mode="json", include={*fields, *more}) for record in records]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    result = {"runs": runs, "seconds": round(seconds), "machine": machine, "commit": commit}
+    return (json.dumps(result, indent=1) + "\n").encode()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
+    parser.add_argument("--record", type=Path, help="also write the table as JSON to this file")
     arguments = parser.parse_args()
     console, start = Console(), time.perf_counter()
     records = []
@@ -56,7 +73,10 @@ def main() -> None:
     steps = ", ".join(f"{count} steps for each unit at {widths}" for widths, count in STEPS.items())
     console.print(f"{steps}; the papers use 20,000.", highlight=False)
     console.print(f"Models, records and settings: {arguments.out}/*/", highlight=False)
-    console.print(f"{time.perf_counter() - start:.0f} s in all", highlight=False)
+    seconds = time.perf_counter() - start
+    console.print(f"{seconds:.0f} s in all", highlight=False)
+    if arguments.record is not None:
+        write_atomically(arguments.record, table_as_json(records, seconds))
 
 
 if __name__ == "__main__":
