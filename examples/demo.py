@@ -25,7 +25,7 @@ from clcalib.report.tables import summary_table
 from clcalib.run import run
 
 CONFIG = Path(__file__).parent / "demo" / "demo.toml"
-STEPS = {"W4A4": 40, "W2A2": 120}
+STEPS = {"W4A4": 40, "W2A2": 200}
 
 
 def demo_run(name: str, widths: str, changes: dict[str, object], out: Path, console: Console) -> RunRecord:
