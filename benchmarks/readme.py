@@ -89,7 +89,7 @@ def text() -> str:
             "",
             "Forms of the contrastive term on QDrop at W2A2 and 200 steps (weights relative to the host's loss,",
             "`share=1`; every fourth step and temperature 0.1 unless it says otherwise). One or two seeds each: leads",
-            "that chose the defaults, not results:",
+            "that chose the defaults, not results (a name without a weight has weight 1):",
             "",
             *forms(grids["contrastive"]),
             "",
