@@ -45,6 +45,7 @@ class Cell:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     contrastive: dict[str, Any] | None = None
     setting: str = "qdrop"
+    precision: str = "auto"
 
     def make(self) -> clcalib.Recipe:
         options = {} if self.recipe == "nearest" else {"steps": self.steps, **self.options}
@@ -113,6 +114,15 @@ def contrastive_forms() -> list[Cell]:
     ]
 
 
+def precisions() -> list[Cell]:
+    """Convolutions in float32 and in bfloat16, all else equal."""
+    return [
+        Cell(f"w2a{activations}-qdrop-{precision}", "qdrop", 2, activations, 2000, precision=precision)
+        for activations in (2, 4)
+        for precision in ("float32", "bfloat16")
+    ]
+
+
 def rates() -> list[Cell]:
     """The rounding rate at few steps, on plain QDrop at W2A2."""
     return [
@@ -122,7 +132,7 @@ def rates() -> list[Cell]:
     ]
 
 
-GRIDS = {"hosts": hosts, "contrastive": contrastive_forms, "rates": rates}
+GRIDS = {"hosts": hosts, "contrastive": contrastive_forms, "rates": rates, "precision": precisions}
 
 
 @functools.cache
@@ -148,6 +158,7 @@ def run_cell(cell: Cell, seed: int, data: Path, measured_images: int) -> dict[st
         seed=seed,
         held_out=clcalib.CalibrationSet.from_tensor(unseen),
         measured_images=measured_images,
+        precision=cell.precision,
     )
     seconds = time.process_time() - start
     tests, labels, floats = test_set(data)
@@ -162,6 +173,7 @@ def run_cell(cell: Cell, seed: int, data: Path, measured_images: int) -> dict[st
         "calibration_agreement": 100 * agreement(logits(result.model, images), logits(model, images)),
         "cpu_seconds": round(seconds, 1),
         "units": [unit.model_dump() for unit in result.record.units],
+        "precision": result.record.precision,
         **provenance(),
     }
 
@@ -202,9 +214,11 @@ def summary(arguments: argparse.Namespace) -> None:
 
 
 def base_of(name: str, cells: dict[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """The plain host that a contrastive cell is compared with."""
+    """What a cell is compared with: the plain host, or float32."""
     if name.endswith("-contrastive"):
         return cells.get(name.removesuffix("-contrastive"), {})
+    if name.endswith("-bfloat16"):
+        return cells.get(name.removesuffix("bfloat16") + "float32", {})
     return cells.get("plain", {})
 
 

@@ -31,7 +31,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "commit": commit(),
+        "commit": COMMIT,
         **more,
     }
 
@@ -49,6 +49,9 @@ def commit() -> str:
     """The commit that is checked out, with a mark where the tree differs from it."""
     run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return run.stdout.strip() or "unknown"
+
+
+COMMIT = commit()  # read at the start: the tree may change while a benchmark runs
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:

@@ -66,6 +66,10 @@ class DeadActivationWarning(ClcalibWarning):
     """An activation is the same everywhere on the calibration images, so its range is empty."""
 
 
+class SlowPathWarning(ClcalibWarning):
+    """Something that makes calibration fast is missing on this machine; the result is the same, only later."""
+
+
 class SmallCalibrationWarning(ClcalibWarning):
     """There are fewer calibration images than a mini-batch holds."""
 

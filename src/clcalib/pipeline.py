@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.observer import Observer, SilentObserver
+from clcalib.calibrate.precision import convolution_dtype
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import nearest
 from clcalib.calibrate.walk import UnitTrace, Walk
@@ -79,6 +80,7 @@ def quantize(
     held_out: CalibrationSet | None = None,
     measured_images: int = MEASURED_IMAGES,
     device: str | torch.device = "cpu",
+    precision: str = "auto",
     observer: Observer | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
@@ -98,6 +100,9 @@ def quantize(
         held_out: images that only measure the units' errors.
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
         device: where to compute; the result stays there.
+        precision: in which type convolutions compute while a unit is optimised: ``"float32"``, ``"bfloat16"``, or
+            ``"auto"``, which is bfloat16 where this machine is faster in it.  Everything else, and the result, is
+            float32.
         observer: told of the progress.
 
     Returns:
@@ -119,13 +124,14 @@ def quantize(
         check_arguments(calibration, recipe, bits, (("evaluation", evaluation), ("held_out", held_out)))
         rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
         place = checked_device(device)
+        dtype = convolution_dtype(precision, place)
         clock.stage("capture")
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
         check_output(chain, recipe, evaluation)
         chain.module.to(place)
         policy = fit_policy(chain, build_policy(chain.layers, bits, setting, overrides))
         observer.policy(policy)
-        job = _Job(chain, recipe, seed, rules[1], calibration.images.to(place), observer, clock)
+        job = _Job(chain, recipe, seed, rules[1], dtype, calibration.images.to(place), observer, clock)
         clock.stage("weight ranges")
         base = insert_quantizers(chain, policy, rules[0])
         before, after, traces = job.calibrate(base, _some(held_out, measured_images, place))
@@ -152,6 +158,7 @@ def quantize(
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
         device=str(place),
+        precision=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         versions=versions(),
         model_digest=model_digest(model),
@@ -185,6 +192,7 @@ class _Job:
     recipe: Recipe
     seed: int
     activation_rule: RangeRule
+    dtype: torch.dtype
     images: Tensor
     observer: Observer
     clock: StageClock
@@ -215,7 +223,7 @@ class _Job:
         held_out: Tensor | None,
         observer: Observer,
     ) -> list[UnitTrace]:
-        walk = Walk(self.chain, quantized, recipe, self.activation_rule, keys, self.seed, observer)
+        walk = Walk(self.chain, quantized, recipe, self.activation_rule, keys, self.seed, observer, self.dtype)
         return list(walk.run(self.images, held_out))
 
     def measure(

@@ -19,7 +19,7 @@ MOST_LINES = 400
 
 # A part may import from itself and from the parts before it.
 ORDER = (
-    *("errors", "files"),
+    *("errors", "files", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
     *("checks", "pipeline", "__init__"),  # the Python API; what follows is the command line, which uses it
     *("config_sources", "config_problems", "config", "model_source", "run", "cli"),

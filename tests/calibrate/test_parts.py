@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 import torch
 
-from clcalib.calibrate.mixing import mix
+from clcalib.calibrate.mixing import mix, mix_rows
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes import RECIPES, adaround, brecq, qdrop, with_contrastive
 from clcalib.calibrate.recipes.cl_calib import SHARE
 from clcalib.calibrate.schedules import cosine, short_run_rate
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.errors import ArgumentError
+from clcalib.fused.draws import ALL, Draw
 from clcalib.objectives.batch import Need
 from clcalib.objectives.fisher import FisherReconstruction
 from clcalib.objectives.lp import Reconstruction
@@ -34,7 +35,9 @@ def test_a_step_can_be_started_again_at_any_step():
     straight, jumped = StepStream(0, 1, 0), StepStream(0, 1, 0)
     for step in range(5):
         straight.advance(step)
-    assert draw(straight.generator) == draw(jumped.advance(4))
+    jumped.advance(4)
+    assert straight.batch(50, 8).tolist() == jumped.batch(50, 8).tolist()
+    assert straight.draw(0.5) == jumped.draw(0.5)
 
 
 def test_cosine_falls_from_one_to_zero():
@@ -54,17 +57,28 @@ def test_short_runs_are_faster_and_long_ones_are_the_papers():
 
 def test_mix_takes_the_given_share():
     quantized, floating = torch.ones(200, 100), torch.zeros(200, 100)
-    mixed = mix(quantized, floating, 0.25, stream(0))
+    mixed = mix(quantized, floating, Draw(7, 8, 64))
     assert set(mixed.unique().tolist()) == {0.0, 1.0}
     assert float(mixed.mean()) == pytest.approx(0.25, abs=0.02)
-    assert mix(quantized, floating, 1.0, stream(0)) is quantized
-    assert mix(quantized, floating, 0.0, stream(0)) is floating
+    assert mix(quantized, floating, ALL) is quantized
+    assert mix(quantized, floating, Draw(7, 8, 0)) is floating
 
 
 def test_mix_keeps_the_memory_order():
     quantized = torch.ones(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    mixed = mix(quantized, torch.zeros_like(quantized), 0.5, stream(0))
+    mixed = mix(quantized, torch.zeros_like(quantized), Draw(7, 8, 128))
     assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("draw", [ALL, Draw(7, 8, 128)])
+def test_rows_are_gathered_and_mixed_in_one_pass_as_in_two(draw, dtype):
+    quantized, floating = (torch.randn(9, 4, 6, 5).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    index = torch.tensor([8, 0, 3])
+    rows = mix_rows(quantized, floating, index, draw, dtype)
+    two_passes = mix(*(t[index].contiguous(memory_format=torch.channels_last) for t in (quantized, floating)), draw)
+    assert torch.equal(rows, two_passes.to(dtype))
+    assert rows.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_papers_differ_as_their_table_says():

@@ -12,6 +12,7 @@ from tests.reference import contrastive as reference
 from tests.reference import reconstruction
 
 from clcalib.errors import ArgumentError
+from clcalib.fused.soft import rectified_sigmoid
 from clcalib.objectives.batch import Need
 from clcalib.objectives.contrastive import LOSSES, Contrastive
 from clcalib.objectives.critics import CRITICS
@@ -63,7 +64,7 @@ class TestRoundingPenalty(ObjectiveContract):
 
     def reference(self, batch):
         beta = annealed_beta(batch.progress, 0.2, 20, 2)
-        return reconstruction.rounding_penalty([numpy(h) for h in batch.rounding], beta)
+        return reconstruction.rounding_penalty([numpy(rectified_sigmoid(v)) for v in batch.rounding], beta)
 
     def inputs(self, batch):
         return list(batch.rounding)

@@ -1,204 +1,184 @@
+"""Compiled kernels against the plain path: values to 1e-6, gradients to 1e-5, the same masks."""
+
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from hypothesis import given
-from tests.quant.grids import quantizers, tensors
+from hypothesis import strategies as st
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
-from clcalib.quant.functional import fake_quantize
-from clcalib.quant.kernels import (
-    fake_quantize_blend_fused,
-    fake_quantize_fused,
-    random_keep_mask,
-    soft_round_fused,
-)
+from clcalib.fused import calls
+from clcalib.fused.draws import ALL, Draw
+from clcalib.fused.soft import rounding_penalty
+from clcalib.fused.squared import mean_squared_error
+from clcalib.quant.kernels import activation, soft_round
 from clcalib.quant.ranges import MseGrid
-from clcalib.quant.rounding import floor_codes, initial_v, soft_quantize
+from clcalib.quant.rounding import floor_codes, initial_v
 from clcalib.quant.spec import PerChannel, QuantSpec
 
-Quantizer = tuple[Tensor, Tensor, int, int]
-SHAPE = (4, 6, 5, 5)
-QUANTIZERS = [(bits, zero) for bits in (2, 4, 8) for zero in (0, 1, 2**bits - 1)]
+pytestmark = pytest.mark.skipif(not calls.is_available(), reason="the compiled kernels cannot be built here")
+HALF = Draw(123456789, 987654321, 128)
+SHAPES = [(7,), (3, 5), (2, 3, 33, 31), (4, 16, 16, 16), (5000,)]
 
 
-def make(bits: int, zero: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Quantizer]:
-    x = torch.randn(SHAPE, dtype=dtype) * 2
-    scale = torch.tensor(3.0 / 2**bits, dtype=dtype)
-    return x, (scale, torch.tensor(float(zero), dtype=dtype), 0, 2**bits - 1)
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch):
+    """Calls a function on the plain path."""
+
+    def run(function, *arguments, **keywords):
+        with monkeypatch.context() as patch:
+            patch.setattr(calls, "is_available", lambda: False)
+            return function(*arguments, **keywords)
+
+    return run
 
 
-def blend(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, keep: Tensor) -> Tensor:
-    return torch.where(keep.bool(), fake_quantize(x, scale, zero_point, q_min, q_max), x)
+def gradients(function, inputs: list[Tensor], *rest, **keywords) -> tuple[Tensor, list[Tensor]]:
+    inputs = [tensor.clone().requires_grad_() for tensor in inputs]
+    result = function(*inputs, *rest, **keywords)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.dtype)
+    weights = torch.empty_like(result).copy_(weights)
+    return result.detach(), list(torch.autograd.grad(result, inputs, weights))
 
 
-def gradients(function, x: Tensor, scale: Tensor, *rest) -> tuple[Tensor, ...]:
-    x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
-    result = function(x, scale, *rest)
-    weights = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view(x.shape)
-    return torch.autograd.grad(result, (x, scale), weights)
+def assert_same(fast: tuple[Tensor, list[Tensor]], slow: tuple[Tensor, list[Tensor]]) -> None:
+    torch.testing.assert_close(fast[0], slow[0], rtol=1e-6, atol=1e-6)
+    for one, other in zip(fast[1], slow[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * (1 + float(other.abs().max())))
 
 
-@given(tensors, quantizers())
-def test_fake_quantize_is_bit_equal(x: Tensor, quantizer: Quantizer) -> None:
-    assert torch.equal(fake_quantize_fused(x, *quantizer), fake_quantize(x, *quantizer))
-    keep = torch.arange(len(x)) % 2
-    expected = blend(x, *quantizer, keep)
-    assert torch.equal(fake_quantize_blend_fused(x, *quantizer, keep.float()), expected)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("draw", [ALL, HALF])
+@pytest.mark.parametrize("limits", [(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_activation(plain, shape, draw, limits, has_residual) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (2 * torch.randn(shape, generator=generator) for _ in range(2))
+    if len(shape) == 4:
+        x, residual = (tensor.to(memory_format=torch.channels_last) for tensor in (x, residual))
+    zero_point = torch.tensor(1.0)
+
+    def run(*inputs: Tensor) -> Tensor:
+        x, scale, *rest = inputs
+        added = rest[0] if rest else None
+        return activation(x, scale, zero_point, 0, 3, residual=added, limits=limits, draw=draw, gradient_factor=0.25)
+
+    inputs = [x, torch.tensor(0.7), *([residual] if has_residual else [])]
+    assert_same(gradients(run, inputs), plain(gradients, run, inputs))
 
 
-@pytest.mark.parametrize(("bits", "zero"), QUANTIZERS)
-def test_fake_quantize_gradients(bits: int, zero: int) -> None:
-    x, quantizer = make(bits, zero)
-    torch.testing.assert_close(gradients(fake_quantize_fused, x, *quantizer), gradients(fake_quantize, x, *quantizer))
-    single, single_quantizer = make(bits, zero, torch.float32)
-    fused, plain = (gradients(f, single, *single_quantizer) for f in (fake_quantize_fused, fake_quantize))
-    torch.testing.assert_close(fused[0], plain[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(fused[1], plain[1], rtol=2e-5, atol=0)
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1), st.floats(1e-3, 10), st.integers(1, 256))
+def test_activation_is_bit_equal_on_every_grid(bits: int, key: int, scale: float, threshold: int) -> None:
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(key)) * 4
+    x[0, :9] = scale * (torch.arange(9) - 4.5)  # ties
+    x[1, 0], x[1, 1], x[1, 2] = 1e30, -1e30, 0.0
+    arguments = x, torch.tensor(scale), torch.tensor(1.0), 0, 2**bits - 1
+    draw = Draw(key, 77, threshold)
+    fast = activation(*arguments, draw=draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, "is_available", lambda: False)
+        slow = activation(*arguments, draw=draw)
+    assert torch.equal(fast, slow)
 
 
-@pytest.mark.parametrize(("bits", "zero"), QUANTIZERS)
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
-def test_blend_gradients(bits: int, zero: int, dtype: torch.dtype) -> None:
-    x, quantizer = make(bits, zero)
-    keep = (torch.rand(SHAPE) < 0.5).to(dtype)
-    assert torch.equal(fake_quantize_blend_fused(x, *quantizer, keep), blend(x, *quantizer, keep))
-    fused = gradients(fake_quantize_blend_fused, x, *quantizer, keep)
-    torch.testing.assert_close(fused, gradients(blend, x, *quantizer, keep), rtol=1e-9, atol=1e-9)
+def test_nan_is_passed_on() -> None:
+    x = torch.tensor([math.nan, 1.0])
+    for draw in (ALL, HALF):
+        result = activation(x, torch.tensor(0.5), torch.tensor(0.0), 0, 3, limits=(0.0, math.inf), draw=draw)
+        assert result.isnan().tolist() == [True, False]
+    assert activation(x.bfloat16(), torch.tensor(0.5), torch.tensor(0.0), 0, 3)[0].isnan()
+    assert mean_squared_error(x, torch.zeros(2)).isnan()
 
 
-@pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_blend_at_the_ends(probability: float) -> None:
-    x, quantizer = make(2, 0, torch.float32)
-    keep = torch.full(SHAPE, probability)
-    expected = fake_quantize(x, *quantizer) if probability else x
-    assert torch.equal(fake_quantize_blend_fused(x, *quantizer, keep), expected)
+@pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("output", [torch.float32, torch.bfloat16])
+def test_activation_in_bfloat16_is_the_rounded_float32(inputs: torch.dtype, output: torch.dtype) -> None:
+    x, residual = (torch.randn(4, 8, 5, 5).to(inputs).to(memory_format=torch.channels_last) for _ in range(2))
+    scale, zero_point = torch.tensor(0.3), torch.tensor(0.0)
+    settings = {"limits": (0.0, math.inf), "draw": HALF}
+
+    def run(x: Tensor, scale: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+        return activation(x, scale, zero_point, 0, 3, residual=residual, dtype=dtype, **settings)
+
+    value, (of_x, of_scale, of_residual) = gradients(run, [x, scale, residual], output)
+    exact, (exact_x, exact_scale, exact_residual) = gradients(run, [x.float(), scale, residual.float()], torch.float32)
+    assert (value.dtype, of_x.dtype, of_residual.dtype) == (output, inputs, inputs)
+    assert torch.equal(value, exact.to(output))
+    torch.testing.assert_close(of_x.float(), exact_x, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(of_residual.float(), exact_residual, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(of_scale, exact_scale, rtol=1e-2, atol=1e-1)
 
 
-def test_the_memory_format_is_kept() -> None:
-    x, quantizer = make(4, 3, torch.float32)
-    last = x.to(memory_format=torch.channels_last)
-    keep = random_keep_mask(SHAPE, 0.5, None, memory_format=torch.channels_last)
-    for function, rest in ((fake_quantize_fused, ()), (fake_quantize_blend_fused, (keep,))):
-        result = function(last, *quantizer, *rest)
-        assert result.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(result, function(x, *quantizer, *rest))
-        for one, other in zip(
-            gradients(function, last, *quantizer, *rest), gradients(function, x, *quantizer, *rest), strict=True
-        ):
-            torch.testing.assert_close(one, other)
+def test_other_tensors_take_the_plain_path() -> None:
+    scale, zero_point = torch.tensor(0.3), torch.tensor(0.0)
+    x = torch.randn(4, 6)
+    double = activation(x.double(), scale.double(), zero_point.double(), 0, 3)
+    assert double.dtype == torch.float64
+    view = torch.randn(4, 12)[:, ::2].requires_grad_()
+    (gradient,) = torch.autograd.grad(activation(view, scale, zero_point, 0, 3).sum(), view)
+    assert gradient.shape == view.shape
+    broadcast = activation(x, scale, zero_point, 0, 3, residual=torch.ones(6))
+    assert torch.equal(broadcast, activation(x + 1, scale, zero_point, 0, 3))
+    with pytest.raises(ArgumentError, match="scale: expected one value for the whole tensor"):
+        activation(x, torch.ones(6), zero_point, 0, 3)
 
 
-def test_views_and_expanded_gradients() -> None:
-    x, quantizer = make(3, 2)
-    view = x[:, ::2, 1:]
-    scale = quantizer[0].clone().requires_grad_()
-    for function in (fake_quantize_fused, fake_quantize):
-        assert torch.equal(function(view, *quantizer), fake_quantize(view.contiguous(), *quantizer))
-    sums = [f(view, scale, *quantizer[1:]).sum() for f in (fake_quantize_fused, fake_quantize)]
-    fused, plain = (torch.autograd.grad(total, scale)[0] for total in sums)
-    torch.testing.assert_close(fused, plain)
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 3), (6, 1, 3, 3)])
+@pytest.mark.parametrize("is_per_channel", [True, False])
+def test_soft_round(plain, shape, is_per_channel) -> None:
+    weight = torch.randn(shape)
+    spec = QuantSpec(3, is_signed=False, granularity=PerChannel(0)) if is_per_channel else QuantSpec(3, is_signed=False)
+    parameters = MseGrid()(weight, spec)
+    floors = floor_codes(weight, parameters).contiguous(memory_format=torch.preserve_format)
+    v = initial_v(weight, parameters) + 0.3 * torch.randn(shape)
+    rest = parameters.scale, parameters.zero_point, spec.q_min, spec.q_max
+
+    def run(v: Tensor) -> Tensor:
+        return soft_round(floors, v, *rest)
+
+    assert_same(gradients(run, [v]), plain(gradients, run, [v]))
+    low = soft_round(floors, v, *rest, dtype=torch.bfloat16)
+    assert torch.equal(low, run(v).bfloat16())
 
 
-def test_a_negative_scale_is_followed_like_the_plain_function() -> None:
-    x, (_, zero_point, q_min, q_max) = make(2, 1)
-    scale = torch.tensor(-0.4, dtype=x.dtype)
-    assert torch.equal(
-        fake_quantize_fused(x, scale, zero_point, q_min, q_max), fake_quantize(x, scale, zero_point, 0, 3)
-    )
-    fused, plain = (gradients(f, x, scale, zero_point, q_min, q_max) for f in (fake_quantize_fused, fake_quantize))
-    torch.testing.assert_close(fused, plain)
+@pytest.mark.parametrize("beta", [20.0, 7.3, 2.0])
+@pytest.mark.parametrize("count", [5, 10_001])
+def test_rounding_penalty(plain, beta, count) -> None:
+    v = 3 * torch.randn(count)
+    v[:5] = torch.tensor([0.0, -80.0, 80.0, 1e-7, -1e-7])
+    fast, slow = gradients(rounding_penalty, [v], beta), plain(gradients, rounding_penalty, [v], beta)
+    torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(fast[1], slow[1], rtol=1e-4, atol=1e-5)
 
 
-def test_the_scale_keeps_its_shape_and_may_be_a_constant() -> None:
-    x, (scale, zero_point, q_min, q_max) = make(4, 0)
-    shaped = scale.reshape(1, 1, 1, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(fake_quantize_fused(x, shaped, zero_point, q_min, q_max).sum(), shaped)
-    assert gradient.shape == (1, 1, 1, 1)
-    values = x.clone().requires_grad_()
-    fake_quantize_fused(values, scale, zero_point, q_min, q_max).sum().backward()
-    assert scale.grad is None
-    assert values.grad is not None
-    assert set(values.grad.unique().tolist()) == {0.0, 1.0}
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (4, 16, 9, 7)])
+@pytest.mark.parametrize("low", [False, True])
+def test_mean_squared_error(plain, shape, low) -> None:
+    output, target = torch.randn(shape), torch.randn(shape)
+    if low:
+        output, target = output.bfloat16(), target.bfloat16()
+    fast = gradients(mean_squared_error, [output], target, 3.0)
+    slow = plain(gradients, mean_squared_error, [output.float()], target.float(), 3.0)
+    torch.testing.assert_close(fast[0].float(), slow[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fast[1][0].float(), slow[1][0], rtol=1e-2 if low else 1e-5, atol=1e-7)
 
 
-def test_what_the_fused_functions_refuse() -> None:
-    x, quantizer = make(4, 0)
-    with pytest.raises(ArgumentError, match="scale: expected one value for the whole tensor, got"):
-        fake_quantize_fused(x, torch.ones(4, 1, 1, 1), *quantizer[1:])
-    with pytest.raises(ArgumentError, match="keep: expected the shape of x"):
-        fake_quantize_blend_fused(x, *quantizer, torch.ones(2))
-    with pytest.raises(ArgumentError, match="scale: expected requires_grad=False"):
-        soft_round_fused(x, x, quantizer[0].requires_grad_(), *quantizer[1:])
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("is_symmetric", [False, True])
-def test_soft_rounding_equals_the_composition(bits: int, is_symmetric: bool) -> None:
-    weight = torch.randn(6, 4, 3, 3)
-    spec = QuantSpec(bits, is_symmetric, is_signed=is_symmetric, granularity=PerChannel())
-    found = MseGrid()(weight, spec)
-    floors = floor_codes(weight, found)
-    for v in (initial_v(weight, found), torch.randn_like(weight) * 4):
-        plain_v, fused_v = v.clone().requires_grad_(), v.clone().requires_grad_()
-        plain = soft_quantize(weight, plain_v, found, spec)
-        fused = soft_round_fused(floors, fused_v, found.scale, found.zero_point, spec.q_min, spec.q_max)
-        assert torch.equal(fused, plain)
-        upstream = torch.randn_like(weight)
-        (expected,) = torch.autograd.grad(plain, plain_v, upstream)
-        (gradient,) = torch.autograd.grad(fused, fused_v, upstream)
-        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_soft_rounding_passes_gradcheck() -> None:
-    floors = torch.randint(-3, 6, (3, 2, 4)).double()  # some are clipped on either side
-    v = (torch.rand(3, 2, 4, dtype=torch.float64) * 4 - 2).requires_grad_()  # where h is between 0 and 1
-    scale = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64).view(3, 1, 1)
-    zero_point = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64).view(3, 1, 1)
-    assert torch.autograd.gradcheck(lambda v: soft_round_fused(floors, v, scale, zero_point, 0, 3), (v,))
-
-
-def test_a_draw_uses_all_64_bits() -> None:
-    words = torch.empty(20000, dtype=torch.int64).random_(-(2**63), None)
-    rates = torch.stack([((words >> bit) & 1).double().mean() for bit in range(64)])
-    assert ((rates - 0.5).abs() < 5 * 0.5 / 20000**0.5).all()
-    assert words.view(torch.uint8).view(-1, 8).amin(0).eq(0).all()
-    assert words.view(torch.uint8).view(-1, 8).amax(0).eq(255).all()
-
-
-@pytest.mark.parametrize("probability", [0.1, 0.25, 0.5, 0.9])
-def test_masks_have_the_rate_and_are_independent(probability: float, generator: torch.Generator) -> None:
-    count = 400_000
-    mask = random_keep_mask((count,), probability, generator)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    rounded = round(256 * probability) / 256
-    deviation = (rounded * (1 - rounded) / count) ** 0.5
-    assert float(mask.mean()) == pytest.approx(rounded, abs=5 * deviation)
-    assert abs(rounded - probability) <= 1 / 512
-    centred = (mask - rounded) / (rounded * (1 - rounded)) ** 0.5
-    for lag in range(1, 20):  # within one random word and between words
-        assert abs(float((centred[lag:] * centred[:-lag]).mean())) < 5 / count**0.5
-    lanes = mask.view(-1, 8).mean(0)
-    assert ((lanes - rounded).abs() < 5 * deviation * 8**0.5).all()
-
-
-@pytest.mark.parametrize("shape", [(), (7,), (3, 5, 2, 2), (0, 4)])
-@pytest.mark.parametrize("probability", [0.0, 1.0, 0.5])
-def test_masks_of_any_shape(shape: tuple[int, ...], probability: float) -> None:
-    mask = random_keep_mask(shape, probability, None)
-    assert mask.shape == shape
-    assert mask.dtype == torch.float32
-    if probability != 0.5:
-        assert (mask == probability).all()
-
-
-def test_masks_follow_their_generator_only() -> None:
-    before = torch.get_rng_state()
-    first = random_keep_mask((100,), 0.5, torch.Generator().manual_seed(3))
-    assert torch.equal(first, random_keep_mask((100,), 0.5, torch.Generator().manual_seed(3)))
-    assert not torch.equal(first, random_keep_mask((100,), 0.5, torch.Generator().manual_seed(4)))
-    assert torch.equal(torch.get_rng_state(), before)
-    for probability in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ArgumentError, match="probability: expected a number from 0 to 1"):
-            random_keep_mask((3,), probability, None)
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    x = torch.randn(64, 16, 33, 33).to(memory_format=torch.channels_last)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            value, grads = gradients(
+                lambda x, scale: activation(x, scale, torch.tensor(0.0), 0, 3, draw=HALF), [x, torch.tensor(0.4)]
+            )
+            error, of_error = gradients(mean_squared_error, [value], torch.zeros_like(value))
+            found.append((value, *grads, error, *of_error))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from clcalib.calibrate.mixing import mix
+from clcalib.calibrate.lower import input_dtypes
+from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.recipe import Phase, Term, needs_of
 from clcalib.calibrate.schedules import cosine
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.capture.running import State
 from clcalib.errors import NumericalError
+from clcalib.fused.draws import Draw
 from clcalib.objectives.batch import Need, UnitBatch
 from clcalib.objectives.keys import KeySet
 
@@ -55,7 +58,7 @@ class UnitData:
             target=self.target[index],
             sample_index=index,
             progress=progress,
-            rounding=tuple(weight.rounding() for weight in soft) if Need.ROUNDING in needs else (),
+            rounding=tuple(weight.v for weight in soft) if Need.ROUNDING in needs else (),
             reads={need: g(*outputs)[0] for need, g in self.reads.items() if need in needs},
             keys=self.keys,
             float_gradient=None if self.float_gradient is None else self.float_gradient[index],
@@ -91,15 +94,15 @@ def optimise(
     if optimizer is None:
         return
     count, shown = len(data.target), dict[str, float]()
+    dtypes = input_dtypes(body)
     for step in range(phase.steps):
-        generator = random.advance(step)
-        index = torch.randperm(count, generator=generator, device=generator.device)[: phase.batch_size]
-        inputs = _unit_input(data, index, phase.quantized_input_probability, generator)
-        outputs = body(*inputs)
+        random.advance(step)
+        index = random.batch(count, phase.batch_size).to(data.target.device)
+        outputs = body(*_unit_input(data, index, random.draw, phase.quantized_input_probability, dtypes))
         due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
         batch = data.batch(outputs, index, step / phase.steps, soft, needs_of(term for term, _ in due))
         losses = [term.objective(batch) * scale for term, scale in due]
-        total = torch.stack([loss * term.interval for (term, _), loss in zip(due, losses, strict=True)]).sum()
+        total = functools.reduce(torch.add, (loss * term.interval for (term, _), loss in zip(due, losses, strict=True)))
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         for group in scheduled:
@@ -133,13 +136,17 @@ def _optimizer(
     return optimizer, scheduled
 
 
-def _unit_input(data: UnitData, index: Tensor, probability: float, generator: torch.Generator) -> State:
-    if probability >= 1:
-        return tuple(tensor[index] for tensor in data.quantized)
-    if probability <= 0:
-        return tuple(tensor[index] for tensor in data.floating)
-    pairs = zip(data.quantized, data.floating, strict=True)
-    return tuple(mix(quantized[index], floating[index], probability, generator) for quantized, floating in pairs)
+def _unit_input(
+    data: UnitData,
+    index: Tensor,
+    draw: Callable[[float], Draw],
+    probability: float,
+    dtypes: Sequence[torch.dtype],
+) -> State:
+    columns = zip(data.quantized, data.floating, dtypes, strict=True)
+    return tuple(
+        mix_rows(quantized, floating, index, draw(probability), dtype) for quantized, floating, dtype in columns
+    )
 
 
 def _check_finite(values: Mapping[str, float], phase: Phase, step: int) -> None:

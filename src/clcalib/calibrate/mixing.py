@@ -5,30 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clcalib.quant.kernels import random_keep_mask
+from clcalib.fused import calls
+from clcalib.fused.draws import Draw, keep_mask
+from clcalib.quant.kernels import memory_format_of
 
 
-def mix(quantized: Tensor, floating: Tensor, quantized_probability: float, generator: torch.Generator) -> Tensor:
-    """Take each element from ``quantized`` with the given probability, else from ``floating``.
+def mix_rows(
+    quantized: Tensor, floating: Tensor, index: Tensor, draw: Draw, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``mix`` of the rows ``index`` of two caches, in one pass where the compiled kernels can be had.
 
     Args:
-        quantized: the tensor behind the quantized prefix, returned as it is at probability 1.
-        floating: the same behind the float prefix, returned as it is at probability 0.
-        quantized_probability: share of elements from the quantized prefix.
-        generator: where the choice comes from.
+        quantized: all rows behind the quantized prefix  # shape: (N, *)
+        floating: all rows behind the float prefix  # shape: (N, *)
+        index: the rows that are wanted  # shape: (B,) int64
+        draw: which elements come from the quantized prefix.
+        dtype: of the result.
+
+    Returns:
+        the mixed rows  # shape: (B, *)
+    """
+    if calls.can_take(quantized, floating) and quantized.stride() == floating.stride() and dtype in calls.FLOATS:
+        return calls.gather_mix(quantized, floating, index, draw, dtype)
+    return mix(quantized[index], floating[index], draw).to(dtype)
+
+
+def mix(quantized: Tensor, floating: Tensor, draw: Draw) -> Tensor:
+    """Take each element from ``quantized`` where the draw keeps it, else from ``floating``.
+
+    Args:
+        quantized: the tensor behind the quantized prefix, returned as it is if the draw keeps everything.
+        floating: the same behind the float prefix, returned as it is if the draw keeps nothing.
+        draw: which elements come from the quantized prefix.
 
     Source: QDrop (Wei et al., 2022), eq. 9, on the unit's input.
     """
-    if quantized_probability >= 1:
+    if draw.threshold >= 256:
         return quantized
-    if quantized_probability <= 0:
+    if draw.threshold <= 0:
         return floating
-    return torch.lerp(floating, quantized, keep_mask_like(quantized, quantized_probability, generator))
-
-
-def keep_mask_like(tensor: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """``random_keep_mask`` with the shape, place and memory order of a tensor."""
-    is_channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    order = torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
-    mask = random_keep_mask(tensor.shape, probability, generator, tensor.device, memory_format=order)
-    return mask.to(tensor.dtype)
+    mask = keep_mask(quantized.shape, draw, quantized.device, memory_format=memory_format_of(quantized))
+    return torch.lerp(floating, quantized, mask.to(quantized.dtype))

@@ -5,6 +5,15 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
+
+from clcalib.fused.draws import ALL, Draw, threshold_of
+
+
+def counter_hash(*counters: int) -> int:
+    """64 bits that are fixed by the counters."""
+    text = ",".join(str(number) for number in counters)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def stream(seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -15,20 +24,28 @@ def stream(seed: int, *counters: int, device: torch.device | str = "cpu") -> tor
         >>> bool((a == b).all())
         True
     """
-    text = ",".join(str(number) for number in (seed, *counters))
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(device=device).manual_seed(counter_hash(seed, *counters) >> 1)
 
 
 class StepStream:
-    """The generator of the current step, shared by everything random inside one unit."""
+    """The random numbers of the current step, shared by everything random inside one unit."""
 
-    def __init__(self, seed: int, unit: int, phase: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, seed: int, unit: int, phase: int) -> None:
         self._counters = (seed, unit, phase)
-        self._device = device
-        self.generator = stream(*self._counters, 0, device=device)
+        self._step, self._draws = 0, 0
 
-    def advance(self, step: int) -> torch.Generator:
-        """Start the numbers of ``step`` and return their generator."""
-        self.generator = stream(*self._counters, step, device=self._device)
-        return self.generator
+    def advance(self, step: int) -> None:
+        """Start the numbers of ``step``."""
+        self._step, self._draws = step, 0
+
+    def batch(self, count: int, size: int) -> Tensor:
+        """Which images the step looks at: ``size`` of ``count``, none twice; (size,) int64 on the CPU."""
+        return torch.randperm(count, generator=stream(*self._counters, self._step))[:size]
+
+    def draw(self, probability: float) -> Draw:
+        """The next mask of the step, of ones with the given probability."""
+        if probability >= 1:
+            return ALL
+        self._draws += 1
+        number = counter_hash(*self._counters, self._step, self._draws)
+        return Draw(number & 0xFFFFFFFF, number >> 32, threshold_of(probability))

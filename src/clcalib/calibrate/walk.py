@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from clcalib.calibrate.caches import dead_activation_warning, find_ranges, take
+from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import UnitData, optimise
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, channels_last
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
@@ -56,6 +57,7 @@ class Walk:
         keys: the static float keys, by need.
         seed: of all random streams.
         observer: who is told.
+        dtype: in which convolutions compute while a unit is optimised.
     """
 
     floating: Chain
@@ -65,6 +67,7 @@ class Walk:
     keys: Mapping[Need, KeySet]
     seed: int
     observer: Observer
+    dtype: torch.dtype = torch.float32
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.
@@ -73,8 +76,9 @@ class Walk:
             images: calibration images (N, ...), on the device of the chains.
             held_out: other images, only measured on.
         """
+        images = channels_last(images)
         calibration = _Pair((images,), (images,))
-        other = None if held_out is None else _Pair((held_out,), (held_out,))
+        other = None if held_out is None else _Pair((channels_last(held_out),), (channels_last(held_out),))
         for index in range(len(self.floating.units)):
             trace, calibration, other = self._visit(index, calibration, other)
             yield trace
@@ -125,9 +129,9 @@ class Walk:
         needs = self.recipe.needs
         reads: dict[Need, fx.GraphModule] = {}
         if Need.FEATURES in needs:
-            reads[Need.FEATURES] = self.floating.suffix(index, "features")
+            reads[Need.FEATURES] = fuse(self.floating.suffix(index, "features"), self.dtype)
         if Need.LOGITS in needs:
-            reads[Need.LOGITS] = self.floating.suffix(index, "logits")
+            reads[Need.LOGITS] = fuse(self.floating.suffix(index, "logits"), self.dtype)
         data = UnitData(
             quantized=pair.quantized,
             floating=pair.floating,
@@ -144,11 +148,11 @@ class Walk:
             done += phase.steps
 
     def _run_phase(self, index: int, number: int, phase: Phase, data: UnitData, done: int) -> None:
-        random = StepStream(self.seed, index, number, data.target.device)
+        random = StepStream(self.seed, index, number)
         body = self.quantized.chain.body(index)
         hardened = _with_float_activations(body) if phase.activations == "float" else body
         scales = _scales(phase, hardened, data)
-        working = self._working_body(index, phase, random)
+        working = fuse(self._working_body(index, phase, random), self.dtype, casts_inputs=False)
 
         def report(step: int, losses: Mapping[str, float]) -> None:
             self.observer.step(done + step, losses)

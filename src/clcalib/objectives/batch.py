@@ -16,7 +16,7 @@ from clcalib.objectives.keys import KeySet
 class Need(enum.Enum):
     """What the walk must capture for an objective; it captures nothing that no objective asks for."""
 
-    ROUNDING = "rounding"  # h(v) of every layer under soft rounding
+    ROUNDING = "rounding"  # the rounding variable v of every layer under soft rounding
     FEATURES = "features"  # the unit's output behind the frozen float remainder, at the penultimate feature
     LOGITS = "logits"  # the same at the network's output
     FLOAT_GRADIENT = "float_gradient"  # squared gradient of the network's divergence in the unit's output
@@ -31,7 +31,7 @@ class UnitBatch:
         target: the float unit's output a_F, same shape; never carries gradients.
         sample_index: which calibration images these are, (B,) int64.
         progress: share of the phase's steps that is done, 0 to 1.
-        rounding: h(v) of each layer, any shapes.
+        rounding: the rounding variable v of each layer, any shapes; h(v) is ``fused.soft.rectified_sigmoid``.
         reads: g(a_Q), (B, d), by need (``FEATURES``, ``LOGITS``).
         keys: the static float keys, by the same needs.
         float_gradient: squared gradients at the target, same shape, mean one.

@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
+from clcalib.fused.squared import mean_squared_error
 from clcalib.objectives.batch import Need, UnitBatch
 
 
@@ -14,7 +15,7 @@ def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0, channel_axis
 
     Args:
         output: (B, C, *spatial), or with the channels on another axis.
-        target: same shape.
+        target: same shape; a constant.
         exponent: 2 for every host's rounding phase; 2.4 for BRECQ's activation steps.
         channel_axis: which axis holds the channels.
 
@@ -28,10 +29,10 @@ def lp_error(output: Tensor, target: Tensor, exponent: float = 2.0, channel_axis
 
     Source: BRECQ (Li et al., 2021), eq. 10 without the Fisher weights; docs/method.md, section 3.
     """
-    difference = output - target
     channels = output.shape[channel_axis]
-    powered = difference.square() if exponent == 2.0 else difference.abs().pow(exponent)
-    return powered.mean() * channels
+    if exponent == 2.0:
+        return mean_squared_error(output, target, float(channels))
+    return (output - target).abs().pow(exponent).mean() * channels
 
 
 def fisher_error(output: Tensor, target: Tensor, squared_gradient: Tensor, channel_axis: int = 1) -> Tensor:

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 
 import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
+from clcalib.fused.soft import rounding_penalty
 from clcalib.objectives.batch import Need, UnitBatch
-
-
-def rounding_penalty(rounding: Sequence[Tensor], beta: float) -> Tensor:
-    """sum over all weights of 1 - |2 h - 1|^beta.
-
-    Args:
-        rounding: h(v) of each layer, in [0, 1], any shapes.
-        beta: large values leave the middle flat; small ones push everything to the ends.
-
-    Example:
-        >>> rounding_penalty([torch.tensor([0.0, 0.5, 1.0])], beta=2.0).item()
-        1.0
-
-    Source: AdaRound (Nagel et al., 2020), eq. 24.
-    """
-    return torch.stack([(1 - (2 * h - 1).abs().pow(beta)).sum() for h in rounding]).sum()
 
 
 def annealed_beta(progress: float, warm_up: float, start: float, end: float) -> float:
@@ -36,7 +21,9 @@ def annealed_beta(progress: float, warm_up: float, start: float, end: float) -> 
 
 @dataclasses.dataclass(frozen=True)
 class RoundingPenalty:
-    """``rounding_penalty`` with annealed beta; zero while the warm-up lasts.
+    """sum over all weights of 1 - |2 h(v) - 1|^beta, with annealed beta; zero while the warm-up lasts.
+
+    Large beta leave the middle flat; small ones push everything to the ends.
 
     Args:
         warm_up: share of the steps without penalty.
@@ -57,6 +44,6 @@ class RoundingPenalty:
 
     def __call__(self, batch: UnitBatch) -> Tensor:
         if batch.progress < self.warm_up or not batch.rounding:
-            return batch.output.new_zeros(())
+            return torch.zeros((), device=batch.output.device)
         beta = annealed_beta(batch.progress, self.warm_up, self.beta_start, self.beta_end)
-        return rounding_penalty(batch.rounding, beta)
+        return functools.reduce(torch.add, (rounding_penalty(v, beta) for v in batch.rounding))

@@ -1,83 +1,88 @@
-"""The functions of ``functional.py`` and ``rounding.py`` that a calibration step spends its time in, in few passes.
+"""The elementwise work of a calibration step, each function in one pass over memory where that can be had.
 
-On the CPU these functions are bound by the number of passes over memory, so each one works in place on one fresh
-buffer, divides (as cheap as a multiplication, and bit-equal to the plain functions) and takes only the passes that
-PyTorch vectorises: comparisons into bool tensors, ``torch.where`` and ``clamp`` with tensor bounds cost 4 to 30 times
-as much as arithmetic.  Masks are therefore arithmetic: float tensors of zeros and ones.
-
-Clipped elements are told apart by the value: ``x / s`` beyond ``q_min - z - 1/2`` or ``q_max - z + 1/2``.  An element
-on that very threshold (a tie of the rounding) counts as clipped here, where the plain function goes by the tie.
+On the CPU the passes are compiled from ``fused/kernels.cpp`` when first needed; they take dense float32 and bfloat16
+tensors and compute in float32.  Everywhere else, and for every other tensor, the same functions run as the few PyTorch
+passes of ``passes.py``.  Both give the same values to 1e-6, the same gradients to 1e-5 and the same masks, by test.
+Why C++ and not a compiler of loops: docs/decisions/0006.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
-from clcalib.quant.rounding import GAMMA, ZETA
+from clcalib.fused import calls
+from clcalib.fused.draws import ALL, Draw, keep_mask
+from clcalib.quant import passes
+from clcalib.quant.functional import scale_gradient
 
-_hardtanh_backward = torch.ops.aten.hardtanh_backward  # gradient where lower < x < upper, else 0: one vectorised pass
-_sigmoid_backward = torch.ops.aten.sigmoid_backward  # gradient * sigma * (1 - sigma): one vectorised pass
+NO_LIMITS = (-math.inf, math.inf)
 
 
-def fake_quantize_fused(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-    """``functional.fake_quantize`` for one scale per tensor, bit-equal forward, in 4 passes; 3 passes back.
+def activation(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    q_min: int,
+    q_max: int,
+    *,
+    residual: Tensor | None = None,
+    limits: tuple[float, float] = NO_LIMITS,
+    draw: Draw = ALL,
+    gradient_factor: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Add, activation function, fake quantization and QDrop's drop in one: y = keep ? x_hat : x'.
+
+    x' = min(max(x + residual, floor), ceiling), and x_hat = s * (clamp(round(x' / s) + z, q_min, q_max) - z).
 
     Args:
         x: the values; the memory format is kept  # shape: (*)
-        scale: s; gets its gradient if it asks for one  # shape: () or (1, ...)
+        scale: s, one for the tensor; its gradient is multiplied by ``gradient_factor``  # shape: () or (1, ...)
         zero_point: z; a constant  # shape: () or (1, ...)
         q_min: the smallest code.
         q_max: the largest code.
+        residual: added first  # shape: broadcastable to (*)
+        limits: floor and ceiling of the activation function: (0, inf) is ReLU, (0, 6) is ReLU6.
+        draw: which elements keep the quantized value; by default all.
+        gradient_factor: LSQ's factor on the gradient of the scale.
+        dtype: of the result; by default that of x.
 
     Returns:
-        the values on the grid  # shape: (*)
+        the values on the grid, but for the dropped ones  # shape: (*)
 
     Raises:
         ArgumentError: there is more than one scale.
+
+    Source: LSQ (Esser et al. 2020), eq. 3; QDrop (Wei et al. 2022), eq. 9.
     """
-    _require_one(scale, zero_point)
-    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, q_min, q_max)
-    return result
+    dtype = dtype or x.dtype
+    if residual is not None and (residual.shape != x.shape or residual.stride() != x.stride()):
+        x, residual = x + residual, None
+    for name, value in (("scale", scale), ("zero_point", zero_point)):
+        if value.numel() != 1:
+            raise ArgumentError(name, "one value for the whole tensor", tuple(value.shape), "use functional.py")
+    inputs = (x,) if residual is None else (x, residual)
+    if calls.can_take(*inputs) and dtype in calls.FLOATS:
+        settings = (limits, q_min, q_max, draw, gradient_factor, dtype)
+        result: Tensor = _Activation.apply(x, residual, scale, zero_point, settings)
+        return result
+    return _plain_activation(x, residual, scale, zero_point, (q_min, q_max), limits, draw, gradient_factor).to(dtype)
 
 
-def fake_quantize_blend_fused(
-    x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, keep: Tensor
-) -> Tensor:
-    """Quantize some elements and leave the others: ``x + keep * (x_hat - x)``, as QDrop drops quantization.
-
-    The result is exactly ``x_hat`` where ``keep`` is 1 and exactly ``x`` where it is 0.
-
-    Args:
-        x: the values; the memory format is kept  # shape: (*)
-        scale: s; gets its gradient if it asks for one  # shape: () or (1, ...)
-        zero_point: z; a constant  # shape: () or (1, ...)
-        q_min: the smallest code.
-        q_max: the largest code.
-        keep: 1 = keep the quantized value, 0 = the float one, nothing between; bool, uint8 or, fastest, the float type
-            of x  # shape: (*)
-
-    Returns:
-        the mixed values  # shape: (*)
-
-    Raises:
-        ArgumentError: there is more than one scale, or ``keep`` has another shape than x.
-    """
-    _require_one(scale, zero_point)
-    if keep.shape != x.shape:
-        raise ArgumentError("keep", f"the shape of x, {tuple(x.shape)}", tuple(keep.shape))
-    if keep.dtype == torch.bool:
-        keep = keep.view(torch.uint8)  # the cast from uint8 is vectorised, the one from bool is not
-    result: Tensor = _FakeQuantizeBlend.apply(x, scale, zero_point, q_min, q_max, keep.to(x.dtype))
-    return result
-
-
-def soft_round_fused(
-    floor_codes: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int
+def soft_round(
+    floor_codes: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    q_min: int,
+    q_max: int,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``rounding.soft_quantize`` on floors that are computed once: s * (clamp(floor + h(v) + z, q_min, q_max) - z).
 
@@ -88,159 +93,94 @@ def soft_round_fused(
         zero_point: z  # shape: broadcastable to (*)
         q_min: the smallest code.
         q_max: the largest code.
+        dtype: of the result.
 
     Returns:
-        the softly rounded weight  # shape: (*)
+        the softly rounded weight, in the memory format of v  # shape: (*)
 
     Raises:
         ArgumentError: ``scale`` asks for a gradient, which this function does not compute.
     """
-    if scale.requires_grad:
-        raise ArgumentError("scale", "requires_grad=False", True, "rounding.soft_quantize trains the scale too")
-    result: Tensor = _SoftRound.apply(floor_codes, v, scale, zero_point, q_min, q_max)
-    return result
-
-
-def random_keep_mask(
-    shape: Sequence[int],
-    probability: float,
-    generator: torch.Generator | None,
-    device: torch.device | str = "cpu",
-    *,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> Tensor:
-    """A float32 mask that is 1 with ``probability`` and else 0, elements independent; eight elements per random draw.
-
-    The probability is rounded to the next multiple of 1/256, so it is off by at most 1/512; 0, 1/2 and 1 are exact.
-    The mask is a function of the generator's state, the shape and the memory format.
-
-    Args:
-        shape: the shape of the mask.
-        probability: the probability that an element is 1, from 0 to 1.
-        generator: the source of randomness, on ``device``; None is the global one.
-        device: where the mask lives.
-        memory_format: the order in memory; give that of the tensor that the mask meets.
-
-    Returns:
-        the mask  # shape: shape
-
-    Raises:
-        ArgumentError: ``probability`` is not from 0 to 1.
-    """
-    if not 0.0 <= probability <= 1.0:
-        raise ArgumentError("probability", "a number from 0 to 1", probability)
-    mask = torch.empty(tuple(shape), dtype=torch.float32, device=device, memory_format=memory_format)
-    threshold = round(256 * probability)
-    if threshold in (0, 256):
-        return mask.fill_(threshold / 256)
-    words = torch.empty((mask.numel() + 7) // 8, dtype=torch.int64, device=device)
-    words.random_(-(2**63), None, generator=generator)  # from the smallest value with no end: all 64 bits are random
-    flat = mask.as_strided((mask.numel(),), (1,))  # the elements in the order of memory
-    flat.copy_(words.view(torch.uint8)[: mask.numel()]).lt_(float(threshold))
-    return mask
-
-
-class _FakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-        ctx.lower, ctx.upper = _code_range(zero_point, q_min, q_max)
-        result = _fake_quantize_fresh(x, scale, ctx.lower, ctx.upper)
-        ctx.save_for_backward(x, scale, result)
+    is_by_rows = scale.numel() in (1, len(v)) and scale.shape[:1] in ((), (1,), v.shape[:1])
+    is_float = all(t.dtype == torch.float32 for t in (floor_codes, v, scale, zero_point))
+    same = scale.numel() == zero_point.numel() and floor_codes.stride() == v.stride()
+    if is_by_rows and is_float and same and not scale.requires_grad and calls.can_take(v) and dtype in calls.FLOATS:
+        result: Tensor = _SoftRound.apply(floor_codes, v, scale, zero_point, (float(q_min), float(q_max)), dtype)
         return result
+    return passes.soft_round_fused(floor_codes, v, scale, zero_point, q_min, q_max).to(dtype)
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, scale: Tensor, zero_point: Tensor, settings: tuple[Any, ...]
+    ) -> Tensor:
+        limits, q_min, q_max, draw, ctx.factor, dtype = settings
+        zero = float(zero_point)
+        ctx.settings = limits, (float(scale), q_min - zero, q_max - zero), draw
+        ctx.save_for_backward(x, residual)
+        ctx.scale_shape = scale.shape
+        limits, grid, draw = ctx.settings
+        return calls.activation_forward(x, residual, limits, grid, draw, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, scale, result = ctx.saved_tensors
-        gradient_x = _unclipped(gradients[0], x, scale, ctx.lower, ctx.upper)
-        gradient_scale = _scale_gradient(ctx, gradients[0], result, gradient_x, x, scale)
-        return gradient_x, gradient_scale, None, None, None
-
-
-class _FakeQuantizeBlend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, keep: Tensor) -> Tensor:
-        ctx.lower, ctx.upper = _code_range(zero_point, q_min, q_max)
-        quantized = _fake_quantize_fresh(x, scale, ctx.lower, ctx.upper)
-        result = torch.lerp(x, quantized, keep, out=quantized)  # exact at both ends, where x + keep * (..) rounds
-        ctx.save_for_backward(x, scale, result, keep)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        x, scale, result, keep = ctx.saved_tensors
-        # An element that is not kept becomes 0, which is never clipped, so its gradient passes; and in the gradient
-        # of the scale its two terms, g * result and g * x, are the same.
-        gradient_x = _unclipped(gradients[0], x * keep, scale, ctx.lower, ctx.upper)
-        gradient_scale = _scale_gradient(ctx, gradients[0], result, gradient_x, x, scale)
-        return gradient_x, gradient_scale, None, None, None, None
+        x, residual = ctx.saved_tensors
+        gradient, total = calls.activation_backward(_like(gradients[0], x), x, residual, *ctx.settings)
+        of_residual = gradient.to(residual.dtype) if ctx.needs_input_grad[1] else None
+        of_scale = torch.full(ctx.scale_shape, total * ctx.factor) if ctx.needs_input_grad[2] else None
+        return gradient, of_residual, of_scale, None, None
 
 
 class _SoftRound(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, floor_codes: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int
-    ) -> Tensor:
-        sigma = torch.sigmoid(v)
-        codes = torch.mul(sigma, ZETA - GAMMA).add_(GAMMA).clamp_(0.0, 1.0).add_(floor_codes).add_(zero_point)
-        ctx.save_for_backward(sigma, codes, scale)
-        ctx.q_min, ctx.q_max = q_min, q_max
-        return codes.clamp(q_min, q_max).sub_(zero_point).mul_(scale)
+    def forward(ctx: Any, floor_codes: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any) -> Tensor:
+        ctx.bounds, dtype = rest
+        ctx.save_for_backward(floor_codes, v, scale, zero_point)
+        return calls.soft_round_forward(floor_codes, v, scale, zero_point, ctx.bounds, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        sigma, codes, scale = ctx.saved_tensors
-        gradient = _sigmoid_backward(gradients[0], sigma)
-        below, above = -GAMMA / (ZETA - GAMMA), (1.0 - GAMMA) / (ZETA - GAMMA)
-        gradient = _hardtanh_backward(gradient, sigma, below, above)  # h strictly between 0 and 1
-        gradient = _hardtanh_backward(gradient, codes, float(ctx.q_min), float(ctx.q_max))
-        return None, gradient.mul_(scale * (ZETA - GAMMA)), None, None, None, None
+        floor_codes, v, scale, zero_point = ctx.saved_tensors
+        gradient = _like(gradients[0], v)
+        return None, calls.soft_round_backward(gradient, floor_codes, v, scale, zero_point, ctx.bounds), *[None] * 4
 
 
-def _require_one(scale: Tensor, zero_point: Tensor) -> None:
-    for name, value in (("scale", scale), ("zero_point", zero_point)):
-        if value.numel() != 1:
-            raise ArgumentError(name, "one value for the whole tensor", tuple(value.shape), "use functional.py")
+def _plain_activation(
+    x: Tensor,
+    residual: Tensor | None,
+    scale: Tensor,
+    zero_point: Tensor,
+    bounds: tuple[int, int],
+    limits: tuple[float, float],
+    draw: Draw,
+    gradient_factor: float,
+) -> Tensor:
+    x = x if residual is None else x + residual
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()
+    floor, ceiling = limits
+    if limits == (0.0, math.inf):
+        x = torch.relu(x)
+    elif limits != NO_LIMITS:
+        x = torch.nn.functional.hardtanh(x, floor, ceiling)
+    scale = scale if gradient_factor == 1.0 else scale_gradient(scale, gradient_factor)
+    if draw.threshold >= 256:
+        return passes.fake_quantize_fused(x, scale, zero_point, *bounds)
+    keep = keep_mask(x.shape, draw, x.device, memory_format=memory_format_of(x))
+    return passes.fake_quantize_blend_fused(x, scale, zero_point, *bounds, keep.to(x.dtype))
 
 
-def _code_range(zero_point: Tensor, q_min: int, q_max: int) -> tuple[float, float]:
-    zero = float(zero_point)  # clamp with numbers is 13 times as fast as with tensors
-    return q_min - zero, q_max - zero
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last where the tensor lies in memory that way and no other, else contiguous."""
+    is_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
-def _fake_quantize_fresh(x: Tensor, scale: Tensor, lower: float, upper: float) -> Tensor:
-    """x_hat in a fresh buffer; (clamp(r + z, q_min, q_max) - z) is clamp(r, q_min - z, q_max - z), exactly."""
-    return torch.div(x, scale.reshape(())).round_().clamp_(lower, upper).mul_(scale.reshape(()))
-
-
-def _unclipped(gradient: Tensor, x: Tensor, scale: Tensor, lower: float, upper: float) -> Tensor:
-    step = float(scale)
-    first, last = sorted(((lower - 0.5) * step, (upper + 0.5) * step))  # a trained scale may turn negative on its way
-    result: Tensor = _hardtanh_backward(gradient, x, first, last)
-    return result
-
-
-def _scale_gradient(
-    ctx: Any, gradient: Tensor, result: Tensor, gradient_x: Tensor, x: Tensor, scale: Tensor
-) -> Tensor | None:
-    """sum(g * (x_hat / s - inside * x / s)) as two inner products: (<g, x_hat> - <g * inside, x>) / s."""
-    if not ctx.needs_input_grad[1]:
-        return None
-    total = _inner(gradient, result) - _inner(gradient_x, x)
-    return (total / scale.reshape(())).reshape(scale.shape)
-
-
-def _inner(first: Tensor, second: Tensor) -> Tensor:
-    """sum(first * second), in one pass and with no temporary where both lie in memory densely and in the same order."""
-    if first.stride() == second.stride() and _is_dense(first) and _is_dense(second):
-        return torch.dot(_in_memory_order(first), _in_memory_order(second))
-    return (first * second).sum()
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    if tensor.is_contiguous():
-        return True
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient in the memory order of the tensor that it belongs to, in a type that the kernels read."""
+    if gradient.dtype not in calls.FLOATS:
+        gradient = gradient.float()
+    if gradient.stride() == tensor.stride():
+        return gradient
+    return gradient.contiguous(memory_format=memory_format_of(tensor))

@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clcalib.fused.soft import GAMMA, rectified_sigmoid
 from clcalib.quant.functional import quantize
 from clcalib.quant.spec import QParams, QuantSpec
 
-ZETA = 1.1
-GAMMA = -0.1
 _SAFE_FRACTION = 1e-5  # a fraction of exactly 0 or 1 would sit where h has no gradient
 
 
@@ -45,18 +44,6 @@ def floor_codes(weight: Tensor, qparams: QParams) -> Tensor:
         the floors, without the zero point  # shape: (*)
     """
     return torch.floor(weight.detach() / qparams.scale.detach())
-
-
-def rectified_sigmoid(v: Tensor) -> Tensor:
-    """h(v) = clamp(1.2 * sigmoid(v) - 0.1, 0, 1), a sigmoid that reaches 0 and 1 (Louizos et al. 2018).
-
-    Args:
-        v: the rounding variable  # shape: (*)
-
-    Returns:
-        the share of a step that is added to the floor, 0 to 1  # shape: (*)
-    """
-    return torch.clamp((ZETA - GAMMA) * torch.sigmoid(v) + GAMMA, 0.0, 1.0)
 
 
 def initial_v(weight: Tensor, qparams: QParams) -> Tensor:

@@ -92,6 +92,8 @@ class RunRecord(_Frozen):
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         versions: the versions of Python, clcalib and torch.
+        precision: the type in which convolutions computed during optimisation; threads: of the CPU.  Both are part of
+            what makes a result repeatable to the bit.
         model_digest: sha256 of the float weights; calibration_digest and evaluation_digest: of the images.
         warnings: the warnings of the run, each once.
     """
@@ -115,6 +117,7 @@ class RunRecord(_Frozen):
     calibration_images: Count
     evaluation_images: Count = 0
     device: str
+    precision: str = "float32"
     threads: int = Field(ge=1)
     versions: dict[str, str] = Field(default_factory=dict)
     model_digest: str

@@ -1,0 +1,69 @@
+"""Time of this process on the CPU, of the device on CUDA; and who keeps the time of each unit's steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from clcalib.quant.policy import LayerPolicy
+
+
+class Clock:
+    """Marks and the milliseconds between them: CPU time, or CUDA events where the device is one."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.is_cuda = self.device.type == "cuda"
+
+    def mark(self) -> Any:
+        if not self.is_cuda:
+            return time.process_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def milliseconds(self, first: Any, last: Any) -> float:
+        if not self.is_cuda:
+            return 1e3 * float(last - first)
+        last.synchronize()
+        return float(first.elapsed_time(last))
+
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.is_cuda else "cpu, one thread, CPU time"
+
+
+class StepTimer:
+    """An observer that keeps the time between the first and the last reported step of each unit."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._name = ""
+        self._first: dict[str, tuple[int, Any]] = {}
+        self._last: dict[str, tuple[int, Any]] = {}
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Per step, by unit."""
+        return {
+            name: self._clock.milliseconds(mark, self._last[name][1]) / (self._last[name][0] - step)
+            for name, (step, mark) in self._first.items()
+        }
+
+    def stage(self, name: str) -> None: ...
+
+    def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        self._name = name
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        self.unit_step(self._name, step)
+
+    def unit_step(self, name: str, step: int) -> None:
+        """As ``step``, for a run that names the unit itself."""
+        (self._last if name in self._first else self._first)[name] = (step, self._clock.mark())
+
+    def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None: ...

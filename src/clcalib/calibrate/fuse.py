@@ -1,0 +1,97 @@
+"""Rewrites a unit for speed while it is optimised: what stands before a quantizer is taken into it, frozen parts are
+computed once, and convolutions run in bfloat16 where asked.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from clcalib.calibrate.lower import WEIGHTED, Constant, lower, module_of, set_constant
+from clcalib.calibrate.trainable import TrainableActivation, channels_last
+from clcalib.capture.graph import operator_name
+from clcalib.quant.insert import tensor_at
+from clcalib.quant.modules import IntegerWeight
+
+_aten = torch.ops.aten
+_ADD = (_aten.add.Tensor, _aten.add_.Tensor, operator.add)
+_RELU = (_aten.relu.default, _aten.relu_.default)
+_RELU6 = (_aten.relu6.default, _aten.relu6_.default)
+_HARDTANH = (_aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default, _aten.clamp_.default)
+
+
+def fuse(body: fx.GraphModule, dtype: torch.dtype = torch.float32, *, casts_inputs: bool = True) -> fx.GraphModule:
+    """Rewrite a unit (or the frozen rest of a network) in place; its values change by rounding errors only.
+
+    Args:
+        body: what is run at every step; it may hold ``SoftWeight`` and ``TrainableActivation`` modules.
+        dtype: in which convolutions compute, float32 or bfloat16.
+        casts_inputs: the graph takes float32; else the types that ``lower.input_dtypes`` tells.
+
+    Returns:
+        the same module, recompiled.
+    """
+    _freeze_weights(body)
+    for node in list(body.graph.nodes):
+        if isinstance(module_of(body, node), TrainableActivation):
+            _absorb(body, node)
+    if dtype != torch.float32:
+        lower(body, dtype, casts_inputs=casts_inputs)
+    body.graph.eliminate_dead_code()
+    body.recompile()
+    return body
+
+
+def _freeze_weights(body: fx.GraphModule) -> None:
+    """Every weight that is not trained becomes a constant, channels last."""
+    for name, module in list(body.named_modules()):
+        if isinstance(module, IntegerWeight):
+            body.set_submodule(name, Constant(channels_last(module().detach())))
+    for node in list(body.graph.nodes):
+        weight = node.args[1] if operator_name(node) in WEIGHTED else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            set_constant(body, node, 1, channels_last(tensor_at(body, str(weight.target))))
+
+
+def _absorb(body: fx.GraphModule, quantizer: fx.Node) -> None:
+    """Take the activation function, and the addition before it, into the quantizer, if nobody else reads them."""
+    module = module_of(body, quantizer)
+    assert isinstance(module, TrainableActivation)
+    source = _only_read_by(quantizer.args[0])
+    limits = _limits(source)
+    if source is not None and limits is not None:
+        module.limits = limits
+        quantizer.update_arg(0, source.args[0])
+        body.graph.erase_node(source)
+        source = _only_read_by(quantizer.args[0])
+    if source is not None and source.target in _ADD and not source.kwargs and len(source.args) == 2:
+        first, second = source.args
+        if isinstance(first, fx.Node) and isinstance(second, fx.Node):
+            # The gradient has the type of the first one, so that is the one that needs it.
+            quantizer.args = (second, first) if first.op == "placeholder" else (first, second)
+
+
+def _only_read_by(node: Any) -> fx.Node | None:
+    return node if isinstance(node, fx.Node) and node.op == "call_function" and len(node.users) == 1 else None
+
+
+def _limits(node: fx.Node | None) -> tuple[float, float] | None:
+    """Floor and ceiling of an activation function, None if it is not one of those that clamp."""
+    if node is None:
+        return None
+    if node.target in _RELU:
+        return 0.0, math.inf
+    if node.target in _RELU6:
+        return 0.0, 6.0
+    if node.target in _HARDTANH and not node.kwargs:
+        lower, upper = (*node.args[1:], None, None)[:2]
+        if node.target in _HARDTANH[:2]:
+            lower, upper = -1.0 if lower is None else lower, 1.0 if upper is None else upper
+        lower, upper = -math.inf if lower is None else lower, math.inf if upper is None else upper
+        if isinstance(lower, (int, float)) and isinstance(upper, (int, float)):
+            return float(lower), float(upper)
+    return None

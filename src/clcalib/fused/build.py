@@ -1,0 +1,127 @@
+"""Compiles ``kernels.cpp`` for this very processor, once, and loads it; where that cannot be done, says so once.
+
+The library lies in ``$CLCALIB_CACHE``, else ``$XDG_CACHE_HOME/clcalib``, else ``~/.cache/clcalib``, under the digest of
+source, compiler, flags and processor.  ``CLCALIB_NATIVE=0`` switches it off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from clcalib.errors import SlowPathWarning
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# Not -ffast-math: NaN must stay NaN, and rounding must be what it says.  fp-contract only fuses products into sums.
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+NATIVE = ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
+TIMEOUT_SECONDS = 300
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there is no compiler or they are switched off; decided once per process.
+
+    Warns:
+        SlowPathWarning: the kernels cannot be built here, so calibration takes the plain path.
+    """
+    if os.environ.get("CLCALIB_NATIVE") == "0":
+        return None
+    try:
+        return _load()
+    except _CannotBuildError as problem:
+        warnings.warn(
+            f"calibration runs without its fused CPU kernels, several times slower: {problem}; install a C++ compiler "
+            "(g++ or clang++), or set CLCALIB_NATIVE=0 to take the plain path without this notice",
+            SlowPathWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+class _CannotBuildError(Exception):
+    pass
+
+
+def _load() -> ctypes.CDLL:
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise _CannotBuildError(f"none of {', '.join(COMPILERS)} is on the PATH")
+    problem = ""
+    # Threads need the OpenMP runtime that PyTorch has loaded: a second one would fight it for the cores.
+    for threads in (("-fopenmp",), ("-fopenmp-simd",), ()) if _share_openmp() else (("-fopenmp-simd",), ()):
+        for flags in ((*NATIVE, *threads), threads):
+            try:
+                return ctypes.CDLL(str(_built(compiler, flags)))
+            except (OSError, subprocess.SubprocessError) as error:
+                problem = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+    raise _CannotBuildError(f"{compiler} cannot build them: {problem}")
+
+
+def _built(compiler: str, flags: tuple[str, ...]) -> Path:
+    command = [compiler, *FLAGS, *flags, str(SOURCE)]
+    text = "\n".join((*command[:-1], SOURCE.read_text(), _processor(), sys.platform))
+    name = f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    path = _cache() / name
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # so that the rename stays on one disk
+            made = Path(folder) / name
+            link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+            subprocess.run(
+                [*command, *link, "-o", str(made)], check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            )
+            made.replace(path)
+    return path
+
+
+def _cache() -> Path:
+    """A folder of the user's own: what lies there is run."""
+    base = os.environ.get("CLCALIB_CACHE")
+    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clcalib"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    return _own_folder()
+
+
+@functools.cache
+def _own_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="clcalib-kernels-"))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _share_openmp() -> bool:
+    """Make the symbols of the OpenMP runtime inside this process visible to libraries that are loaded later."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return False
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "/" in line}
+    for path in sorted(paths):
+        if Path(path).name.startswith(("libgomp", "libiomp5")):
+            try:
+                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
+            return True
+    return False

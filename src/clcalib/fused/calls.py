@@ -1,0 +1,138 @@
+"""The compiled kernels as functions of tensors; shapes and places are the callers' business (``kernels.py``)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clcalib.fused.build import library
+from clcalib.fused.draws import Draw
+
+_P, _I, _Q, _F, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_uint32
+_ARRAY = (_P, _I)  # address, and whether it holds bfloat16
+_GRID = (_F, _F, _F)  # scale, lower, upper
+_DRAW = (_U, _U, _I)  # key, tweak, threshold
+_LIMITS = (_F, _F)  # floor, ceiling
+_SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "activation_forward": ((*_ARRAY, *_ARRAY, *_LIMITS, _Q, *_GRID, *_DRAW, *_ARRAY), None),
+    "activation_backward": ((*_ARRAY, *_ARRAY, *_ARRAY, *_LIMITS, _Q, *_GRID, *_DRAW, _P), ctypes.c_double),
+    "gather_mix": ((_P, _I, _F, _F, _Q, *_ARRAY, _P, _Q, _Q, *_DRAW, *_ARRAY), None),
+    "squared_error": ((*_ARRAY, *_ARRAY, _P, _Q, _Q, _F, _P), ctypes.c_double),
+    "soft_round_forward": ((_P, _P, _P, _P, _Q, _Q, _F, _F, *_ARRAY), None),
+    "soft_round_backward": ((*_ARRAY, _P, _P, _P, _P, _Q, _Q, _F, _F, _P), None),
+    "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
+}
+FLOATS = (torch.float32, torch.bfloat16)
+Grid = tuple[float, float, float]
+Limits = tuple[float, float]
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether the compiled kernels can be used; builds them at the first call."""
+    return library() is not None
+
+
+def can_take(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels are there and read these tensors: dense, on the CPU, float32 or bfloat16."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.dtype not in FLOATS or not _is_dense(tensor) or not tensor.numel():
+            return False
+    return is_available()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    loaded = library()
+    assert loaded is not None
+    function = getattr(loaded, f"clcalib_{name}")
+    function.argtypes, function.restype = _SIGNATURES[name]
+    return function
+
+
+def _array(tensor: Tensor | None) -> tuple[int | None, bool]:
+    return (None, False) if tensor is None else (tensor.data_ptr(), tensor.dtype == torch.bfloat16)
+
+
+def activation_forward(
+    x: Tensor, residual: Tensor | None, limits: Limits, grid: Grid, draw: Draw, dtype: torch.dtype
+) -> Tensor:
+    """Keep ? x_hat : x' with x' = clamp(x + residual, *limits)."""
+    out = torch.empty_like(x, dtype=dtype)
+    _function("activation_forward")(
+        *_array(x), *_array(residual), *limits, x.numel(), *grid, *draw, out.data_ptr(), dtype == torch.bfloat16
+    )
+    return out
+
+
+def activation_backward(
+    gradient: Tensor, x: Tensor, residual: Tensor | None, limits: Limits, grid: Grid, draw: Draw
+) -> tuple[Tensor, float]:
+    """The gradient of x (and of the residual), and of the scale."""
+    out = torch.empty_like(x)
+    total = _function("activation_backward")(
+        *_array(gradient), *_array(x), *_array(residual), *limits, x.numel(), *grid, *draw, out.data_ptr()
+    )
+    return out, total
+
+
+def gather_mix(quantized: Tensor, floating: Tensor, index: Tensor, draw: Draw, dtype: torch.dtype) -> Tensor:
+    """Rows of two caches, mixed."""
+    out = torch.empty_like(quantized[: len(index)], dtype=dtype)
+    row = quantized[0].numel()
+    is_low = quantized.dtype == torch.bfloat16
+    source = (quantized.data_ptr(), int(is_low), 1.0, 0.0, row * quantized.element_size())
+    _function("gather_mix")(
+        *source, *_array(floating), index.data_ptr(), len(index), row, *draw, out.data_ptr(), dtype == torch.bfloat16
+    )
+    return out
+
+
+def squared_error(output: Tensor, target: Tensor, factor: float) -> tuple[float, Tensor]:
+    """The sum of the squares of output - target, and factor * (output - target)."""
+    gradient = torch.empty_like(output)
+    rows = max(1, len(output))
+    total = _function("squared_error")(
+        *_array(output), *_array(target), None, rows, output.numel() // rows, factor, gradient.data_ptr()
+    )
+    return total, gradient
+
+
+def soft_round_forward(
+    floors: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[float, float], dtype: torch.dtype
+) -> Tensor:
+    """Softly rounded weights; bounds are q_min and q_max."""
+    out = torch.empty_like(v, dtype=dtype)
+    _function("soft_round_forward")(*_weight(floors, v, scale, zero_point), *bounds, *_array(out))
+    return out
+
+
+def soft_round_backward(
+    gradient: Tensor, floors: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[float, float]
+) -> Tensor:
+    """The gradient of v."""
+    out = torch.empty_like(v)
+    arrays = _weight(floors, v, scale, zero_point)
+    _function("soft_round_backward")(*_array(gradient), *arrays, *bounds, out.data_ptr())
+    return out
+
+
+def _weight(floors: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[int, ...]:
+    channels = scale.numel()
+    return (
+        floors.data_ptr(), v.data_ptr(), scale.data_ptr(), zero_point.data_ptr(), channels, v.numel() // channels
+    )  # fmt: skip
+
+
+def rounding_penalty(v: Tensor, beta: float) -> tuple[float, Tensor]:
+    """sum(1 - |2 h(v) - 1|^beta) and its gradient in v."""
+    gradient = torch.empty_like(v)
+    return _function("rounding_penalty")(v.data_ptr(), v.numel(), beta, gradient.data_ptr()), gradient

@@ -1,0 +1,413 @@
+// The elementwise passes of a calibration step, each in one loop over memory.  See kernels.py for the formulas.
+//
+// Values are float32 or bfloat16 (as uint16), told apart by a template; arithmetic is float32, sums are float64 over
+// blocks of fixed size that are added in order, so no result depends on the number of threads.  Arrays are dense, and
+// all arrays of one call lie in memory in the same order.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int64_t BLOCK = 2048;  // elements at a time; what the loops share stays in the first-level cache
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float load(float value) { return value; }
+inline float load(bfloat16 value) {
+    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+inline void store(float *place, float value) { *place = value; }
+inline void store(bfloat16 *place, float value) {  // nearest, halves to even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    place->bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+inline uint32_t scramble(uint32_t x) {  // a bijection of 32-bit words with good avalanche
+    x ^= x >> 16;
+    x *= 0x7feb352dU;
+    x ^= x >> 15;
+    x *= 0x846ca68bU;
+    x ^= x >> 16;
+    return x;
+}
+
+// One random byte for each of the elements start .. start + count - 1; bytes beyond are scratch.
+const uint8_t *random_bytes(uint32_t key, uint32_t tweak, int64_t start, int64_t count, uint32_t *words) {
+    uint32_t first = static_cast<uint32_t>(start >> 2);
+    int64_t total = ((start & 3) + count + 3) >> 2;
+    for (int64_t i = 0; i < total; ++i)
+        words[i] = scramble(scramble((first + static_cast<uint32_t>(i)) ^ key) + tweak);
+    return reinterpret_cast<const uint8_t *>(words) + (start & 3);
+}
+
+struct Grid {  // codes minus zero point go from lower to upper
+    float scale, lower, upper;
+};
+
+inline float clamp(float x, float lower, float upper) {  // passes NaN on
+    x = x < lower ? lower : x;
+    return x > upper ? upper : x;
+}
+
+struct Limits {  // of the activation function before the quantizer: ReLU has 0 and infinity
+    float floor, ceiling;
+    bool any;
+};
+
+template <class Function> void for_blocks(int64_t count, const Function &body) {
+    int64_t blocks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static) if (blocks >= 32)
+    for (int64_t block = 0; block < blocks; ++block) {
+        int64_t start = block * BLOCK;
+        body(block, start, count - start < BLOCK ? count - start : BLOCK);
+    }
+}
+
+template <class Function> double sum_blocks(int64_t count, const Function &body) {
+    std::vector<double> parts((count + BLOCK - 1) / BLOCK, 0.0);
+    for_blocks(count, [&](int64_t block, int64_t start, int64_t length) { parts[block] = body(start, length); });
+    double total = 0.0;
+    for (double part : parts) total += part;
+    return total;
+}
+
+struct Draw {  // keep the quantized value where the random byte is below threshold; 256 keeps all
+    uint32_t key, tweak;
+    int32_t threshold;
+};
+
+template <class A, class R, class O>
+void activation_forward(const A *a, const R *residual, Limits limits, int64_t count, Grid grid, Draw draw, O *out) {
+    for_blocks(count, [=](int64_t, int64_t start, int64_t length) {
+        uint32_t words[BLOCK / 4 + 2];
+        float x[BLOCK];
+        if (residual)
+            for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]) + load(residual[start + i]);
+        else
+            for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]);
+        if (limits.any)
+            for (int64_t i = 0; i < length; ++i) x[i] = clamp(x[i], limits.floor, limits.ceiling);
+        if (draw.threshold >= 256) {
+            for (int64_t i = 0; i < length; ++i)
+                store(out + start + i, clamp(nearbyintf(x[i] / grid.scale), grid.lower, grid.upper) * grid.scale);
+            return;
+        }
+        const uint8_t *bytes = random_bytes(draw.key, draw.tweak, start, length, words);
+        for (int64_t i = 0; i < length; ++i) {
+            float quantized = clamp(nearbyintf(x[i] / grid.scale), grid.lower, grid.upper) * grid.scale;
+            store(out + start + i, bytes[i] < draw.threshold ? quantized : x[i]);
+        }
+    });
+}
+
+// Gradient of a + residual, and the sum over all elements of gradient * d x_hat / d scale.
+template <class G, class A, class R>
+double activation_backward(const G *gradient, const A *a, const R *residual, Limits limits, int64_t count, Grid grid,
+                           Draw draw, A *out) {
+    return sum_blocks(count, [=](int64_t start, int64_t length) {
+        uint32_t words[BLOCK / 4 + 2];
+        float x[BLOCK], g[BLOCK], kept[BLOCK];
+        if (draw.threshold >= 256) {
+            for (int64_t i = 0; i < length; ++i) kept[i] = 1.0f;
+        } else {
+            const uint8_t *bytes = random_bytes(draw.key, draw.tweak, start, length, words);
+            for (int64_t i = 0; i < length; ++i) kept[i] = bytes[i] < draw.threshold ? 1.0f : 0.0f;
+        }
+        for (int64_t i = 0; i < length; ++i) g[i] = load(gradient[start + i]);
+        if (residual)
+            for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]) + load(residual[start + i]);
+        else
+            for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]);
+        float total = 0.0f;
+        // The order of this sum is the compiler's, but fixed once compiled, and the same for every thread.
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < length; ++i) {
+            float value = clamp(x[i], limits.floor, limits.ceiling);
+            float steps = value / grid.scale;
+            float code = nearbyintf(steps);
+            float nearest = clamp(code, grid.lower, grid.upper);
+            float inside = nearest == code ? 1.0f : 0.0f;
+            total += kept[i] * g[i] * (nearest - inside * steps);
+            float passes = 1.0f - kept[i] * (1.0f - inside);
+            passes = x[i] > limits.floor ? passes : 0.0f;
+            passes = x[i] < limits.ceiling ? passes : 0.0f;
+            g[i] = passes != 0.0f ? g[i] : 0.0f;
+        }
+        for (int64_t i = 0; i < length; ++i) store(out + start + i, g[i]);
+        return static_cast<double>(total);
+    });
+}
+
+// Codes of half a byte, as bytes; first is even.
+inline void unpack(const uint8_t *packed, int64_t first, int64_t count, uint8_t *codes) {
+    const uint8_t *place = packed + first / 2;
+    for (int64_t i = 0; i < (count + 1) / 2; ++i) {
+        codes[2 * i] = place[i] & 15;
+        codes[2 * i + 1] = place[i] >> 4;
+    }
+}
+
+// One block of one row: out[i] is quantized(i) where it is kept, else floating[i]; first counts the elements before it.
+template <class R, class O, class Read>
+void mix_block(Read quantized, const R *floating, int64_t first, int64_t length, Draw draw, O *out) {
+    uint32_t words[BLOCK / 4 + 2];
+    if (draw.threshold >= 256) {
+        for (int64_t i = 0; i < length; ++i) store(out + i, quantized(i));
+        return;
+    }
+    const uint8_t *bytes = random_bytes(draw.key, draw.tweak, first, length, words);
+    for (int64_t i = 0; i < length; ++i) {
+        float kept = quantized(i), other = load(floating[i]);
+        store(out + i, bytes[i] < draw.threshold ? kept : other);
+    }
+}
+
+// fast, branch-free exp and log2 to about 2 units in the last place, the same on every machine
+inline float exp_fast(float x) {
+    x = clamp(x, -87.0f, 88.0f);
+    float n = nearbyintf(x * 1.44269504f);
+    float r = std::fma(n, -0.693359375f, x);
+    r = std::fma(n, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;
+    p = std::fma(p, r, 1.3981999507e-3f);
+    p = std::fma(p, r, 8.3334519073e-3f);
+    p = std::fma(p, r, 4.1665795894e-2f);
+    p = std::fma(p, r, 1.6666665459e-1f);
+    p = std::fma(p, r, 5.0000001201e-1f);
+    p = std::fma(p, r * r, r) + 1.0f;
+    uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+inline float log_fast(float x) {  // x > 0, normal
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3U) >> 23;  // mantissa in [sqrt(1/2), sqrt(2))
+    bits -= static_cast<uint32_t>(exponent) << 23;
+    float m;
+    std::memcpy(&m, &bits, 4);
+    m -= 1.0f;
+    float z = m * m;
+    float p = 7.0376836292e-2f;
+    p = std::fma(p, m, -1.1514610310e-1f);
+    p = std::fma(p, m, 1.1676998740e-1f);
+    p = std::fma(p, m, -1.2420140846e-1f);
+    p = std::fma(p, m, 1.4249322787e-1f);
+    p = std::fma(p, m, -1.6668057665e-1f);
+    p = std::fma(p, m, 2.0000714765e-1f);
+    p = std::fma(p, m, -2.4999993993e-1f);
+    p = std::fma(p, m, 3.3333331174e-1f);
+    float e = static_cast<float>(exponent);
+    float y = m * z * p;
+    y = std::fma(e, -2.12194440e-4f, y);
+    y = std::fma(z, -0.5f, y);
+    return std::fma(e, 0.693359375f, m + y);
+}
+
+constexpr float GAMMA = -0.1f, SPREAD = 1.2f;
+
+inline float sigmoid(float v) { return 1.0f / (1.0f + exp_fast(-v)); }
+
+template <class O>
+void soft_round_forward(const float *floors, const float *v, const float *scale, const float *zero, int64_t channels,
+                        int64_t row, float q_min, float q_max, O *out) {
+#pragma omp parallel for schedule(static) if (channels * row >= 32 * BLOCK)
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        int64_t first = channel * row;
+        float s = scale[channel], z = zero[channel];
+        for (int64_t i = first; i < first + row; ++i) {
+            float h = clamp(std::fma(sigmoid(v[i]), SPREAD, GAMMA), 0.0f, 1.0f);
+            store(out + i, (clamp(h + floors[i] + z, q_min, q_max) - z) * s);
+        }
+    }
+}
+
+template <class G>
+void soft_round_backward(const G *gradient, const float *floors, const float *v, const float *scale, const float *zero,
+                         int64_t channels, int64_t row, float q_min, float q_max, float *out) {
+#pragma omp parallel for schedule(static) if (channels * row >= 32 * BLOCK)
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        int64_t first = channel * row;
+        float factor = scale[channel] * SPREAD, z = zero[channel];
+        for (int64_t i = first; i < first + row; ++i) {
+            float sigma = sigmoid(v[i]), h = std::fma(sigma, SPREAD, GAMMA);
+            float code = clamp(h, 0.0f, 1.0f) + floors[i] + z;
+            bool moves = h > 0.0f && h < 1.0f && code > q_min && code < q_max;
+            out[i] = moves ? load(gradient[i]) * factor * sigma * (1.0f - sigma) : 0.0f;
+        }
+    }
+}
+
+template <class R, class O>
+void gather_mix(const char *quantized, int kind, float scale, float offset, int64_t stride, const R *floating,
+                const int64_t *index, int64_t rows, int64_t row, Draw draw, O *out) {
+#pragma omp parallel for schedule(static) if (rows * row >= 32 * BLOCK)
+    for (int64_t b = 0; b < rows; ++b) {
+        const char *line = quantized + index[b] * stride;
+        for (int64_t start = 0; start < row; start += BLOCK) {
+            int64_t length = row - start < BLOCK ? row - start : BLOCK, first = b * row + start;
+            const R *other = floating ? floating + index[b] * row + start : nullptr;
+            uint8_t unpacked[BLOCK + 1];
+            auto floats = reinterpret_cast<const float *>(line) + start;
+            auto halves = reinterpret_cast<const bfloat16 *>(line) + start;
+            auto codes = reinterpret_cast<const uint8_t *>(line) + start;
+            if (kind == 3) {
+                unpack(reinterpret_cast<const uint8_t *>(line), start, length, unpacked);
+                codes = unpacked;
+            }
+            if (kind == 0)
+                mix_block([=](int64_t i) { return floats[i]; }, other, first, length, draw, out + first);
+            else if (kind == 1)
+                mix_block([=](int64_t i) { return load(halves[i]); }, other, first, length, draw, out + first);
+            else
+                mix_block([=](int64_t i) { return (static_cast<float>(codes[i]) + offset) * scale; }, other, first,
+                          length, draw, out + first);
+        }
+    }
+}
+
+template <class O, class T>
+double squared_error(const O *output, const T *target, const int64_t *index, int64_t rows, int64_t row, float factor,
+                     O *gradient) {
+    std::vector<double> parts(rows, 0.0);
+#pragma omp parallel for schedule(static) if (rows * row >= 32 * BLOCK)
+    for (int64_t b = 0; b < rows; ++b) {
+        const O *x = output + b * row;
+        const T *y = target + (index ? index[b] : b) * row;
+        O *g = gradient + b * row;
+        for (int64_t start = 0; start < row; start += BLOCK) {
+            int64_t end = row - start < BLOCK ? row : start + BLOCK;
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = start; i < end; ++i) {
+                float difference = load(x[i]) - load(y[i]);
+                sum += difference * difference;
+                store(g + i, factor * difference);
+            }
+            parts[b] += static_cast<double>(sum);
+        }
+    }
+    double total = 0.0;
+    for (double part : parts) total += part;
+    return total;
+}
+
+}  // namespace
+
+static Limits limits_of(float floor, float ceiling) {
+    return Limits{floor, ceiling, floor > -INFINITY || ceiling < INFINITY};
+}
+
+// ---- what Python calls; "bf16" flags say which arrays hold bfloat16 ----
+
+#define DISPATCH3(FLAG_A, FLAG_B, FLAG_C, CALL)                                                  \
+    switch ((FLAG_A ? 4 : 0) | (FLAG_B ? 2 : 0) | (FLAG_C ? 1 : 0)) {                            \
+        case 0: { using A = float; using B = float; using C = float; CALL; break; }              \
+        case 1: { using A = float; using B = float; using C = bfloat16; CALL; break; }           \
+        case 2: { using A = float; using B = bfloat16; using C = float; CALL; break; }           \
+        case 3: { using A = float; using B = bfloat16; using C = bfloat16; CALL; break; }        \
+        case 4: { using A = bfloat16; using B = float; using C = float; CALL; break; }           \
+        case 5: { using A = bfloat16; using B = float; using C = bfloat16; CALL; break; }        \
+        case 6: { using A = bfloat16; using B = bfloat16; using C = float; CALL; break; }        \
+        default: { using A = bfloat16; using B = bfloat16; using C = bfloat16; CALL; break; }    \
+    }
+
+EXPORT void clcalib_activation_forward(const void *a, int a_bf16, const void *residual, int r_bf16, float floor, float ceiling,
+                                       int64_t count, float scale, float lower, float upper, uint32_t key,
+                                       uint32_t tweak, int threshold, void *out, int o_bf16) {
+    DISPATCH3(a_bf16, r_bf16, o_bf16,
+              activation_forward(static_cast<const A *>(a), static_cast<const B *>(residual), limits_of(floor, ceiling), count,
+                                 Grid{scale, lower, upper}, Draw{key, tweak, threshold}, static_cast<C *>(out)))
+}
+
+EXPORT double clcalib_activation_backward(const void *gradient, int g_bf16, const void *a, int a_bf16,
+                                          const void *residual, int r_bf16, float floor, float ceiling,
+                                          int64_t count, float scale,
+                                          float lower, float upper, uint32_t key, uint32_t tweak, int threshold,
+                                          void *out) {
+    double total = 0.0;
+    DISPATCH3(g_bf16, a_bf16, r_bf16,
+              total = activation_backward(static_cast<const A *>(gradient), static_cast<const B *>(a),
+                                          static_cast<const C *>(residual), limits_of(floor, ceiling), count,
+                                          Grid{scale, lower, upper}, Draw{key, tweak, threshold},
+                                          static_cast<B *>(out)))
+    return total;
+}
+
+// Rows of the two caches by index, mixed.  kind: 0 float32, 1 bfloat16, 2 codes of one byte, 3 codes of half a byte (the
+// low half first); a code c stands for (c + offset) * scale.  row: elements; stride: bytes from row to row.
+EXPORT void clcalib_gather_mix(const void *quantized, int kind, float scale, float offset, int64_t stride,
+                               const void *floating, int f_bf16, const int64_t *index, int64_t rows, int64_t row,
+                               uint32_t key, uint32_t tweak, int threshold, void *out, int o_bf16) {
+    DISPATCH3(0, f_bf16, o_bf16,
+              (void)sizeof(A);
+              gather_mix(static_cast<const char *>(quantized), kind, scale, offset, stride,
+                         static_cast<const B *>(floating), index, rows, row, Draw{key, tweak, threshold},
+                         static_cast<C *>(out)))
+}
+
+// sum (output - target)^2, and factor * (output - target); row i of the output is compared with row index[i].
+EXPORT double clcalib_squared_error(const void *output, int a_bf16, const void *target, int t_bf16,
+                                    const int64_t *index, int64_t rows, int64_t row, float factor, void *gradient) {
+    double total = 0.0;
+    DISPATCH3(0, a_bf16, t_bf16,
+              (void)sizeof(A);
+              total = squared_error(static_cast<const B *>(output), static_cast<const C *>(target), index, rows, row,
+                                    factor, static_cast<B *>(gradient)))
+    return total;
+}
+
+EXPORT void clcalib_soft_round_forward(const float *floors, const float *v, const float *scale, const float *zero,
+                                       int64_t channels, int64_t row, float q_min, float q_max, void *out,
+                                       int o_bf16) {
+    if (o_bf16)
+        soft_round_forward(floors, v, scale, zero, channels, row, q_min, q_max, static_cast<bfloat16 *>(out));
+    else
+        soft_round_forward(floors, v, scale, zero, channels, row, q_min, q_max, static_cast<float *>(out));
+}
+
+EXPORT void clcalib_soft_round_backward(const void *gradient, int g_bf16, const float *floors, const float *v,
+                                        const float *scale, const float *zero, int64_t channels, int64_t row,
+                                        float q_min, float q_max, float *out) {
+    if (g_bf16)
+        soft_round_backward(static_cast<const bfloat16 *>(gradient), floors, v, scale, zero, channels, row, q_min,
+                            q_max, out);
+    else
+        soft_round_backward(static_cast<const float *>(gradient), floors, v, scale, zero, channels, row, q_min, q_max,
+                            out);
+}
+
+// sum of 1 - |2 h(v) - 1|^beta, and its gradient in v.
+EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta, float *gradient) {
+    return sum_blocks(count, [=](int64_t start, int64_t length) {
+        float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = start; i < start + length; ++i) {
+            float sigma = sigmoid(v[i]), raw = std::fma(sigma, SPREAD, GAMMA);
+            float h = clamp(raw, 0.0f, 1.0f), centred = 2.0f * h - 1.0f;
+            float size = std::fabs(centred);
+            float safe = size < 1e-30f ? 1e-30f : size;
+            float logarithm = log_fast(safe) * beta;
+            float power = logarithm < -86.0f ? 0.0f : exp_fast(logarithm);
+            total += 1.0f - power;
+            float slope = -2.0f * SPREAD * beta * power / safe * sigma * (1.0f - sigma);
+            slope = centred < 0.0f ? -slope : slope;
+            gradient[i] = raw == h ? slope : 0.0f;
+        }
+        return static_cast<double>(total);
+    });
+}
