@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from clcalib.calibrate.mixing import mix
 from clcalib.calibrate.recipe import Phase, Term, needs_of
 from clcalib.calibrate.schedules import cosine
+from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.capture.running import State
@@ -29,7 +30,7 @@ class UnitData:
     Attributes:
         quantized: the unit's input from the quantized prefix.
         floating: the unit's input from the float prefix.
-        target: the float unit's output, (N, ...).
+        target: the float unit's output.
         target_position: which of the unit's outputs is compared with it.
         reads: by need, the frozen float remainder g: the unit's outputs -> (N, d).
         keys: by need, g(a_F) of all images.
@@ -37,13 +38,13 @@ class UnitData:
         channel_axis: where the target has its channels.
     """
 
-    quantized: State
-    floating: State
-    target: Tensor
+    quantized: RowState
+    floating: RowState
+    target: Rows
     target_position: int
     reads: Mapping[Need, fx.GraphModule]
     keys: Mapping[Need, KeySet]
-    float_gradient: Tensor | None = None
+    float_gradient: Rows | None = None
     channel_axis: int = 1
 
     def batch(
@@ -52,15 +53,26 @@ class UnitData:
         """Put together what the objectives see."""
         return UnitBatch(
             output=outputs[self.target_position],
-            target=self.target[index],
+            target=self.target.take(index),
             sample_index=index,
             progress=progress,
             rounding=tuple(weight.rounding() for weight in soft) if Need.ROUNDING in needs else (),
             reads={need: g(*outputs)[0] for need, g in self.reads.items() if need in needs},
             keys=self.keys,
-            float_gradient=None if self.float_gradient is None else self.float_gradient[index],
+            float_gradient=None if self.float_gradient is None else self.float_gradient.take(index),
             channel_axis=self.channel_axis,
         )
+
+    def prefetch(self, phase: Phase, random: StepStream, step: int) -> None:
+        """Begin to read what ``step`` needs, where it is in files."""
+        quantized = self.quantized if phase.quantized_input_probability > 0 else ()
+        floating = self.floating if phase.quantized_input_probability < 1 else ()
+        gradient = () if self.float_gradient is None else (self.float_gradient,)
+        in_files = [rows for rows in (*quantized, *floating, self.target, *gradient) if rows.storage is None]
+        if in_files and step < phase.steps:
+            index = _draw(len(self.target), phase, random.ahead(step))
+            for rows in in_files:
+                rows.prefetch(index)
 
 
 @torch.enable_grad()  # the caller may be under no_grad
@@ -93,11 +105,12 @@ def optimise(
     count, shown = len(data.target), dict[str, float]()
     for step in range(phase.steps):
         generator = random.advance(step)
-        index = torch.randperm(count, generator=generator, device=generator.device)[: phase.batch_size]
+        index = _draw(count, phase, generator)
         inputs = _unit_input(data, index, phase.quantized_input_probability, generator)
         outputs = body(*inputs)
         due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
         batch = data.batch(outputs, index, step / phase.steps, soft, needs_of(term for term, _ in due))
+        data.prefetch(phase, random, step + 1)
         losses = [term.objective(batch) * scale for term, scale in due]
         total = torch.stack([loss * term.interval for (term, _), loss in zip(due, losses, strict=True)]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -133,13 +146,17 @@ def _optimizer(
     return optimizer, scheduled
 
 
+def _draw(count: int, phase: Phase, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, device=generator.device)[: phase.batch_size]
+
+
 def _unit_input(data: UnitData, index: Tensor, probability: float, generator: torch.Generator) -> State:
     if probability >= 1:
-        return tuple(tensor[index] for tensor in data.quantized)
+        return tuple(rows.take(index) for rows in data.quantized)
     if probability <= 0:
-        return tuple(tensor[index] for tensor in data.floating)
+        return tuple(rows.take(index) for rows in data.floating)
     pairs = zip(data.quantized, data.floating, strict=True)
-    return tuple(mix(quantized[index], floating[index], probability, generator) for quantized, floating in pairs)
+    return tuple(mix(one.take(index), other.take(index), probability, generator) for one, other in pairs)
 
 
 def _check_finite(values: Mapping[str, float], phase: Phase, step: int) -> None:

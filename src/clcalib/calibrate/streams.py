@@ -30,5 +30,9 @@ class StepStream:
 
     def advance(self, step: int) -> torch.Generator:
         """Start the numbers of ``step`` and return their generator."""
-        self.generator = stream(*self._counters, step, device=self._device)
+        self.generator = self.ahead(step)
         return self.generator
+
+    def ahead(self, step: int) -> torch.Generator:
+        """The numbers of a step that is not yet begun, from a generator of their own."""
+        return stream(*self._counters, step, device=self._device)
