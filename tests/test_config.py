@@ -59,6 +59,14 @@ def test_every_key_arrives(table: dict[str, Any]) -> None:
     assert config.run.seed == 5
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(1000, 1000), ("1000", 1000), ("2GB", 2 * 10**9), ("512 mb", 512 * 10**6), ("1.5GiB", 3 * 2**29), ("8k", 8000)],
+)
+def test_a_memory_budget_becomes_bytes(table: dict[str, Any], size: object, expected: int) -> None:
+    assert build(RunConfig, merge(table, {"run": {"memory_budget": size}}), "run.toml").run.memory_budget == expected
+
+
 def test_all_problems_are_told_at_once(table: dict[str, Any], tmp_path: Path) -> None:
     wrong = {
         "model": {"entry": "no-colon", "weigths": "a.safetensors"},
@@ -109,6 +117,11 @@ def test_all_problems_are_told_at_once(table: dict[str, Any], tmp_path: Path) ->
         ("run", "seed", -1, "run.seed: expected a whole number, at least 0, got -1"),
         ("run", "threads", 0, "run.threads: expected a whole number of threads"),
         ("run", "overwrite", 1, "run.overwrite: expected true or false, got 1"),
+        ("run", "memory_budget", 0, "run.memory_budget: expected a number of bytes above 0"),
+        ("run", "memory_budget", -2, "run.memory_budget: expected a number of bytes above 0"),
+        ("run", "memory_budget", "12 parsecs", "run.memory_budget: expected a number of bytes above 0"),
+        ("run", "memory_budget", True, "run.memory_budget: expected a number of bytes above 0"),
+        ("run", "spill_folder", "/no/where", "run.spill_folder: there is no folder /no/where"),
     ],
 )
 def test_one_wrong_value_is_one_line(

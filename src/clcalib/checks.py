@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,6 +24,9 @@ from clcalib.quant.policy import Bits
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 
 T = TypeVar("T")
+
+BYTES = 'a number of bytes above 0, or a text such as "2GB", "512MB" or "1.5GiB"'
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?))?B?", re.IGNORECASE)
 
 
 def check_arguments(
@@ -106,6 +112,38 @@ def check_negatives(recipe: Recipe, keys: Mapping[Need, KeySet]) -> None:
 def range_rule(argument: str, name: str) -> RangeRule:
     """Look up a range rule."""
     return named(argument, name, RANGE_RULES)
+
+
+def byte_count(argument: str, size: int | str) -> int:
+    """A size as a number of bytes; kB, MB, GB and TB are powers of 1000, KiB to TiB powers of 1024.
+
+    Raises:
+        ArgumentError: it is not above 0, or another text.
+
+    Example:
+        >>> byte_count("memory_budget", "512MB"), byte_count("memory_budget", "2 GiB")
+        (512000000, 2147483648)
+    """
+    count = size if type(size) is int else 0
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is not None:
+        number, prefix, binary = match.groups()
+        count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
+    if count < 1:
+        raise ArgumentError(argument, BYTES, repr(size), "leave it out to keep everything in memory")
+    return count
+
+
+def checked_folder(argument: str, folder: str | Path) -> Path:
+    """Return the folder if files can be made in it.
+
+    Raises:
+        ArgumentError: there is no such folder, or it cannot be written to.
+    """
+    path = Path(folder)
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        raise ArgumentError(argument, "a folder that exists and can be written to", str(folder))
+    return path
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import RECIPES, with_contrastive
+from clcalib.checks import BYTES, byte_count
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
 from clcalib.config_sources import Table, value_at
 from clcalib.data.transform import Transform
@@ -38,6 +39,7 @@ def _check_bits(bits: int) -> int:
 
 
 BitWidth = Annotated[int, AfterValidator(_check_bits)]
+ByteCount = Annotated[int, BeforeValidator(lambda size: byte_count("memory_budget", size))]
 
 
 class _Section(BaseModel):
@@ -137,6 +139,8 @@ class RunSection(ComputeSection):
     seed: int = Field(default=0, ge=0, description="a whole number, at least 0")
     out: Path = Field(description="the path of the output folder (--out)")
     overwrite: bool = Field(default=False, description="true or false")
+    memory_budget: ByteCount | None = Field(default=None, description=BYTES)
+    spill_folder: Path | None = Field(default=None, description="the path of a folder for temporary files")
 
 
 class ModelConfig(_Section):

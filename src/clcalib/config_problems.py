@@ -97,6 +97,9 @@ def _file_problems(table: Mapping[str, Any]) -> Iterator[str]:
         path = value_at(table, "data", key)
         if isinstance(path, str) and not Path(path).exists():
             yield f"data.{key}: there is no file or folder {path}"
+    folder = value_at(table, "run", "spill_folder")
+    if isinstance(folder, str) and not Path(folder).is_dir():
+        yield f"run.spill_folder: there is no folder {folder}"
 
 
 def _weights_problems(path: Path) -> Iterator[str]:

@@ -12,7 +12,13 @@ from clcalib.errors import ConfigError
 
 Table = Mapping[str, Any]
 
-_PATH_KEYS = (("model", "weights"), ("data", "calibration"), ("data", "evaluation"), ("run", "out"))
+_PATH_KEYS = (
+    ("model", "weights"),
+    ("data", "calibration"),
+    ("data", "evaluation"),
+    ("run", "out"),
+    ("run", "spill_folder"),
+)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -14,10 +14,19 @@ from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import nearest
+from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.running import advance
-from clcalib.checks import check_arguments, check_negatives, check_output, checked_device, range_rule
+from clcalib.checks import (
+    byte_count,
+    check_arguments,
+    check_negatives,
+    check_output,
+    checked_device,
+    checked_folder,
+    range_rule,
+)
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning, OutputExistsError
 from clcalib.evaluate.accuracy import agreement, logits, top1
@@ -81,6 +90,8 @@ def quantize(
     measured_images: int = MEASURED_IMAGES,
     device: str | torch.device = "cpu",
     precision: str = "auto",
+    memory_budget: int | str | None = None,
+    spill_folder: str | Path | None = None,
     observer: Observer | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
@@ -103,6 +114,10 @@ def quantize(
         precision: in which type convolutions compute while a unit is optimised: ``"float32"``, ``"bfloat16"``, or
             ``"auto"``, which is bfloat16 where this machine is faster in it.  Everything else, and the result, is
             float32.
+        memory_budget: most bytes, as a number or as "2GB", that the units' stored inputs and targets have in memory;
+            what does not fit goes to temporary files.  The result is the same, bit for bit.  None: all in memory.
+        spill_folder: where these files are made; None is the system's folder for temporary files.  A folder that is
+            itself in memory (as /tmp may be) saves none.
         observer: told of the progress.
 
     Returns:
@@ -125,6 +140,8 @@ def quantize(
         rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
         place = checked_device(device)
         dtype = convolution_dtype(precision, place)
+        budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
+        folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
         clock.stage("capture")
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
         check_output(chain, recipe, evaluation)
@@ -134,7 +151,8 @@ def quantize(
         job = _Job(chain, recipe, seed, rules[1], dtype, calibration.images.to(place), observer, clock)
         clock.stage("weight ranges")
         base = insert_quantizers(chain, policy, rules[0])
-        before, after, traces = job.calibrate(base, _some(held_out, measured_images, place))
+        with StoreSpace(budget, folder) as space:
+            before, after, traces = job.calibrate(base, _some(held_out, measured_images, place), space)
         clock.stage("measures")
         units = job.measure(before, after, traces, _some(held_out, measured_images, place), measured_images)
         clock.stage("evaluation")
@@ -198,7 +216,7 @@ class _Job:
     clock: StageClock
 
     def calibrate(
-        self, base: QuantizedChain, held_out: Tensor | None
+        self, base: QuantizedChain, held_out: Tensor | None, space: StoreSpace
     ) -> tuple[QuantizedChain, QuantizedChain, list[UnitTrace]]:
         """Return the chain under nearest rounding, the calibrated chain, and what happened to each unit."""
         self.clock.stage("keys")
@@ -210,9 +228,9 @@ class _Job:
         with warnings.catch_warnings():
             # The same ranges are found again below, and warn there.
             warnings.simplefilter("ignore", ClcalibWarning)
-            self._walk(reference, nearest(), {}, None, SilentObserver())
+            self._walk(reference, nearest(), {}, None, SilentObserver(), space)
         self.clock.stage("reconstruction")
-        traces = self._walk(base, self.recipe, keys, held_out, self.observer)
+        traces = self._walk(base, self.recipe, keys, held_out, self.observer, space)
         return reference, base, traces
 
     def _walk(
@@ -222,8 +240,9 @@ class _Job:
         keys: Mapping[Need, KeySet],
         held_out: Tensor | None,
         observer: Observer,
+        space: StoreSpace,
     ) -> list[UnitTrace]:
-        walk = Walk(self.chain, quantized, recipe, self.activation_rule, keys, self.seed, observer, self.dtype)
+        walk = Walk(self.chain, quantized, recipe, self.activation_rule, keys, self.seed, observer, self.dtype, space)
         return list(walk.run(self.images, held_out))
 
     def measure(
@@ -253,10 +272,10 @@ def _some(images: CalibrationSet | None, count: int, device: torch.device) -> Te
 
 def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
     ends = chain.subgraph((chain.input_name,), (chain.feature_name, chain.output_name))
-    features, outputs = advance(ends, (images,))
+    features, outputs = advance(ends, (images,), as_vectors)
     numbers: dict[str, int] = {}
     identity = torch.tensor([numbers.setdefault(digest(image), len(numbers)) for image in images.cpu()])
-    predictions, identity = as_vectors(outputs).argmax(1), identity.to(images.device)
+    predictions, identity = outputs.argmax(1), identity.to(images.device)
     return {
         Need.FEATURES: build_keys(features, predictions, identity),
         Need.LOGITS: build_keys(outputs, predictions, identity),

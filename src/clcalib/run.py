@@ -56,6 +56,8 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             evaluation=evaluation,
             held_out=held_out_images(evaluation, calibration, config.data.held_out_count),
             device=config.run.device,
+            memory_budget=config.run.memory_budget,
+            spill_folder=config.run.spill_folder,
             observer=observer,
         )
     observer.stage("saving")

@@ -7,13 +7,17 @@ import dataclasses
 import pytest
 import torch
 
+from clcalib.calibrate.codes import CodeGrid
 from clcalib.calibrate.mixing import mix, mix_rows
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes import RECIPES, adaround, brecq, qdrop, with_contrastive
 from clcalib.calibrate.recipes.cl_calib import SHARE
 from clcalib.calibrate.schedules import cosine, short_run_rate
+from clcalib.calibrate.space import StoreSpace
+from clcalib.calibrate.store import RowsWriter
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.errors import ArgumentError
+from clcalib.fused import calls
 from clcalib.fused.draws import ALL, Draw
 from clcalib.objectives.batch import Need
 from clcalib.objectives.fisher import FisherReconstruction
@@ -70,15 +74,27 @@ def test_mix_keeps_the_memory_order():
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
+def stored(values, grid=None, dtype=torch.float32):
+    writer = RowsWriter(StoreSpace(), len(values), grid, dtype)
+    writer.append(values)
+    return writer.finish()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("draw", [ALL, Draw(7, 8, 128)])
-def test_rows_are_gathered_and_mixed_in_one_pass_as_in_two(draw, dtype):
-    quantized, floating = (torch.randn(9, 4, 6, 5).contiguous(memory_format=torch.channels_last) for _ in range(2))
+@pytest.mark.parametrize("draw", [ALL, Draw(7, 8, 128), Draw(7, 8, 0)])
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (3, 5, 5), (7,)])
+def test_rows_are_gathered_and_mixed_in_one_pass_as_in_two(shape, bits, draw, dtype, monkeypatch):
+    values = torch.randint(-3, 4, (9, *shape)).float() * 0.3
+    grid = None if bits is None else CodeGrid(torch.tensor(0.3).item(), 2.0, -4, bits)
+    quantized, floating = stored(values, grid), stored(torch.randn(9, *shape))
+    assert quantized.grid == grid
     index = torch.tensor([8, 0, 3])
     rows = mix_rows(quantized, floating, index, draw, dtype)
-    two_passes = mix(*(t[index].contiguous(memory_format=torch.channels_last) for t in (quantized, floating)), draw)
-    assert torch.equal(rows, two_passes.to(dtype))
-    assert rows.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(rows, mix(quantized.take(index), floating.take(index), draw).to(dtype))
+    assert rows.shape == (3, *shape)
+    monkeypatch.setattr(calls, "is_available", lambda: False)
+    assert torch.equal(rows, mix_rows(quantized, floating, index, draw, dtype))
 
 
 def test_papers_differ_as_their_table_says():

@@ -9,9 +9,10 @@ import torch
 from tests.tiny import images, tiny
 
 import clcalib
-from clcalib.calibrate.loop import UnitData
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.store import as_rows
+from clcalib.calibrate.unit_data import UnitData
 from clcalib.calibrate.walk import Walk, _scales
 from clcalib.capture.chain import capture
 from clcalib.capture.running import advance
@@ -122,7 +123,8 @@ class Constant:
 def test_a_relative_term_is_as_large_as_the_host_at_weight_one():
     body = quantized_chain()[0].body(0)
     target = body(images())[0]
-    data = UnitData((images(),), (images(),), target + 1.0, 0, {}, {})
+    rows = (as_rows(images()),)
+    data = UnitData(rows, rows, as_rows(target + 1.0), 0, None, (), {})
     terms = (Term(Reconstruction()), Term(Constant(4.0), 0.5, is_relative=True))
     scales = _scales(Phase("p", 1, terms), body, data)
     host = 8.0  # eight channels, each off by one

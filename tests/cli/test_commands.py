@@ -33,7 +33,7 @@ def test_describe_takes_the_shape_from_the_images_of_a_toml(workplace: Path, cap
 def test_quantize_leaves_a_model_a_record_and_its_configuration(workplace: Path, capsys: Capture) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     arguments = ["quantize", "run.toml", "--bits", "W3A2", "--contrastive", "--seed", "7", "--threads", "1"]
-    assert main([*arguments, "--out", "runs/a"]) == 0
+    assert main([*arguments, "--memory-budget", "1MB", "--out", "runs/a"]) == 0
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -45,7 +45,8 @@ def test_quantize_leaves_a_model_a_record_and_its_configuration(workplace: Path,
     assert record.contrastive is not None
     assert record.evaluation_images == 20
     assert record.units[0].reconstruction_error.held_out is not None
-    assert json.loads((out / "config.json").read_text())["run"]["seed"] == 7
+    section = json.loads((out / "config.json").read_text())["run"]
+    assert (section["seed"], section["memory_budget"]) == (7, 1_000_000)
 
     printed = capsys.readouterr()
     assert printed.out.index("Policy") < printed.out.index("Units") < printed.out.index("Summary")

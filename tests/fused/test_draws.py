@@ -16,8 +16,8 @@ WORDS = st.integers(0, 2**32 - 1)
 
 def native_mask(shape: tuple[int, ...], draw: Draw) -> torch.Tensor:
     """The mask that the compiled kernels use: what a mix of ones and zeros keeps."""
-    rows = torch.ones(shape), torch.zeros(shape)
-    return calls.gather_mix(*rows, torch.arange(shape[0]), draw, torch.float32)
+    rows = torch.ones(shape).flatten(1), torch.zeros(shape).flatten(1)
+    return calls.gather_mix(*rows, torch.arange(shape[0]), rows[0].shape[1], draw, torch.float32).view(shape)
 
 
 @given(WORDS, WORDS, st.integers(1, 255), st.integers(1, 70))

@@ -1,4 +1,4 @@
-"""The first images of a cached state, and the ranges of activations that are found from them."""
+"""The first images of a stored state, and the ranges of activations that are found from them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.store import RowState
 from clcalib.capture.running import State
 from clcalib.errors import DeadActivationWarning
 from clcalib.quant.insert import Unquantized
@@ -15,9 +16,9 @@ from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.ranges import RangeRule
 
 
-def take(state: State, count: int) -> State:
-    """The first ``count`` images of a state."""
-    return tuple(tensor[:count] for tensor in state)
+def take(state: RowState, count: int) -> State:
+    """The first ``count`` images of a state, as tensors."""
+    return tuple(rows.first(count) for rows in state)
 
 
 class _RangeFinder(fx.Interpreter):

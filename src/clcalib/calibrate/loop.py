@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,58 +11,16 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.lower import input_dtypes
 from clcalib.calibrate.mixing import mix_rows
-from clcalib.calibrate.recipe import Phase, Term, needs_of
+from clcalib.calibrate.recipe import Phase, Term
 from clcalib.calibrate.schedules import cosine
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
 from clcalib.errors import NumericalError
 from clcalib.fused.draws import Draw
-from clcalib.objectives.batch import Need, UnitBatch
-from clcalib.objectives.keys import KeySet
 
 REPORT_EVERY = 25
-
-
-@dataclasses.dataclass(frozen=True)
-class UnitData:
-    """Everything a unit is optimised on; frozen for the length of a phase.
-
-    Attributes:
-        quantized: the unit's input from the quantized prefix.
-        floating: the unit's input from the float prefix.
-        target: the float unit's output, (N, ...).
-        target_position: which of the unit's outputs is compared with it.
-        reads: by need, the frozen float remainder g: the unit's outputs -> (N, d).
-        keys: by need, g(a_F) of all images.
-        float_gradient: squared gradients at the target, or None.
-        channel_axis: where the target has its channels.
-    """
-
-    quantized: State
-    floating: State
-    target: Tensor
-    target_position: int
-    reads: Mapping[Need, fx.GraphModule]
-    keys: Mapping[Need, KeySet]
-    float_gradient: Tensor | None = None
-    channel_axis: int = 1
-
-    def batch(
-        self, outputs: State, index: Tensor, progress: float, soft: Sequence[SoftWeight], needs: frozenset[Need]
-    ) -> UnitBatch:
-        """Put together what the objectives see."""
-        return UnitBatch(
-            output=outputs[self.target_position],
-            target=self.target[index],
-            sample_index=index,
-            progress=progress,
-            rounding=tuple(weight.v for weight in soft) if Need.ROUNDING in needs else (),
-            reads={need: g(*outputs)[0] for need, g in self.reads.items() if need in needs},
-            keys=self.keys,
-            float_gradient=None if self.float_gradient is None else self.float_gradient[index],
-            channel_axis=self.channel_axis,
-        )
 
 
 @torch.enable_grad()  # the caller may be under no_grad
@@ -100,8 +57,9 @@ def optimise(
         index = random.batch(count, phase.batch_size).to(data.target.device)
         outputs = body(*_unit_input(data, index, random.draw, phase.quantized_input_probability, dtypes))
         due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
-        batch = data.batch(outputs, index, step / phase.steps, soft, needs_of(term for term, _ in due))
-        losses = [term.objective(batch) * scale for term, scale in due]
+        batch = data.batch(outputs, index, step / phase.steps, soft, [term for term, _ in due])
+        data.prefetch(phase, random)
+        losses = [term.objective(batch.first(term.images)) * scale for term, scale in due]
         total = functools.reduce(torch.add, (loss * term.interval for (term, _), loss in zip(due, losses, strict=True)))
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clcalib.calibrate.store import Rows
 from clcalib.fused import calls
-from clcalib.fused.draws import Draw, keep_mask
+from clcalib.fused.draws import ALL, Draw, keep_mask
 from clcalib.quant.kernels import memory_format_of
 
 
-def mix_rows(
-    quantized: Tensor, floating: Tensor, index: Tensor, draw: Draw, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """``mix`` of the rows ``index`` of two caches, in one pass where the compiled kernels can be had.
+def mix_rows(quantized: Rows, floating: Rows, index: Tensor, draw: Draw, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``mix`` of the rows ``index`` of two stores, in one pass where the compiled kernels can be had.
 
     Args:
         quantized: all rows behind the quantized prefix  # shape: (N, *)
@@ -25,9 +24,26 @@ def mix_rows(
     Returns:
         the mixed rows  # shape: (B, *)
     """
-    if calls.can_take(quantized, floating) and quantized.stride() == floating.stride() and dtype in calls.FLOATS:
-        return calls.gather_mix(quantized, floating, index, draw, dtype)
-    return mix(quantized[index], floating[index], draw).to(dtype)
+    if draw.threshold <= 0 or quantized is floating:
+        quantized, draw = floating, ALL
+    if draw.threshold >= 256:
+        floating = quantized
+    if not _can_take(quantized, floating, dtype):
+        return mix(quantized.take(index), floating.take(index), draw).to(dtype)
+    grid, first, second = quantized.grid, quantized.storage, floating.storage
+    assert first is not None
+    other = None if draw.threshold >= 256 else second
+    codes = None if grid is None else (grid.bits_stored, grid.scale, grid.offset - grid.zero_point)
+    return quantized.shaped(calls.gather_mix(first, other, index, quantized.elements, draw, dtype, codes))
+
+
+def _can_take(quantized: Rows, floating: Rows, dtype: torch.dtype) -> bool:
+    if quantized.storage is None or floating.storage is None or dtype not in calls.FLOATS:
+        return False
+    is_grid = quantized.grid is not None and quantized.device.type == "cpu" and calls.is_available()
+    same = quantized.is_channels_last == floating.is_channels_last
+    floats = floating is quantized or (floating.grid is None and calls.can_take(floating.storage))
+    return same and floats and (is_grid or calls.can_take(quantized.storage))
 
 
 def mix(quantized: Tensor, floating: Tensor, draw: Draw) -> Tensor:

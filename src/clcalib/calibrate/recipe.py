@@ -22,14 +22,18 @@ class Term:
             So one weight fits all units and networks.
         interval: the term is computed at every ``interval``-th step only and weighs ``interval`` times as much there:
             the same gradient on average, for a fraction of the cost.
+        images: the term looks at this many images of the batch only; None is all.
     """
 
     objective: Objective
     weight: float = 1.0
     is_relative: bool = False
     interval: int = 1
+    images: int | None = None
 
     def __post_init__(self) -> None:
+        if self.images is not None and (isinstance(self.images, bool) or self.images < 2):
+            raise ArgumentError("images", "at least 2 images of the batch, or None for all", self.images)
         if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
             raise ArgumentError("interval", "a whole number of steps above 0", repr(self.interval))
 

@@ -38,9 +38,9 @@ class StepStream:
         """Start the numbers of ``step``."""
         self._step, self._draws = step, 0
 
-    def batch(self, count: int, size: int) -> Tensor:
-        """Which images the step looks at: ``size`` of ``count``, none twice; (size,) int64 on the CPU."""
-        return torch.randperm(count, generator=stream(*self._counters, self._step))[:size]
+    def batch(self, count: int, size: int, ahead: int = 0) -> Tensor:
+        """Which images the step (or a later one) looks at: ``size`` of ``count``, none twice; (size,) int64."""
+        return torch.randperm(count, generator=stream(*self._counters, self._step + ahead))[:size]
 
     def draw(self, probability: float) -> Draw:
         """The next mask of the step, of ones with the given probability."""

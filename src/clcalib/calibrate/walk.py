@@ -12,11 +12,15 @@ from torch import Tensor, fx, nn
 
 from clcalib.calibrate.caches import dead_activation_warning, find_ranges, take
 from clcalib.calibrate.fuse import fuse
-from clcalib.calibrate.loop import UnitData, optimise
+from clcalib.calibrate.loop import optimise
+from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.recipe import Phase, Recipe
+from clcalib.calibrate.space import StoreSpace
+from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, channels_last
+from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
@@ -58,6 +62,7 @@ class Walk:
         seed: of all random streams.
         observer: who is told.
         dtype: in which convolutions compute while a unit is optimised.
+        space: where the units' inputs and targets are stored; by default in memory without a limit.
     """
 
     floating: Chain
@@ -68,6 +73,7 @@ class Walk:
     seed: int
     observer: Observer
     dtype: torch.dtype = torch.float32
+    space: StoreSpace = dataclasses.field(default_factory=StoreSpace)
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.
@@ -76,71 +82,66 @@ class Walk:
             images: calibration images (N, ...), on the device of the chains.
             held_out: other images, only measured on.
         """
-        images = channels_last(images)
-        calibration = _Pair((images,), (images,))
-        other = None if held_out is None else _Pair((channels_last(held_out),), (channels_last(held_out),))
+        calibration = _Pair.of(images)
+        other = None if held_out is None else _Pair.of(held_out)
         for index in range(len(self.floating.units)):
-            trace, calibration, other = self._visit(index, calibration, other)
-            yield trace
+            yield self._visit(index, calibration, other)
 
-    def _visit(self, index: int, pair: _Pair, other: _Pair | None) -> tuple[UnitTrace, _Pair, _Pair | None]:
+    def _visit(self, index: int, pair: _Pair, other: _Pair | None) -> UnitTrace:
         unit = self.floating.units[index]
         is_skipped = self.recipe.skips_first_unit and index == 0
         phases = () if is_skipped else self.recipe.phases
         steps = sum(phase.steps for phase in phases)
         self.observer.unit_started(index, len(self.floating.units), unit.name, unit.kind, steps)
         float_body = self.floating.body(index)
-        float_outputs = advance(float_body, pair.floating)
-        other_outputs = None if other is None else advance(float_body, other.floating)
-        position = unit.outputs.index(unit.target)
+        targets = advance_rows(float_body, pair.floating, self.space)
         self._find_ranges(index, pair.quantized)
-        before = self._error(index, pair.quantized, float_outputs)
-        other_before = None
-        if other is not None and other_outputs is not None:
-            other_before = self._error(index, other.quantized, other_outputs)
+        before, other_before = self._error(index, pair.quantized, targets), None
+        if other is not None:
+            other_targets = advance_rows(float_body, other.floating, self.space)
+            other_before = self._error(index, other.quantized, other_targets)
         if phases:
-            self._optimise(index, phases, pair, float_outputs, position)
+            self._optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         _check_finite(body, unit.name)
-        next_pair = _Pair(advance(body, pair.quantized), float_outputs)
-        after = _probe_error(unit, next_pair.quantized, float_outputs)
-        next_other, other_after = None, None
-        if other is not None and other_outputs is not None:
-            next_other = _Pair(advance(body, other.quantized), other_outputs)
-            other_after = _probe_error(unit, next_other.quantized, other_outputs)
+        after, other_after = self._move(unit, body, pair, targets), None
+        if other is not None:
+            other_after = self._move(unit, body, other, other_targets)
         self.observer.unit_finished(index, unit.name, before, after)
-        trace = UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after)
-        return trace, next_pair, next_other
+        return UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after)
 
-    def _find_ranges(self, index: int, state: State) -> None:
+    def _move(self, unit: Unit, body: fx.GraphModule, pair: _Pair, targets: RowState) -> float:
+        """Bring the pair behind the unit; return the unit's error."""
+        pair.floating = targets  # frees the stores of the float input, before those of the quantized output are made
+        pair.quantized = advance_rows(body, pair.quantized, self.space)
+        return _probe_error(unit, take(pair.quantized, PROBE_IMAGES), targets)
+
+    def _find_ranges(self, index: int, state: RowState) -> None:
         found, dead = find_ranges(self.quantized.chain.body(index), take(state, RANGE_IMAGES), self.activation_rule)
         if dead:
             warnings.warn(dead_activation_warning(self.floating.units[index].name, dead), stacklevel=2)
         for name, quantizer in found.items():
             self.quantized.replace(name, quantizer)
 
-    def _error(self, index: int, state: State, targets: State) -> float:
+    def _error(self, index: int, state: RowState, targets: RowState) -> float:
         outputs = advance(self.quantized.chain.body(index), take(state, PROBE_IMAGES))
         return _probe_error(self.floating.units[index], outputs, targets)
 
-    def _optimise(
-        self, index: int, phases: tuple[Phase, ...], pair: _Pair, float_outputs: State, position: int
-    ) -> None:
+    def _optimise(self, index: int, phases: tuple[Phase, ...], pair: _Pair, targets: RowState) -> None:
+        unit = self.floating.units[index]
+        position = unit.outputs.index(unit.target)
         needs = self.recipe.needs
-        reads: dict[Need, fx.GraphModule] = {}
-        if Need.FEATURES in needs:
-            reads[Need.FEATURES] = fuse(self.floating.suffix(index, "features"), self.dtype)
-        if Need.LOGITS in needs:
-            reads[Need.LOGITS] = fuse(self.floating.suffix(index, "logits"), self.dtype)
+        points = tuple(need for need in (Need.FEATURES, Need.LOGITS) if need in needs)
         data = UnitData(
             quantized=pair.quantized,
             floating=pair.floating,
-            target=float_outputs[position],
+            target=targets[position],
             target_position=position,
-            reads=reads,
-            keys={need: self._keys_behind(index, need) for need in reads},
-            float_gradient=self._float_gradient(index, pair, float_outputs) if Need.FLOAT_GRADIENT in needs else None,
-            channel_axis=self.floating.units[index].channel_axis,
+            read=self._rest(index, points),
+            read_points=points,
+            keys={need: self._keys_behind(index, need) for need in points},
+            float_gradient=self._float_gradient(index, pair, targets) if Need.FLOAT_GRADIENT in needs else None,
+            channel_axis=unit.channel_axis,
         )
         done = 0
         for number, phase in enumerate(phases):
@@ -177,44 +178,46 @@ class Walk:
                 body.set_submodule(name, _activation_for(phase, module, random))
         return body
 
+    def _rest(self, index: int, points: tuple[Need, ...]) -> fx.GraphModule | None:
+        """The frozen float rest of the network, read at all points in one pass; behind the last unit, the identity."""
+        if not points:
+            return None
+        chain, unit = self.floating, self.floating.units[index]
+        is_last = index == len(chain.units) - 1
+        names = {Need.FEATURES: chain.output_name if is_last else chain.feature_name, Need.LOGITS: chain.output_name}
+        return fuse(chain.subgraph(unit.outputs, [names[point] for point in points]), self.dtype)
+
     def _keys_behind(self, index: int, need: Need) -> KeySet:
         """Behind the penultimate feature the remainder is the identity, so the keys are the logits."""
         is_last = index == len(self.floating.units) - 1
         return self.keys[Need.LOGITS if is_last else need]
 
-    @torch.enable_grad()
-    def _float_gradient(self, index: int, pair: _Pair, float_outputs: State) -> Tensor:
-        """Squared gradient of KL(float logits, logits of the quantized unit + float rest) in the unit's output."""
+    def _float_gradient(self, index: int, pair: _Pair, targets: RowState) -> Rows:
         unit, rest = self.floating.units[index], self.floating.suffix(index, "logits")
-        position = unit.outputs.index(unit.target)
-        states = advance(self.quantized.chain.body(index), pair.quantized)
-        parts = []
-        for start in range(0, len(states[0]), 32):
-            inputs = [tensor[start : start + 32].detach() for tensor in states]
-            inputs[position].requires_grad_(True)
-            with torch.no_grad():
-                floats = rest(*(tensor[start : start + 32] for tensor in float_outputs))[0]
-            divergence = nn.functional.kl_div(
-                rest(*inputs)[0].log_softmax(1), floats.log_softmax(1), reduction="sum", log_target=True
-            )
-            parts.append(torch.autograd.grad(divergence, inputs[position])[0].square())
-        squared = torch.cat(parts)
-        return squared / squared.mean().clamp(min=torch.finfo(squared.dtype).tiny)
+        body, position = self.quantized.chain.body(index), unit.outputs.index(unit.target)
+        return squared_gradient(body, rest, pair.quantized, targets, position, self.space)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Pair:
-    """The state of all images at one cut, behind the quantized and behind the float prefix."""
+    """The stores of all images at one cut, behind the quantized and behind the float prefix.
 
-    quantized: State
-    floating: State
+    It moves with the walk: as nothing else refers to the stores, each is freed as soon as the next one takes its place.
+    """
+
+    quantized: RowState
+    floating: RowState
+
+    @classmethod
+    def of(cls, images: Tensor) -> _Pair:
+        rows = (as_rows(images),)
+        return cls(rows, rows)
 
 
-def _probe_error(unit: Unit, outputs: State, targets: State) -> float:
+def _probe_error(unit: Unit, outputs: State, targets: RowState) -> float:
     position = unit.outputs.index(unit.target)
-    output, target = outputs[position], targets[position]
-    count = min(PROBE_IMAGES, len(output))
-    return float(lp_error(output[:count], target[:count], channel_axis=unit.channel_axis))
+    target = targets[position].first(PROBE_IMAGES)
+    return float(lp_error(outputs[position], target, channel_axis=unit.channel_axis))
 
 
 def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:
@@ -243,8 +246,8 @@ def _scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[flo
         return tuple(term.weight for term in phase.terms)
     index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
     state = data.quantized if phase.quantized_input_probability > 0 else data.floating
-    outputs = hardened(*(tensor[index] for tensor in state))
-    batch = data.batch(outputs, index, 0.0, [], phase.needs)
+    outputs = hardened(*(rows.take(index) for rows in state))
+    batch = data.batch(outputs, index, 0.0, [], [dataclasses.replace(term, images=None) for term in phase.terms])
     host = sum(float(term.objective(batch)) * term.weight for term in phase.terms if not term.is_relative)
     scales = []
     for term in phase.terms:

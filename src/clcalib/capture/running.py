@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +13,16 @@ BATCH = 64
 
 
 @torch.no_grad()
-def advance(body: nn.Module, state: State) -> State:
-    """Run ``body`` over a cached state (N, ...); the result has the same N."""
-    starts = range(0, len(state[0]), BATCH)
-    parts = [body(*(tensor[start : start + BATCH] for tensor in state)) for start in starts]
+def advance(body: nn.Module, state: State, condense: Callable[[Tensor], Tensor] | None = None) -> State:
+    """Run ``body`` over a cached state (N, ...); the result has the same N.
+
+    Args:
+        body: takes and returns tensors by position.
+        state: its input.
+        condense: what of each output is kept, batch by batch; None keeps it whole.
+    """
+    parts = []
+    for start in range(0, len(state[0]), BATCH):
+        outputs = body(*(tensor[start : start + BATCH] for tensor in state))
+        parts.append(outputs if condense is None else tuple(condense(output) for output in outputs))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -70,6 +70,14 @@ def quantize(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of everything random; 0 by default.")] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="Most memory for stored activations, 2GB say; the rest goes to files.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Write into a folder that is not empty.")
@@ -86,7 +94,14 @@ def quantize(
         "data": {"calibration": calibration, "evaluation": evaluation},
         "quantization": {"weights": weight_bits or both[0], "activations": activation_bits or both[1]},
         "recipe": {"name": recipe, "steps": steps},
-        "run": {"seed": seed, "device": device, "threads": threads, "out": out, "overwrite": overwrite},
+        "run": {
+            "seed": seed,
+            "device": device,
+            "threads": threads,
+            "memory_budget": memory_budget,
+            "out": out,
+            "overwrite": overwrite,
+        },
     }
     table, source = collect(config, settings, flags)
     table = _with_contrastive(_with_fitting_options(table, recipe, steps), contrastive)

@@ -84,14 +84,28 @@ def activation_backward(
     return out, total
 
 
-def gather_mix(quantized: Tensor, floating: Tensor, index: Tensor, draw: Draw, dtype: torch.dtype) -> Tensor:
-    """Rows of two caches, mixed."""
-    out = torch.empty_like(quantized[: len(index)], dtype=dtype)
-    row = quantized[0].numel()
-    is_low = quantized.dtype == torch.bfloat16
-    source = (quantized.data_ptr(), int(is_low), 1.0, 0.0, row * quantized.element_size())
+def gather_mix(
+    quantized: Tensor,
+    floating: Tensor | None,
+    index: Tensor,
+    elements: int,
+    draw: Draw,
+    dtype: torch.dtype,
+    codes: tuple[int, float, float] | None = None,
+) -> Tensor:
+    """Rows of two caches (N, ...), mixed, as (B, elements); ``codes`` are the bits, scale and offset of the first."""
+    out = torch.empty((len(index), elements), dtype=dtype)
+    kind = 1 if quantized.dtype == torch.bfloat16 else 0
+    scale, offset = 1.0, 0.0
+    if codes is not None:
+        bits, scale, offset = codes
+        kind = 3 if bits == 4 else 2
+    stride = quantized.stride(0) * quantized.element_size()
     _function("gather_mix")(
-        *source, *_array(floating), index.data_ptr(), len(index), row, *draw, out.data_ptr(), dtype == torch.bfloat16
+        *(quantized.data_ptr(), kind, scale, offset, stride),
+        *_array(floating),
+        *(index.data_ptr(), len(index), elements, *draw),
+        *_array(out),
     )
     return out
 

@@ -22,6 +22,9 @@ class Need(enum.Enum):
     FLOAT_GRADIENT = "float_gradient"  # squared gradient of the network's divergence in the unit's output
 
 
+READS = frozenset({Need.FEATURES, Need.LOGITS})  # what takes a pass through the rest of the network
+
+
 @dataclasses.dataclass(frozen=True)
 class UnitBatch:
     """One mini-batch of one unit.
@@ -47,6 +50,20 @@ class UnitBatch:
     keys: Mapping[Need, KeySet] = dataclasses.field(default_factory=dict)
     float_gradient: Tensor | None = None
     channel_axis: int = 1
+
+    def first(self, images: int | None) -> UnitBatch:
+        """The first images only (all, for None); what was read for fewer images stays as it is."""
+        if images is None or images >= len(self.sample_index):
+            return self
+        gradient = self.float_gradient
+        return dataclasses.replace(
+            self,
+            output=self.output[:images],
+            target=self.target[:images],
+            sample_index=self.sample_index[:images],
+            reads={need: read[:images] for need, read in self.reads.items()},
+            float_gradient=None if gradient is None else gradient[:images],
+        )
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ def with_contrastive(
     critic: str = "cosine",
     false_negatives: str = "keep",
     interval: int = 1,
+    images: int | None = None,
     share: float = SHARE,
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase.
@@ -40,6 +41,7 @@ def with_contrastive(
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
         interval: compute the term at every ``interval``-th step (``Term.interval``).
+        images: compute it on this many images of each batch (``Term.images``); by default on all.
         share: size of the term at weight 1, relative to the host's loss for the same unit (``Term.is_relative``).
 
     Raises:
@@ -58,7 +60,7 @@ def with_contrastive(
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
-    term = Term(objective, weight * share, is_relative=True, interval=interval)
+    term = Term(objective, weight * share, is_relative=True, interval=interval, images=images)
     phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
     settings = {
         "weight": weight,
@@ -68,6 +70,7 @@ def with_contrastive(
         "critic": critic,
         "false_negatives": false_negatives,
         "interval": interval,
+        "images": images,
         "share": share,
     }
     return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)

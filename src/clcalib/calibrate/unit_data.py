@@ -1,0 +1,80 @@
+"""Everything that one unit is optimised on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, fx
+
+from clcalib.calibrate.recipe import Phase, Term, needs_of
+from clcalib.calibrate.store import Rows, RowState
+from clcalib.calibrate.streams import StepStream
+from clcalib.calibrate.trainable import SoftWeight
+from clcalib.capture.running import State
+from clcalib.objectives.batch import READS, Need, UnitBatch
+from clcalib.objectives.keys import KeySet
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitData:
+    """Inputs, targets and what lies behind the unit; frozen for the length of a phase.
+
+    Attributes:
+        quantized: the unit's input from the quantized prefix.
+        floating: the unit's input from the float prefix.
+        target: the float unit's output.
+        target_position: which of the unit's outputs is compared with it.
+        read: the frozen float remainder g: the unit's outputs -> (N, d) for each of ``read_points``, in one pass.
+        read_points: the needs that ``read`` answers, in its order.
+        keys: by need, g(a_F) of all images.
+        float_gradient: squared gradients at the target, or None.
+        channel_axis: where the target has its channels.
+    """
+
+    quantized: RowState
+    floating: RowState
+    target: Rows
+    target_position: int
+    read: fx.GraphModule | None
+    read_points: tuple[Need, ...]
+    keys: Mapping[Need, KeySet]
+    float_gradient: Rows | None = None
+    channel_axis: int = 1
+
+    def batch(
+        self, outputs: State, index: Tensor, progress: float, soft: Sequence[SoftWeight], terms: Sequence[Term]
+    ) -> UnitBatch:
+        """Put together what the objectives of these terms see; what none of them needs is not computed."""
+        needs = needs_of(terms)
+        with_gradient = self.float_gradient is not None and Need.FLOAT_GRADIENT in needs
+        return UnitBatch(
+            output=outputs[self.target_position],
+            target=self.target.take(index),
+            sample_index=index,
+            progress=progress,
+            rounding=tuple(weight.v for weight in soft) if Need.ROUNDING in needs else (),
+            reads=self._reads(outputs, [term for term in terms if term.objective.needs & READS], len(index)),
+            keys=self.keys,
+            float_gradient=self.float_gradient.take(index) if with_gradient and self.float_gradient else None,
+            channel_axis=self.channel_axis,
+        )
+
+    def _reads(self, outputs: State, terms: Sequence[Term], size: int) -> dict[Need, Tensor]:
+        """One pass through the rest of the network for all terms, on the images of the one that wants most of them."""
+        if self.read is None or not terms:
+            return {}
+        count = min(size, max(term.images or size for term in terms))
+        some = outputs if count == size else tuple(tensor[:count] for tensor in outputs)
+        return dict(zip(self.read_points, self.read(*some), strict=True))
+
+    def prefetch(self, phase: Phase, random: StepStream) -> None:
+        """Begin to read what the next step needs, where it is in files."""
+        quantized = self.quantized if phase.quantized_input_probability > 0 else ()
+        floating = self.floating if phase.quantized_input_probability < 1 else ()
+        gradient = () if self.float_gradient is None else (self.float_gradient,)
+        in_files = [rows for rows in (*quantized, *floating, self.target, *gradient) if rows.storage is None]
+        if in_files:
+            index = random.batch(len(self.target), phase.batch_size, ahead=1)
+            for rows in in_files:
+                rows.prefetch(index)

@@ -1,0 +1,89 @@
+"""A memory budget changes where things are kept and nothing else; nonsense is told."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import clcalib
+from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.space import StoreSpace
+from clcalib.errors import ArgumentError
+from tests.tiny import images, tiny
+
+BITS = clcalib.Bits(2, 4)
+RECIPES = {
+    "qdrop": clcalib.with_contrastive(clcalib.recipes.qdrop(steps=6)),
+    "adaround": clcalib.recipes.adaround(steps=4),  # cuts of two tensors
+    "brecq": clcalib.recipes.brecq(steps=6, activation_steps=4, is_fisher_weighted=True),
+}
+
+
+def state(recipe, **options):
+    calibration = clcalib.CalibrationSet.from_tensor(images(100))
+    held_out = clcalib.CalibrationSet.from_tensor(images(20, seed=4))
+    result = clcalib.quantize(tiny(), calibration, recipe=recipe, bits=BITS, held_out=held_out, **options)
+    return result.model.state_dict()
+
+
+def open_files(folder: Path) -> list[str]:
+    links = Path("/proc/self/fd")
+    targets = [os.readlink(link) for link in links.iterdir() if link.exists()] if links.is_dir() else []
+    return [target for target in targets if target.startswith(str(folder))]
+
+
+def prefetchers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("clcalib-prefetch")]
+
+
+@pytest.mark.parametrize("budget", [1, 300_000, "1GB"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_result_is_the_same_bit_for_bit(name, budget, tmp_path):
+    plain = state(RECIPES[name])
+    bounded = state(RECIPES[name], memory_budget=budget, spill_folder=tmp_path)
+    assert plain.keys() == bounded.keys()
+    assert all(torch.equal(plain[key], bounded[key]) for key in plain)
+    assert (list(tmp_path.iterdir()), open_files(tmp_path), prefetchers()) == ([], [], [])
+
+
+def test_no_more_is_in_memory_than_the_budget(monkeypatch):
+    seen, files = [], []
+    allocate = StoreSpace.allocate
+
+    def watched(self, *arguments):
+        block = allocate(self, *arguments)
+        seen.append(self.used)
+        files.append(block.storage is None)
+        return block
+
+    monkeypatch.setattr(StoreSpace, "allocate", watched)
+    state(RECIPES["qdrop"], memory_budget=300_000)
+    assert 0 < max(seen) <= 300_000
+    assert any(files)
+    assert not all(files)
+
+
+def test_an_exception_leaves_nothing_behind(tmp_path):
+    class Stopping(SilentObserver):
+        def step(self, step, losses):
+            assert open_files(tmp_path) or not Path("/proc/self/fd").is_dir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        state(RECIPES["qdrop"], memory_budget=1, spill_folder=tmp_path, observer=Stopping())
+    assert (list(tmp_path.iterdir()), open_files(tmp_path), prefetchers()) == ([], [], [])
+
+
+@pytest.mark.parametrize("budget", [0, -5, 2.5, True, "", "12 parsecs", "-1GB", "0MB", "GB", "1e9", "1 000"])
+def test_a_nonsense_budget_is_told(budget):
+    with pytest.raises(ArgumentError, match=r'memory_budget: expected a number of bytes above 0, or .*"2GB".*, got'):
+        state(RECIPES["qdrop"], memory_budget=budget)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ArgumentError, match=r"spill_folder: expected a folder that exists"):
+        state(RECIPES["qdrop"], memory_budget=1, spill_folder=tmp_path / "nowhere")
