@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, Objective
 
@@ -49,6 +50,7 @@ class Phase:
         terms: the loss.
         batch_size: images a step, drawn without replacement.
         rounding_rate: Adam's rate for the soft rounding, None to leave the weights as they are.
+        rounding_schedule: how that rate goes over the steps, a name in ``SCHEDULES``.
         activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
         quantized_input_probability: share of the unit's input elements that come from the quantized prefix.
         activations: whether activations inside the unit are quantized in this phase.
@@ -61,6 +63,7 @@ class Phase:
     terms: tuple[Term, ...]
     batch_size: int = 32
     rounding_rate: float | None = None
+    rounding_schedule: str = "constant"
     activation_rate: float | None = None
     quantized_input_probability: float = 1.0
     activations: Literal["float", "quantized"] = "quantized"
@@ -79,6 +82,8 @@ class Phase:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)
+        if self.rounding_schedule not in SCHEDULES:
+            raise ArgumentError("rounding_schedule", f"one of {', '.join(SCHEDULES)}", repr(self.rounding_schedule))
 
     @property
     def needs(self) -> frozenset[Need]:
