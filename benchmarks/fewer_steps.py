@@ -77,7 +77,7 @@ def qdrop(name: str, steps: int, phase: dict[str, Any] | None = None, **options:
 
 def base() -> list[Cell]:
     """What is to be reached, and where one starts."""
-    return [qdrop("qdrop-2000", 2000), Cell("nearest", "nearest"), qdrop("qdrop-200", 200), qdrop("qdrop-400", 400)]
+    return [qdrop("qdrop-2000", 2000), qdrop("qdrop-200", 200), qdrop("qdrop-400", 400)]
 
 
 def rates() -> list[Cell]:
@@ -86,11 +86,18 @@ def rates() -> list[Cell]:
         qdrop(f"{steps}-{schedule}-rate-{rate:g}", steps, {"rounding_schedule": schedule}, rounding_rate=rate)
         for steps in (100, 200, 400)
         for schedule in ("constant", "warm_up_cosine")
-        for rate in (3e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+        for rate in (3e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16, 0.32)
     ]
 
 
-GRIDS = {"base": base, "rates": rates}
+def starts() -> list[Cell]:
+    """Error feedback alone, and as the start of the rounding."""
+    alone = [Cell(name, name) for name in ("nearest", "gptq")]
+    alone += [Cell(f"{name}-w2a4", name, activations=4) for name in ("nearest", "gptq")]
+    return alone
+
+
+GRIDS = {"starts": starts, "base": base, "rates": rates}
 
 
 @functools.cache
