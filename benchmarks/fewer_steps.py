@@ -45,6 +45,7 @@ class Cell:
         options: its arguments.
         phase: fields of its phase that are replaced.
         penalty: fields of its rounding penalty that are replaced.
+        start: the codes that units start from.
         activations: bits.
     """
 
@@ -53,11 +54,16 @@ class Cell:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     phase: dict[str, Any] = dataclasses.field(default_factory=dict)
     penalty: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: str = "nearest"
     activations: int = 2
 
     def make(self) -> Recipe:
         recipe = RECIPES[self.recipe](**self.options)
-        return dataclasses.replace(recipe, phases=tuple(self._changed(phase) for phase in recipe.phases))
+        return dataclasses.replace(
+            recipe,
+            phases=tuple(self._changed(phase) for phase in recipe.phases),
+            start="error_feedback" if self.start == "error_feedback" else recipe.start,
+        )
 
     def _changed(self, phase: Any) -> Any:
         terms = tuple(
@@ -69,10 +75,10 @@ class Cell:
         return dataclasses.replace(phase, terms=terms, **self.phase)
 
 
-def qdrop(name: str, steps: int, phase: dict[str, Any] | None = None, **options: Any) -> Cell:
-    """QDrop with options for the recipe, for its phase (``phase``) and for its penalty (``penalty``)."""
-    penalty = options.pop("penalty", {})
-    return Cell(name, "qdrop", {"steps": steps, **options}, phase or {}, penalty)
+def qdrop(name: str, steps: int, **options: Any) -> Cell:
+    """QDrop with options for the recipe, for its phase (``phase``), for its penalty (``penalty``), and a ``start``."""
+    cell = {key: options.pop(key) for key in ("phase", "penalty", "start") if key in options}
+    return Cell(name, "qdrop", {"steps": steps, **options}, **cell)
 
 
 def base() -> list[Cell]:
@@ -83,7 +89,7 @@ def base() -> list[Cell]:
 def rates() -> list[Cell]:
     """Rounding rate and its schedule."""
     return [
-        qdrop(f"{steps}-{schedule}-rate-{rate:g}", steps, {"rounding_schedule": schedule}, rounding_rate=rate)
+        qdrop(f"{steps}-{schedule}-rate-{rate:g}", steps, phase={"rounding_schedule": schedule}, rounding_rate=rate)
         for steps in (100, 200, 400)
         for schedule in ("constant", "warm_up_cosine")
         for rate in (3e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16, 0.32)
@@ -97,7 +103,35 @@ def starts() -> list[Cell]:
     return alone
 
 
-GRIDS = {"starts": starts, "base": base, "rates": rates}
+def levers() -> list[Cell]:
+    """One setting changed at a time, from the best rate on."""
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "feedback": {"start": "error_feedback"},
+        "feedback-share-0.5": {"start": "error_feedback", "phase": {"start_share": 0.5}},
+        "feedback-share-0.8": {"start": "error_feedback", "phase": {"start_share": 0.8}},
+        "nearest-share-0.5": {"phase": {"start_share": 0.5}},
+        "scales-1e-3": {"activation_rate": 1e-3},
+        "scales-4e-3": {"activation_rate": 4e-3},
+        "scales-1e-2": {"activation_rate": 1e-2},
+        "warm-up-0": {"penalty": {"warm_up": 0.0}},
+        "warm-up-0.4": {"penalty": {"warm_up": 0.4}},
+        "penalty-0.003": {"rounding_weight": 0.003},
+        "penalty-0.03": {"rounding_weight": 0.03},
+        "keep-0.75": {"keep_quantized_probability": 0.75},
+        "keep-1": {"keep_quantized_probability": 1.0},
+    }
+    cells = []
+    for steps in (100, 200, 400):
+        for rate in (0.16, 0.32):
+            for name, change in changes.items():
+                phase = {"rounding_schedule": "warm_up_cosine", **change.get("phase", {})}
+                settings = {"rounding_rate": rate, **change, "phase": phase}
+                cells.append(qdrop(f"{steps}-{rate:g}-{name}", steps, **settings))
+    return cells
+
+
+GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers}
 
 
 @functools.cache
