@@ -131,7 +131,34 @@ def levers() -> list[Cell]:
     return cells
 
 
-GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers}
+def together() -> list[Cell]:
+    """The settings that helped one at a time, together, and what lies around them."""
+    changes: dict[str, dict[str, Any]] = {
+        "all": {},
+        "share-0.9": {"phase": {"start_share": 0.9}},
+        "share-0.65": {"phase": {"start_share": 0.65}},
+        "rate-0.16": {"rounding_rate": 0.16},
+        "rate-0.6": {"rounding_rate": 0.6},
+        "keep-0.35": {"keep_quantized_probability": 0.35},
+        "penalty-0.01": {"rounding_weight": 0.01},
+        "penalty-0.1": {"rounding_weight": 0.1},
+        "scales-4e-4": {"activation_rate": 4e-4},
+        "scales-5e-3": {"activation_rate": 5e-3},
+        "cosine": {"phase": {"rounding_schedule": "cosine"}},
+        "warm-up-0.4": {"penalty": {"warm_up": 0.4}},
+        "nearest": {"start": "nearest", "phase": {"start_share": 0.0}},
+    }
+    cells = []
+    for steps in (100, 200, 400, 800):
+        for name, change in changes.items():
+            phase = {"rounding_schedule": "warm_up_cosine", "start_share": 0.8, **change.get("phase", {})}
+            settings = {"rounding_rate": 0.32, "activation_rate": 2e-3, "rounding_weight": 0.03} | change
+            settings = {"start": "error_feedback"} | settings | {"phase": phase}
+            cells.append(qdrop(f"{steps}-{name}", steps, **settings))
+    return cells
+
+
+GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers, "together": together}
 
 
 @functools.cache
