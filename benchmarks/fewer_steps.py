@@ -158,7 +158,16 @@ def together() -> list[Cell]:
     return cells
 
 
-GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers, "together": together}
+def final() -> list[Cell]:
+    """What was selected, on the test images; to be run with seeds that selected nothing."""
+    cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
+    for steps in (100, 200, 400):
+        cells += [Cell(f"fast-{steps}", "fast", {"steps": steps})]
+        cells += [Cell(f"fast-{steps}-w2a4", "fast", {"steps": steps}, activations=4)]
+    return cells
+
+
+GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers, "together": together, "final": final}
 
 
 @functools.cache
@@ -210,6 +219,29 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{cell.name} seed {seed}: {row['selection_top1']:.2f} ({row['cpu_seconds']} CPU s)", flush=True)
 
 
+def summary(arguments: argparse.Namespace) -> None:
+    grids: dict[str, dict[str, Any]] = {}
+    for grid, cells in GRIDS.items():
+        runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "fewer_steps" / grid).glob("*.json"))]
+        by_cell = {cell.name: [run for run in runs if run["cell"] == cell.name] for cell in cells()}
+        grids[grid] = {name: summarise(rows) for name, rows in by_cell.items() if rows}
+    print(write_result("fewer_steps", {"grids": grids, **PROVENANCE}))
+    for grid, summaries in grids.items():
+        for name, row in summaries.items():
+            print(f"{grid:10} {name:32} {row['selection_top1']} test {row['test_top1']} ({row['cpu_seconds']} CPU s)")
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "settings": runs[0]["settings"],
+        "seeds": [run["seed"] for run in runs],
+        "selection_top1": [round(run["selection_top1"], 2) for run in runs],
+        "test_top1": [round(run["test_top1"], 2) for run in runs if run["test_top1"] is not None],
+        "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs) / len(runs), 1),
+        "commits": sorted({run["commit"] for run in runs}),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -219,6 +251,7 @@ def main() -> None:
     runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     runner.add_argument("--only", nargs="+", default=[""], help="run only cells whose name holds one of these")
     runner.set_defaults(function=run)
+    commands.add_parser("summary", help="write fewer_steps.json").set_defaults(function=summary)
     arguments = parser.parse_args()
     if not public_weights().is_file():
         sys.exit(f"skipped: {public_weights().name} (public weights) is not there")

@@ -22,7 +22,7 @@ from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
 
-RECIPES = ["adaround", "brecq", "qdrop"]
+RECIPES = ["adaround", "brecq", "qdrop", "fast"]
 BITS = Bits(2, 4)
 
 

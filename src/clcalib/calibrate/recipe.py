@@ -115,6 +115,10 @@ class Recipe:
     skips_first_unit: bool = False
     contrastive: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.start not in ("nearest", "error_feedback"):
+            raise ArgumentError("start", "nearest or error_feedback", repr(self.start))
+
     @property
     def steps_per_unit(self) -> int:
         return sum(phase.steps for phase in self.phases)

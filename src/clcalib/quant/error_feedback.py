@@ -51,10 +51,11 @@ def error_feedback(
         raise ArgumentError("hessian", f"shape (groups, {columns}, {columns})", tuple(hessian.shape))
     if not 0 < damping < float("inf"):
         raise ArgumentError("damping", "a positive share of the diagonal's mean", damping)
-    # One row a channel, one row of scales for each: then groups are independent problems of the same form.
+    # A row for each output channel; the groups are independent problems of the same form.
     flat = weight.detach().double().reshape(groups, rows // groups, columns)
     shape = (groups, rows // groups, 1)
-    scale, zero_point = (value.detach().double().flatten().expand(rows).reshape(shape) for value in _pair(qparams))
+    numbers = qparams.scale, qparams.zero_point
+    scale, zero_point = (value.detach().double().flatten().expand(rows).reshape(shape) for value in numbers)
     parts = [
         _codes(flat[g], scale[g], zero_point[g], spec, _factor(hessian[g].double(), damping)) for g in range(groups)
     ]
@@ -75,7 +76,9 @@ def input_hessian(
     Args:
         inputs: of the layer  # shape: (N, C, H, W), or (*, C) without a kernel
         kernel: size of the convolution's kernel  # two numbers
-        stride, padding, dilation: of the convolution  # two numbers each
+        stride: of the convolution  # two numbers
+        padding: of the convolution, zeros on both sides  # two numbers
+        dilation: of the convolution  # two numbers
         groups: of the convolution.
 
     Returns:
@@ -85,18 +88,14 @@ def input_hessian(
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
         return (rows.T @ rows).double().unsqueeze(0)
     total: Tensor | None = None
-    for part in inputs.detach().split(IMAGES_AT_ONCE):
+    for part in torch.split(inputs.detach(), IMAGES_AT_ONCE):
         patches = functional.unfold(part, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
         # (N, C * kernel, L) with the channel slowest -> (groups, K, N * L)
-        columns = patches.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
+        columns = torch.unflatten(patches, 1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
         product = (columns @ columns.transpose(1, 2)).double()
         total = product if total is None else total + product
     assert total is not None
     return total
-
-
-def _pair(qparams: QParams) -> tuple[Tensor, Tensor]:
-    return qparams.scale, qparams.zero_point
 
 
 def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
@@ -108,9 +107,7 @@ def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return order, torch.linalg.cholesky(inverse, upper=True)
 
 
-def _codes(
-    weight: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, factor: tuple[Tensor, Tensor]
-) -> Tensor:
+def _codes(weight: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, factor: tuple[Tensor, Tensor]) -> Tensor:
     order, upper = factor
     left = weight[:, order].T.contiguous()  # a row for each column, so that those not yet rounded lie together
     scale, zero_point = scale.flatten(), zero_point.flatten()

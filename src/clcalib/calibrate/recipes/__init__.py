@@ -8,6 +8,7 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes.adaround import adaround
 from clcalib.calibrate.recipes.brecq import brecq
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.gptq import gptq
 from clcalib.calibrate.recipes.nearest import nearest
 from clcalib.calibrate.recipes.qdrop import qdrop
@@ -18,6 +19,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "adaround": adaround,
     "brecq": brecq,
     "qdrop": qdrop,
+    "fast": fast,
 }
 
-__all__ = ["RECIPES", "adaround", "brecq", "gptq", "nearest", "qdrop", "with_contrastive"]
+__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "qdrop", "with_contrastive"]
