@@ -149,7 +149,7 @@ def together() -> list[Cell]:
         "nearest": {"start": "nearest", "phase": {"start_share": 0.0}},
     }
     cells = []
-    for steps in (100, 200, 400, 800):
+    for steps in (25, 50, 100, 200, 400, 800):
         for name, change in changes.items():
             phase = {"rounding_schedule": "warm_up_cosine", "start_share": 0.8, **change.get("phase", {})}
             settings = {"rounding_rate": 0.32, "activation_rate": 2e-3, "rounding_weight": 0.03} | change
@@ -161,7 +161,7 @@ def together() -> list[Cell]:
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
-    for steps in (100, 200, 400):
+    for steps in (50, 100, 200, 400):
         cells += [Cell(f"fast-{steps}", "fast", {"steps": steps})]
         cells += [Cell(f"fast-{steps}-w2a4", "fast", {"steps": steps}, activations=4)]
     return cells
