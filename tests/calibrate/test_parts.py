@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ import torch
 from clcalib.calibrate.codes import CodeGrid
 from clcalib.calibrate.mixing import mix, mix_rows
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.recipes import RECIPES, adaround, brecq, qdrop, with_contrastive
+from clcalib.calibrate.recipes import RECIPES, adaround, brecq, fast, gptq, qdrop, with_contrastive
 from clcalib.calibrate.recipes.cl_calib import SHARE
-from clcalib.calibrate.schedules import cosine, short_run_rate
+from clcalib.calibrate.schedules import SCHEDULES, WARM_UP, cosine, short_run_rate, warm_up_cosine
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import RowsWriter
 from clcalib.calibrate.streams import StepStream, stream
@@ -50,6 +51,21 @@ def test_cosine_falls_from_one_to_zero():
     assert values[5] == pytest.approx(0.5)
     assert values[10] == pytest.approx(0.0)
     assert values == sorted(values, reverse=True)
+
+
+def test_the_rate_warms_up_and_then_falls_as_the_cosine():
+    steps, rising = 200, round(200 * WARM_UP)
+    values = [warm_up_cosine(step, steps) for step in range(steps)]
+    expected = [(step + 1) / (rising + 1) for step in range(rising)]
+    expected += [0.5 + 0.5 * math.cos(math.pi * step / (steps - rising)) for step in range(steps - rising)]
+    assert values == pytest.approx(expected)
+    assert max(values) == values[rising] == 1.0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_every_schedule_is_a_share_of_the_rate_at_every_step(name, steps):
+    assert all(0 < SCHEDULES[name](step, steps) <= 1 for step in range(steps))
 
 
 def test_short_runs_are_faster_and_long_ones_are_the_papers():
@@ -114,7 +130,7 @@ def test_papers_differ_as_their_table_says():
     assert {recipe().unit for name, recipe in RECIPES.items() if name not in ("adaround",)} == {"block"}
 
 
-@pytest.mark.parametrize("name", ["adaround", "brecq", "qdrop"])
+@pytest.mark.parametrize("name", ["adaround", "brecq", "qdrop", "fast"])
 def test_the_contrastive_term_goes_on_any_host(name):
     host = RECIPES[name](steps=10)
     recipe = with_contrastive(host, weight=2.0)
@@ -130,6 +146,11 @@ def test_the_contrastive_term_goes_on_any_host(name):
     ("call", "argument"),
     [
         (lambda: with_contrastive(RECIPES["nearest"]()), "recipe"),
+        (lambda: with_contrastive(gptq()), "recipe"),
+        (lambda: Recipe("r", start="float"), "start"),
+        (lambda: Phase("p", 1, (), rounding_schedule="linear"), "rounding_schedule"),
+        (lambda: Phase("p", 1, (), start_share=1.0), "start_share"),
+        (lambda: fast(start_share=-0.1), "start_share"),
         (lambda: with_contrastive(with_contrastive(qdrop(steps=1))), "recipe"),
         (lambda: with_contrastive(qdrop(steps=1), weight=0), "weight"),
         (lambda: with_contrastive(qdrop(steps=1), critic="dot"), "critic"),

@@ -23,7 +23,7 @@ from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
 
-RECIPES = ["adaround", "brecq", "qdrop"]
+RECIPES = ["adaround", "brecq", "qdrop", "fast"]
 BITS = Bits(2, 4)
 
 
@@ -149,3 +149,11 @@ def test_a_term_with_an_interval_is_computed_at_its_steps_only():
 def test_fisher_weights_have_mean_one_and_change_the_result():
     plain, fisher = (run(clcalib.recipes.brecq(steps=30, is_fisher_weighted=flag)) for flag in (False, True))
     assert not torch.equal(plain.model(images()), fisher.model(images()))
+
+
+def test_the_fast_recipe_needs_fewer_steps_than_qdrop():
+    fast, qdrop = (run(clcalib.recipes.RECIPES[name](steps=30)) for name in ("fast", "qdrop"))
+    errors = [
+        sum(unit.reconstruction_error.calibration.after for unit in result.record.units) for result in (fast, qdrop)
+    ]
+    assert errors[0] < errors[1]

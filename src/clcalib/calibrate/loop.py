@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from clcalib.calibrate.lower import input_dtypes
 from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.recipe import Phase, Term
-from clcalib.calibrate.schedules import cosine
+from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.calibrate.unit_data import UnitData
@@ -64,7 +64,7 @@ def optimise(
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         for group in scheduled:
-            group["lr"] = group["initial_lr"] * cosine(step, phase.steps)
+            group["lr"] = group["initial_lr"] * SCHEDULES[group["schedule"]](step, phase.steps)
         optimizer.step()
         if step % REPORT_EVERY == 0 or step == phase.steps - 1:
             shown |= {_name(term): float(loss.detach()) for (term, _), loss in zip(due, losses, strict=True)}
@@ -81,17 +81,19 @@ def _optimizer(
 ) -> tuple[torch.optim.Optimizer | None, list[dict[str, Any]]]:
     groups: list[dict[str, Any]] = []
     if phase.rounding_rate is not None and soft:
-        groups.append({"params": [weight.v for weight in soft], "lr": phase.rounding_rate})
+        rounding = [weight.v for weight in soft]
+        groups.append(_group(rounding, phase.rounding_rate, phase.rounding_schedule))
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
-    scheduled = []
     if phase.activation_rate is not None and activations:
-        group = {"params": activations, "lr": phase.activation_rate, "initial_lr": phase.activation_rate}
-        groups.append(group)
+        groups.append(_group(activations, phase.activation_rate, "cosine"))
     if not groups:
         return None, []
     optimizer = torch.optim.Adam(groups, fused=True)
-    scheduled = [group for group in optimizer.param_groups if "initial_lr" in group]
-    return optimizer, scheduled
+    return optimizer, optimizer.param_groups
+
+
+def _group(parameters: list[torch.nn.Parameter], rate: float, schedule: str) -> dict[str, Any]:
+    return {"params": parameters, "lr": rate, "initial_lr": rate, "schedule": schedule}
 
 
 def _unit_input(

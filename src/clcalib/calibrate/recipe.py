@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, Objective
 
@@ -53,6 +54,8 @@ class Phase:
         terms: the loss.
         batch_size: images a step, drawn without replacement.
         rounding_rate: Adam's rate for the soft rounding, None to leave the weights as they are.
+        rounding_schedule: how that rate goes over the steps, a name in ``SCHEDULES``.
+        start_share: how far soft rounding starts from the float weight, 0, towards the codes that the phase finds, 1.
         activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
         quantized_input_probability: share of the unit's input elements that come from the quantized prefix.
         activations: whether activations inside the unit are quantized in this phase.
@@ -65,6 +68,8 @@ class Phase:
     terms: tuple[Term, ...]
     batch_size: int = 32
     rounding_rate: float | None = None
+    rounding_schedule: str = "constant"
+    start_share: float = 0.0
     activation_rate: float | None = None
     quantized_input_probability: float = 1.0
     activations: Literal["float", "quantized"] = "quantized"
@@ -83,6 +88,10 @@ class Phase:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)
+        if not 0 <= self.start_share < 1:
+            raise ArgumentError("start_share", "a share, at least 0 and below 1", self.start_share)
+        if self.rounding_schedule not in SCHEDULES:
+            raise ArgumentError("rounding_schedule", f"one of {', '.join(SCHEDULES)}", repr(self.rounding_schedule))
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -97,6 +106,8 @@ class Recipe:
         name: as in ``RECIPES``, with ``+contrastive`` where that was added.
         unit: what is reconstructed at a time.
         phases: run one after the other in each unit; none means nearest rounding.
+        start: the codes that each unit starts from: those of nearest rounding, or of error feedback on what the units
+            before it send into it.
         skips_first_unit: leave the stem at nearest rounding (BRECQ).
         contrastive: the settings of the contrastive term, for the record.
     """
@@ -104,8 +115,13 @@ class Recipe:
     name: str
     unit: Literal["layer", "block"] = "block"
     phases: tuple[Phase, ...] = ()
+    start: Literal["nearest", "error_feedback"] = "nearest"
     skips_first_unit: bool = False
     contrastive: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.start not in ("nearest", "error_feedback"):
+            raise ArgumentError("start", "nearest or error_feedback", repr(self.start))
 
     @property
     def steps_per_unit(self) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+WARM_UP = 0.05  # share of the steps in which ``warm_up_cosine`` rises
 
 
 def constant(step: int, steps: int) -> float:
@@ -13,6 +16,24 @@ def constant(step: int, steps: int) -> float:
 def cosine(step: int, steps: int) -> float:
     """(1 + cos(pi step / steps)) / 2: from 1 at the first step to almost 0 at the last."""
     return 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def warm_up_cosine(step: int, steps: int) -> float:
+    """Linear from near 0 to 1 over the first ``WARM_UP`` of the steps, then as ``cosine`` over the others.
+
+    Source: Loshchilov and Hutter 2017, "SGDR", eq. 5 without restarts; warm-up after Goyal et al. 2017, section 2.2.
+    """
+    rising = max(1, round(WARM_UP * steps))
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return cosine(step - rising, steps - rising)
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "warm_up_cosine": warm_up_cosine,
+}
 
 
 def short_run_rate(rate: float, steps: int, paper_steps: int, ceiling: float) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clcalib.calibrate.caches import dead_activation_warning, find_ranges, take
+from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import optimise
 from clcalib.calibrate.moving import advance_rows, squared_gradient
@@ -33,6 +34,7 @@ from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
 
 RANGE_IMAGES = 256  # images that an activation's range is found from
+HESSIAN_IMAGES = 256  # images that error feedback sees
 PROBE_IMAGES = 256  # images that errors and relative weights are measured on
 
 
@@ -100,6 +102,8 @@ class Walk:
         if other is not None:
             other_targets = advance_rows(float_body, other.floating, self.space)
             other_before = self._error(index, other.quantized, other_targets)
+        if self.recipe.start == "error_feedback" and not is_skipped:
+            self._feed_back(index, pair.quantized)
         if phases:
             self._optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
@@ -121,6 +125,12 @@ class Walk:
         if dead:
             warnings.warn(dead_activation_warning(self.floating.units[index].name, dead), stacklevel=2)
         for name, quantizer in found.items():
+            self.quantized.replace(name, quantizer)
+
+    def _feed_back(self, index: int, state: RowState) -> None:
+        body = self.quantized.chain.body(index)
+        weights = {name: self._float_weight(layer) for name, layer in self._open_layers(index, body).items()}
+        for name, quantizer in compensated(body, weights, take(state, HESSIAN_IMAGES)).items():
             self.quantized.replace(name, quantizer)
 
     def _error(self, index: int, state: RowState, targets: RowState) -> float:
@@ -167,12 +177,10 @@ class Walk:
 
     def _working_body(self, index: int, phase: Phase, random: StepStream) -> fx.GraphModule:
         body = self.quantized.chain.body(index)
-        layers = {name: layer for layer, name in self.quantized.weights.items()}
-        # A weight that an earlier unit shares was decided there; to change it now would make that unit's caches false.
-        finished = {layer for unit in self.floating.units[:index] for layer in unit.layers}
+        layers = self._open_layers(index, body)
         for name, module in list(body.named_modules()):
-            if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and layers[name] not in finished:
-                weight = tensor_at(self.floating.module, self.quantized.sources[layers[name]])
+            if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and name in layers:
+                weight = torch.lerp(self._float_weight(layers[name]), module(), phase.start_share)
                 body.set_submodule(name, SoftWeight(weight, module))
             elif isinstance(module, ActivationQuantizer):
                 body.set_submodule(name, _activation_for(phase, module, random))
@@ -186,6 +194,19 @@ class Walk:
         is_last = index == len(chain.units) - 1
         names = {Need.FEATURES: chain.output_name if is_last else chain.feature_name, Need.LOGITS: chain.output_name}
         return fuse(chain.subgraph(unit.outputs, [names[point] for point in points]), self.dtype)
+
+    def _open_layers(self, index: int, body: fx.GraphModule) -> dict[str, str]:
+        """By the name of its quantizer, each layer of a unit whose weight is still to be decided.
+
+        A weight that an earlier unit shares was decided there; to change it now would make that unit's caches false.
+        """
+        layers = {name: layer for layer, name in self.quantized.weights.items()}
+        finished = {layer for unit in self.floating.units[:index] for layer in unit.layers}
+        names = [name for name, module in body.named_modules() if isinstance(module, IntegerWeight)]
+        return {name: layers[name] for name in names if layers[name] not in finished}
+
+    def _float_weight(self, layer: str) -> Tensor:
+        return tensor_at(self.floating.module, self.quantized.sources[layer])
 
     def _keys_behind(self, index: int, need: Need) -> KeySet:
         """Behind the penultimate feature the remainder is the identity, so the keys are the logits."""

@@ -8,14 +8,18 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes.adaround import adaround
 from clcalib.calibrate.recipes.brecq import brecq
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.calibrate.recipes.fast import fast
+from clcalib.calibrate.recipes.gptq import gptq
 from clcalib.calibrate.recipes.nearest import nearest
 from clcalib.calibrate.recipes.qdrop import qdrop
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "nearest": nearest,
+    "gptq": gptq,
     "adaround": adaround,
     "brecq": brecq,
     "qdrop": qdrop,
+    "fast": fast,
 }
 
-__all__ = ["RECIPES", "adaround", "brecq", "nearest", "qdrop", "with_contrastive"]
+__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "qdrop", "with_contrastive"]

@@ -1,0 +1,262 @@
+"""How few steps reach QDrop's accuracy at 2,000: ResNet-20, CIFAR-10, W2A2.
+
+    python benchmarks/fewer_steps.py run --data DATA --grid rates
+    python benchmarks/fewer_steps.py summary
+
+A grid is a list of cells; each run (cell and seed) is one JSON line in ``benchmarks/results/fewer_steps/GRID/``, and a
+run that is there is not repeated.  Settings are *selected* by the accuracy on 5,000 training images that are not
+calibrated on (the float network was trained on them, so their level is too high; their order is what counts).  The
+test images are read by the grid ``final`` alone, with seeds that selected nothing.  Needs the public weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import clcalib
+from clcalib.calibrate.recipe import Recipe, Term
+from clcalib.calibrate.recipes import RECIPES
+from clcalib.evaluate.accuracy import logits, top1
+from clcalib.files import write_atomically
+from clcalib.objectives.rounding_penalty import RoundingPenalty
+from common import RESULTS, cifar10, network, provenance, public_weights, write_result
+
+CALIBRATION_IMAGES = 1024
+SELECTION_IMAGES = 5000
+PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A recipe with changed settings.
+
+    Args:
+        name: of the cell.
+        recipe: name in ``RECIPES``.
+        options: its arguments.
+        phase: fields of its phase that are replaced.
+        penalty: fields of its rounding penalty that are replaced.
+        start: the codes that units start from.
+        activations: bits.
+    """
+
+    name: str
+    recipe: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    phase: dict[str, Any] = dataclasses.field(default_factory=dict)
+    penalty: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: str = "nearest"
+    activations: int = 2
+
+    def make(self) -> Recipe:
+        recipe = RECIPES[self.recipe](**self.options)
+        return dataclasses.replace(
+            recipe,
+            phases=tuple(self._changed(phase) for phase in recipe.phases),
+            start="error_feedback" if self.start == "error_feedback" else recipe.start,
+        )
+
+    def _changed(self, phase: Any) -> Any:
+        terms = tuple(
+            Term(dataclasses.replace(term.objective, **self.penalty), term.weight)
+            if isinstance(term.objective, RoundingPenalty)
+            else term
+            for term in phase.terms
+        )
+        return dataclasses.replace(phase, terms=terms, **self.phase)
+
+
+def qdrop(name: str, steps: int, **options: Any) -> Cell:
+    """QDrop with options for the recipe, for its phase (``phase``), for its penalty (``penalty``), and a ``start``."""
+    cell = {key: options.pop(key) for key in ("phase", "penalty", "start") if key in options}
+    return Cell(name, "qdrop", {"steps": steps, **options}, **cell)
+
+
+def base() -> list[Cell]:
+    """What is to be reached, and where one starts."""
+    return [qdrop("qdrop-2000", 2000), qdrop("qdrop-200", 200), qdrop("qdrop-400", 400)]
+
+
+def rates() -> list[Cell]:
+    """Rounding rate and its schedule."""
+    return [
+        qdrop(f"{steps}-{schedule}-rate-{rate:g}", steps, phase={"rounding_schedule": schedule}, rounding_rate=rate)
+        for steps in (100, 200, 400)
+        for schedule in ("constant", "warm_up_cosine")
+        for rate in (3e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16, 0.32)
+    ]
+
+
+def starts() -> list[Cell]:
+    """Error feedback alone, and as the start of the rounding."""
+    alone = [Cell(name, name) for name in ("nearest", "gptq")]
+    alone += [Cell(f"{name}-w2a4", name, activations=4) for name in ("nearest", "gptq")]
+    return alone
+
+
+def levers() -> list[Cell]:
+    """One setting changed at a time, from the best rate on."""
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "feedback": {"start": "error_feedback"},
+        "feedback-share-0.5": {"start": "error_feedback", "phase": {"start_share": 0.5}},
+        "feedback-share-0.8": {"start": "error_feedback", "phase": {"start_share": 0.8}},
+        "nearest-share-0.5": {"phase": {"start_share": 0.5}},
+        "scales-1e-3": {"activation_rate": 1e-3},
+        "scales-4e-3": {"activation_rate": 4e-3},
+        "scales-1e-2": {"activation_rate": 1e-2},
+        "warm-up-0": {"penalty": {"warm_up": 0.0}},
+        "warm-up-0.4": {"penalty": {"warm_up": 0.4}},
+        "penalty-0.003": {"rounding_weight": 0.003},
+        "penalty-0.03": {"rounding_weight": 0.03},
+        "keep-0.75": {"keep_quantized_probability": 0.75},
+        "keep-1": {"keep_quantized_probability": 1.0},
+    }
+    cells = []
+    for steps in (100, 200, 400):
+        for rate in (0.16, 0.32):
+            for name, change in changes.items():
+                phase = {"rounding_schedule": "warm_up_cosine", **change.get("phase", {})}
+                settings = {"rounding_rate": rate, **change, "phase": phase}
+                cells.append(qdrop(f"{steps}-{rate:g}-{name}", steps, **settings))
+    return cells
+
+
+def together() -> list[Cell]:
+    """The settings that helped one at a time, together, and what lies around them."""
+    changes: dict[str, dict[str, Any]] = {
+        "all": {},
+        "share-0.9": {"phase": {"start_share": 0.9}},
+        "share-0.65": {"phase": {"start_share": 0.65}},
+        "rate-0.16": {"rounding_rate": 0.16},
+        "rate-0.6": {"rounding_rate": 0.6},
+        "keep-0.35": {"keep_quantized_probability": 0.35},
+        "penalty-0.01": {"rounding_weight": 0.01},
+        "penalty-0.1": {"rounding_weight": 0.1},
+        "scales-4e-4": {"activation_rate": 4e-4},
+        "scales-5e-3": {"activation_rate": 5e-3},
+        "cosine": {"phase": {"rounding_schedule": "cosine"}},
+        "warm-up-0.4": {"penalty": {"warm_up": 0.4}},
+        "nearest": {"start": "nearest", "phase": {"start_share": 0.0}},
+    }
+    cells = []
+    for steps in (25, 50, 100, 200, 400, 800):
+        for name, change in changes.items():
+            phase = {"rounding_schedule": "warm_up_cosine", "start_share": 0.8, **change.get("phase", {})}
+            settings = {"rounding_rate": 0.32, "activation_rate": 2e-3, "rounding_weight": 0.03} | change
+            settings = {"start": "error_feedback"} | settings | {"phase": phase}
+            cells.append(qdrop(f"{steps}-{name}", steps, **settings))
+    return cells
+
+
+def final() -> list[Cell]:
+    """What was selected, on the test images; to be run with seeds that selected nothing."""
+    cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
+    for steps in (50, 100, 200, 400):
+        cells += [Cell(f"fast-{steps}", "fast", {"steps": steps})]
+        cells += [Cell(f"fast-{steps}-w2a4", "fast", {"steps": steps}, activations=4)]
+    return cells
+
+
+GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers, "together": together, "final": final}
+
+
+@functools.cache
+def images(data: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return cifar10(data, split)
+
+
+def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any]:
+    """One run; the test images are looked at in the final grid only."""
+    pictures, labels = images(data, "train")
+    order = torch.randperm(50000, generator=torch.Generator().manual_seed(seed))
+    chosen, others = order[:CALIBRATION_IMAGES], order[-SELECTION_IMAGES:]
+    start = time.process_time()
+    result = clcalib.quantize(
+        network(public_weights()),
+        clcalib.CalibrationSet.from_tensor(pictures[chosen]),
+        recipe=cell.make(),
+        bits=clcalib.Bits(2, cell.activations),
+        seed=seed,
+        measured_images=0,
+    )
+    seconds = time.process_time() - start
+    test = None
+    if is_final:
+        tests, test_labels = images(data, "test")
+        test = 100 * top1(logits(result.model, tests), test_labels)
+    return {
+        "cell": cell.name,
+        "settings": dataclasses.asdict(cell),
+        "seed": seed,
+        "selection_top1": 100 * top1(logits(result.model, pictures[others]), labels[others]),
+        "test_top1": test,
+        "cpu_seconds": round(seconds, 1),
+        **PROVENANCE,
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    folder = RESULTS / "fewer_steps" / arguments.grid
+    cells = [cell for cell in GRIDS[arguments.grid]() if any(part in cell.name for part in arguments.only)]
+    for seed in arguments.seeds:
+        for cell in cells:
+            path = folder / f"{cell.name}-seed{seed}.json"
+            if path.exists():
+                continue
+            row = run_cell(cell, seed, arguments.data, arguments.grid == "final")
+            write_atomically(path, (json.dumps(row) + "\n").encode())
+            print(f"{cell.name} seed {seed}: {row['selection_top1']:.2f} ({row['cpu_seconds']} CPU s)", flush=True)
+
+
+def summary(arguments: argparse.Namespace) -> None:
+    grids: dict[str, dict[str, Any]] = {}
+    for grid, cells in GRIDS.items():
+        runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "fewer_steps" / grid).glob("*.json"))]
+        by_cell = {cell.name: [run for run in runs if run["cell"] == cell.name] for cell in cells()}
+        grids[grid] = {name: summarise(rows) for name, rows in by_cell.items() if rows}
+    print(write_result("fewer_steps", {"grids": grids, **PROVENANCE}))
+    for grid, summaries in grids.items():
+        for name, row in summaries.items():
+            print(f"{grid:10} {name:32} {row['selection_top1']} test {row['test_top1']} ({row['cpu_seconds']} CPU s)")
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "settings": runs[0]["settings"],
+        "seeds": [run["seed"] for run in runs],
+        "selection_top1": [round(run["selection_top1"], 2) for run in runs],
+        "test_top1": [round(run["test_top1"], 2) for run in runs if run["test_top1"] is not None],
+        "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs) / len(runs), 1),
+        "commits": sorted({run["commit"] for run in runs}),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runner = commands.add_parser("run", help="run what is missing of a grid")
+    runner.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 (clcalib data cifar10)")
+    runner.add_argument("--grid", choices=GRIDS, required=True)
+    runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    runner.add_argument("--only", nargs="+", default=[""], help="run only cells whose name holds one of these")
+    runner.set_defaults(function=run)
+    commands.add_parser("summary", help="write fewer_steps.json").set_defaults(function=summary)
+    arguments = parser.parse_args()
+    if not public_weights().is_file():
+        sys.exit(f"skipped: {public_weights().name} (public weights) is not there")
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()
