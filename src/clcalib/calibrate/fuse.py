@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from clcalib.calibrate.lower import WEIGHTED, Constant, lower, module_of, set_constant
+from clcalib.calibrate.lower import WEIGHTED, AddAndClamp, Constant, lower, module_of, set_constant
 from clcalib.calibrate.trainable import TrainableActivation, channels_last
 from clcalib.capture.graph import operator_name
 from clcalib.quant.insert import tensor_at
@@ -39,6 +39,10 @@ def fuse(body: fx.GraphModule, dtype: torch.dtype = torch.float32, *, casts_inpu
     for node in list(body.graph.nodes):
         if isinstance(module_of(body, node), TrainableActivation):
             _absorb(body, node)
+    for node in list(body.graph.nodes):
+        limits = _limits(node)
+        if limits is not None:
+            _join(body, node, limits)
     if dtype != torch.float32:
         lower(body, dtype, casts_inputs=casts_inputs)
     body.graph.eliminate_dead_code()
@@ -68,11 +72,31 @@ def _absorb(body: fx.GraphModule, quantizer: fx.Node) -> None:
         quantizer.update_arg(0, source.args[0])
         body.graph.erase_node(source)
         source = _only_read_by(quantizer.args[0])
-    if source is not None and source.target in _ADD and not source.kwargs and len(source.args) == 2:
-        first, second = source.args
-        if isinstance(first, fx.Node) and isinstance(second, fx.Node):
-            # The gradient has the type of the first one, so that is the one that needs it.
-            quantizer.args = (second, first) if first.op == "placeholder" else (first, second)
+    summands = _summands(source)
+    if summands is not None:
+        quantizer.args = summands
+
+
+def _join(body: fx.GraphModule, node: fx.Node, limits: tuple[float, float]) -> None:
+    """Make an activation function and the addition before it one module."""
+    name = f"clamped_{node.name}"
+    body.add_submodule(name, AddAndClamp(limits))
+    summands = _summands(_only_read_by(node.args[0])) or (node.args[0],)
+    with body.graph.inserting_before(node):
+        joined = body.graph.call_module(name, summands)
+    joined.meta = dict(node.meta)
+    node.replace_all_uses_with(joined)
+    body.graph.erase_node(node)
+
+
+def _summands(node: fx.Node | None) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors that a node adds, the one that surely has a gradient first: the result takes its type."""
+    if node is None or node.target not in _ADD or node.kwargs or len(node.args) != 2:
+        return None
+    first, second = node.args
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+        return None
+    return (second, first) if first.op == "placeholder" else (first, second)
 
 
 def _only_read_by(node: Any) -> fx.Node | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.lower import input_dtypes
 from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.recipe import Phase, Term
@@ -47,8 +48,8 @@ def optimise(
         NumericalError: the loss stopped being finite.
     """
     soft = [module for module in body.modules() if isinstance(module, SoftWeight)]
-    optimizer, scheduled = _optimizer(body, soft, phase)
-    if optimizer is None:
+    trained = _trained(body, soft, phase)
+    if not trained:
         return
     count, shown = len(data.target), dict[str, float]()
     dtypes = input_dtypes(body)
@@ -61,11 +62,11 @@ def optimise(
         data.prefetch(phase, random)
         losses = [term.objective(batch.first(term.images)) * scale for term, scale in due]
         total = functools.reduce(torch.add, (loss * term.interval for (term, _), loss in zip(due, losses, strict=True)))
-        optimizer.zero_grad(set_to_none=True)
+        for group in trained:
+            group.optimizer.forget_gradients()
         total.backward()  # type: ignore[no-untyped-call]
-        for group in scheduled:
-            group["lr"] = group["initial_lr"] * SCHEDULES[group["schedule"]](step, phase.steps)
-        optimizer.step()
+        for group in trained:
+            group.optimizer.step(group.rate * group.schedule(step, phase.steps))
         if step % REPORT_EVERY == 0 or step == phase.steps - 1:
             shown |= {_name(term): float(loss.detach()) for (term, _), loss in zip(due, losses, strict=True)}
             _check_finite(shown, phase, step)
@@ -76,24 +77,24 @@ def _name(term: Term) -> str:
     return type(term.objective).__name__
 
 
-def _optimizer(
-    body: fx.GraphModule, soft: list[SoftWeight], phase: Phase
-) -> tuple[torch.optim.Optimizer | None, list[dict[str, Any]]]:
-    groups: list[dict[str, Any]] = []
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """Parameters that are trained at one rate, on one schedule."""
+
+    optimizer: Adam
+    rate: float
+    schedule: Callable[[int, int], float]
+
+
+def _trained(body: fx.GraphModule, soft: list[SoftWeight], phase: Phase) -> list[_Trained]:
+    groups = []
     if phase.rounding_rate is not None and soft:
-        rounding = [weight.v for weight in soft]
-        groups.append(_group(rounding, phase.rounding_rate, phase.rounding_schedule))
+        rounding = Adam([weight.v for weight in soft])
+        groups.append(_Trained(rounding, phase.rounding_rate, SCHEDULES[phase.rounding_schedule]))
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
     if phase.activation_rate is not None and activations:
-        groups.append(_group(activations, phase.activation_rate, "cosine"))
-    if not groups:
-        return None, []
-    optimizer = torch.optim.Adam(groups, fused=True)
-    return optimizer, optimizer.param_groups
-
-
-def _group(parameters: list[torch.nn.Parameter], rate: float, schedule: str) -> dict[str, Any]:
-    return {"params": parameters, "lr": rate, "initial_lr": rate, "schedule": schedule}
+        groups.append(_Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
+    return groups
 
 
 def _unit_input(

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.capture.graph import groups_of, operator_name
 from clcalib.quant.insert import tensor_at
+from clcalib.quant.kernels import add_and_clamp
 
 WEIGHTED = ("conv1d", "conv2d", "linear")
 _KEEPS_TYPE = (
@@ -23,7 +24,7 @@ _KEEPS_TYPE = (
     "pad",
     "reshape",
 )  # as exact in bfloat16 as their inputs
-_SMALLEST = {"conv1d": 1024, "conv2d": 1024, "linear": 65536}  # elements of a weight below which casts cost too much
+_SMALLEST = {"conv1d": 256, "conv2d": 256, "linear": 65536}  # elements of a weight below which casts cost too much
 
 
 class Constant(nn.Module):
@@ -37,6 +38,17 @@ class Constant(nn.Module):
 
     def forward(self) -> Tensor:
         return self.value
+
+
+class AddAndClamp(nn.Module):
+    """An activation function with the addition before it; in this form both are one pass over memory."""
+
+    def __init__(self, limits: tuple[float, float]) -> None:
+        super().__init__()
+        self.limits = limits
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return add_and_clamp(x, residual, self.limits)
 
 
 def module_of(body: fx.GraphModule, node: Any) -> nn.Module | None:
@@ -120,14 +132,14 @@ def _low_values(body: fx.GraphModule, lowered: set[fx.Node]) -> set[fx.Node]:
 
     def reads_any(user: fx.Node) -> bool:
         is_quantizer = isinstance(module_of(body, user), TrainableActivation)
-        return user in lowered or is_quantizer or operator_name(user) in _KEEPS_TYPE
+        return user in lowered or is_quantizer or _keeps_type(body, user)
 
     low = set(lowered)
     for node in body.graph.nodes:
         if node.op == "placeholder" or isinstance(module_of(body, node), TrainableActivation):
             if any(user in lowered for user in node.users) and all(reads_any(user) for user in node.users):
                 low.add(node)
-        elif operator_name(node) in _KEEPS_TYPE and all(source in low for source in node.all_input_nodes):
+        elif _keeps_type(body, node) and all(source in low for source in node.all_input_nodes):
             low.add(node)
     return low
 
@@ -147,4 +159,8 @@ def _insert_casts(body: fx.GraphModule, lowered: set[fx.Node], low: set[fx.Node]
 
 def _reads_low(body: fx.GraphModule, user: fx.Node, low: set[fx.Node]) -> bool:
     is_any = isinstance(module_of(body, user), TrainableActivation)
-    return is_any or (operator_name(user) in (*WEIGHTED, *_KEEPS_TYPE) and user in low)
+    return is_any or ((operator_name(user) in WEIGHTED or _keeps_type(body, user)) and user in low)
+
+
+def _keeps_type(body: fx.GraphModule, node: fx.Node) -> bool:
+    return operator_name(node) in _KEEPS_TYPE or isinstance(module_of(body, node), AddAndClamp)

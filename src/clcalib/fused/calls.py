@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "squared_error": ((*_ARRAY, *_ARRAY, _P, _Q, _Q, _F, _P), ctypes.c_double),
     "soft_round_forward": ((_P, _P, _P, _P, _Q, _Q, _F, _F, *_ARRAY), None),
     "soft_round_backward": ((*_ARRAY, _P, _P, _P, _P, _Q, _Q, _F, _F, _P), None),
+    "adam": ((_P, _P, _P, _P, _Q, *(_F,) * 6), None),
     "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
 }
 FLOATS = (torch.float32, torch.bfloat16)
@@ -150,3 +151,9 @@ def rounding_penalty(v: Tensor, beta: float) -> tuple[float, Tensor]:
     """sum(1 - |2 h(v) - 1|^beta) and its gradient in v."""
     gradient = torch.empty_like(v)
     return _function("rounding_penalty")(v.data_ptr(), v.numel(), beta, gradient.data_ptr()), gradient
+
+
+def adam(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *settings: float) -> None:
+    """One step of Adam, in place: rate, beta of the mean and of the square, epsilon, and both bias corrections."""
+    arrays = parameter.data_ptr(), gradient.data_ptr(), mean.data_ptr(), square.data_ptr()
+    _function("adam")(*arrays, parameter.numel(), *settings)

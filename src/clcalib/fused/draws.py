@@ -25,6 +25,7 @@ class Draw(NamedTuple):
 
 
 ALL = Draw(0, 0, 256)
+NONE = Draw(0, 0, 0)
 
 
 def threshold_of(probability: float) -> int:

@@ -83,7 +83,7 @@ template <class Function> double sum_blocks(int64_t count, const Function &body)
     return total;
 }
 
-struct Draw {  // keep the quantized value where the random byte is below threshold; 256 keeps all
+struct Draw {  // keep the quantized value where the random byte is below threshold; 256 keeps all, 0 none
     uint32_t key, tweak;
     int32_t threshold;
 };
@@ -99,6 +99,10 @@ void activation_forward(const A *a, const R *residual, Limits limits, int64_t co
             for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]);
         if (limits.any)
             for (int64_t i = 0; i < length; ++i) x[i] = clamp(x[i], limits.floor, limits.ceiling);
+        if (draw.threshold <= 0) {
+            for (int64_t i = 0; i < length; ++i) store(out + start + i, x[i]);
+            return;
+        }
         if (draw.threshold >= 256) {
             for (int64_t i = 0; i < length; ++i)
                 store(out + start + i, clamp(nearbyintf(x[i] / grid.scale), grid.lower, grid.upper) * grid.scale);
@@ -118,32 +122,43 @@ double activation_backward(const G *gradient, const A *a, const R *residual, Lim
                            Draw draw, A *out) {
     return sum_blocks(count, [=](int64_t start, int64_t length) {
         uint32_t words[BLOCK / 4 + 2];
-        float x[BLOCK], g[BLOCK], kept[BLOCK];
-        if (draw.threshold >= 256) {
-            for (int64_t i = 0; i < length; ++i) kept[i] = 1.0f;
-        } else {
-            const uint8_t *bytes = random_bytes(draw.key, draw.tweak, start, length, words);
-            for (int64_t i = 0; i < length; ++i) kept[i] = bytes[i] < draw.threshold ? 1.0f : 0.0f;
-        }
+        float x[BLOCK], g[BLOCK], passes[BLOCK];
         for (int64_t i = 0; i < length; ++i) g[i] = load(gradient[start + i]);
         if (residual)
             for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]) + load(residual[start + i]);
         else
             for (int64_t i = 0; i < length; ++i) x[i] = load(a[start + i]);
+        if (limits.any)
+            for (int64_t i = 0; i < length; ++i) {
+                float value = x[i];
+                x[i] = clamp(value, limits.floor, limits.ceiling);
+                passes[i] = value > limits.floor && value < limits.ceiling ? 1.0f : 0.0f;
+            }
+        else
+            for (int64_t i = 0; i < length; ++i) passes[i] = 1.0f;
         float total = 0.0f;
-        // The order of this sum is the compiler's, but fixed once compiled, and the same for every thread.
+        const float inverse = 1.0f / grid.scale;  // only ties of the rounding could tell it from the division
+        // The order of these sums is the compiler's, but fixed once compiled, and the same for every thread.
+        if (draw.threshold <= 0) {
+            for (int64_t i = 0; i < length; ++i) g[i] = passes[i] != 0.0f ? g[i] : 0.0f;
+        } else if (draw.threshold >= 256) {
 #pragma omp simd reduction(+ : total)
-        for (int64_t i = 0; i < length; ++i) {
-            float value = clamp(x[i], limits.floor, limits.ceiling);
-            float steps = value / grid.scale;
-            float code = nearbyintf(steps);
-            float nearest = clamp(code, grid.lower, grid.upper);
-            float inside = nearest == code ? 1.0f : 0.0f;
-            total += kept[i] * g[i] * (nearest - inside * steps);
-            float passes = 1.0f - kept[i] * (1.0f - inside);
-            passes = x[i] > limits.floor ? passes : 0.0f;
-            passes = x[i] < limits.ceiling ? passes : 0.0f;
-            g[i] = passes != 0.0f ? g[i] : 0.0f;
+            for (int64_t i = 0; i < length; ++i) {
+                float steps = x[i] * inverse, code = nearbyintf(steps), nearest = clamp(code, grid.lower, grid.upper);
+                total += g[i] * (nearest == code ? code - steps : nearest);
+                g[i] = nearest == code && passes[i] != 0.0f ? g[i] : 0.0f;
+            }
+        } else {
+            const uint8_t *bytes = random_bytes(draw.key, draw.tweak, start, length, words);
+            float keep[BLOCK];
+            for (int64_t i = 0; i < length; ++i) keep[i] = bytes[i] < draw.threshold ? 1.0f : 0.0f;
+#pragma omp simd reduction(+ : total)
+            for (int64_t i = 0; i < length; ++i) {
+                float steps = x[i] * inverse, code = nearbyintf(steps), nearest = clamp(code, grid.lower, grid.upper);
+                float difference = nearest - code;
+                total += keep[i] * g[i] * (difference != 0.0f ? nearest : code - steps);
+                g[i] = (keep[i] * difference != 0.0f) | (passes[i] == 0.0f) ? 0.0f : g[i];
+            }
         }
         for (int64_t i = 0; i < length; ++i) store(out + start + i, g[i]);
         return static_cast<double>(total);
@@ -371,6 +386,22 @@ EXPORT double clcalib_squared_error(const void *output, int a_bf16, const void *
     return total;
 }
 
+// One step of Adam; mean_bias and square_bias are 1 - beta^t.
+EXPORT void clcalib_adam(float *parameter, const float *gradient, float *mean, float *square, int64_t count, float rate,
+                         float beta_mean, float beta_square, float epsilon, float mean_bias, float square_bias) {
+    const float step = rate / mean_bias, scale = 1.0f / std::sqrt(square_bias);
+    for_blocks(count, [=](int64_t, int64_t start, int64_t length) {
+        for (int64_t i = start; i < start + length; ++i) {
+            float g = gradient[i];
+            float m = mean[i] + (1.0f - beta_mean) * (g - mean[i]);
+            float v = beta_square * square[i] + (1.0f - beta_square) * g * g;
+            mean[i] = m;
+            square[i] = v;
+            parameter[i] -= step * m / (std::sqrt(v) * scale + epsilon);
+        }
+    });
+}
+
 EXPORT void clcalib_soft_round_forward(const float *floors, const float *v, const float *scale, const float *zero,
                                        int64_t channels, int64_t row, float q_min, float q_max, void *out,
                                        int o_bf16) {
@@ -394,19 +425,23 @@ EXPORT void clcalib_soft_round_backward(const void *gradient, int g_bf16, const 
 // sum of 1 - |2 h(v) - 1|^beta, and its gradient in v.
 EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta, float *gradient) {
     return sum_blocks(count, [=](int64_t start, int64_t length) {
+        float sigma[BLOCK], centred[BLOCK], power[BLOCK];  // three short loops are twice as fast as a long one
+        for (int64_t i = 0; i < length; ++i) {
+            sigma[i] = sigmoid(v[start + i]);
+            centred[i] = 2.0f * clamp(std::fma(sigma[i], SPREAD, GAMMA), 0.0f, 1.0f) - 1.0f;
+        }
+        for (int64_t i = 0; i < length; ++i) {
+            float size = std::fabs(centred[i]);
+            float logarithm = log_fast(size < 1e-30f ? 1e-30f : size) * beta;
+            power[i] = logarithm < -60.0f ? 0.0f : exp_fast(logarithm);  // smaller ones would end in slow denormals
+        }
         float total = 0.0f;
 #pragma omp simd reduction(+ : total)
-        for (int64_t i = start; i < start + length; ++i) {
-            float sigma = sigmoid(v[i]), raw = std::fma(sigma, SPREAD, GAMMA);
-            float h = clamp(raw, 0.0f, 1.0f), centred = 2.0f * h - 1.0f;
-            float size = std::fabs(centred);
-            float safe = size < 1e-30f ? 1e-30f : size;
-            float logarithm = log_fast(safe) * beta;
-            float power = logarithm < -86.0f ? 0.0f : exp_fast(logarithm);
-            total += 1.0f - power;
-            float slope = -2.0f * SPREAD * beta * power / safe * sigma * (1.0f - sigma);
-            slope = centred < 0.0f ? -slope : slope;
-            gradient[i] = raw == h ? slope : 0.0f;
+        for (int64_t i = 0; i < length; ++i) {
+            total += 1.0f - power[i];
+            float safe = std::fabs(centred[i]) < 1e-30f ? 1e-30f : centred[i];
+            float slope = -2.0f * SPREAD * beta * power[i] / safe * (sigma[i] * (1.0f - sigma[i]));
+            gradient[start + i] = std::fabs(centred[i]) < 1.0f ? slope : 0.0f;  // h is clamped at 0 and 1
         }
         return static_cast<double>(total);
     });

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clcalib.errors import ArgumentError
 from clcalib.fused import calls
-from clcalib.fused.draws import ALL, Draw, keep_mask
+from clcalib.fused.draws import ALL, NONE, Draw, keep_mask
 from clcalib.quant import passes
 from clcalib.quant.functional import scale_gradient
 
@@ -72,6 +72,21 @@ def activation(
         result: Tensor = _Activation.apply(x, residual, scale, zero_point, settings)
         return result
     return _plain_activation(x, residual, scale, zero_point, (q_min, q_max), limits, draw, gradient_factor).to(dtype)
+
+
+def add_and_clamp(x: Tensor, residual: Tensor | None, limits: tuple[float, float]) -> Tensor:
+    """min(max(x + residual, floor), ceiling): the end of a residual block in one pass.
+
+    Args:
+        x: the values; the memory format is kept  # shape: (*)
+        residual: added first, or None  # shape: broadcastable to (*)
+        limits: floor and ceiling; (0, inf) is ReLU.
+
+    Returns:
+        the clamped sum  # shape: (*)
+    """
+    one, zero = torch.ones((), device=x.device), torch.zeros((), device=x.device)
+    return activation(x, one, zero, 0, 1, residual=residual, limits=limits, draw=NONE)
 
 
 def soft_round(
@@ -164,6 +179,8 @@ def _plain_activation(
         x = torch.relu(x)
     elif limits != NO_LIMITS:
         x = torch.nn.functional.hardtanh(x, floor, ceiling)
+    if draw.threshold <= 0:
+        return x
     scale = scale if gradient_factor == 1.0 else scale_gradient(scale, gradient_factor)
     if draw.threshold >= 256:
         return passes.fake_quantize_fused(x, scale, zero_point, *bounds)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clcalib.calibrate.adam import Adam
+from clcalib.fused import calls
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_the_adam_of_pytorch(is_compiled, dtype, monkeypatch):
+    if not is_compiled:
+        monkeypatch.setattr(calls, "is_available", lambda: False)
+    shapes = [(7,), (16, 8, 3, 3), ()]
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = [], []
+    for shape in shapes:
+        start = torch.randn(shape, generator=generator, dtype=dtype)
+        if len(shape) == 4:
+            start = start.contiguous(memory_format=torch.channels_last)
+        ours.append(start.clone().requires_grad_())
+        theirs.append(start.clone().requires_grad_())
+    adam, reference = Adam(ours), torch.optim.Adam(theirs)
+    for step in range(20):
+        rate = 0.01 * (1 + step % 3)
+        reference.param_groups[0]["lr"] = rate
+        adam.forget_gradients()
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.grad is None
+            gradient = torch.randn(one.shape, generator=generator, dtype=dtype) * 10 ** (step % 4 - 2)
+            one.grad, other.grad = gradient, gradient.clone()
+        adam.step(rate)
+        reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_without_a_gradient_stay():
+    parameter = torch.ones(3, requires_grad=True)
+    Adam([parameter]).step(1.0)
+    assert parameter.tolist() == [1.0, 1.0, 1.0]
