@@ -158,6 +158,12 @@ def together() -> list[Cell]:
     return cells
 
 
+def widths() -> list[Cell]:
+    """What was selected at W2A2, at W2A4: does it hold there?"""
+    cells = [Cell(f"fast-{steps}-w2a4", "fast", {"steps": steps}, activations=4) for steps in (50, 100, 400)]
+    return [*cells, Cell("qdrop-2000-w2a4", "qdrop", {"steps": 2000}, activations=4)]
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -167,7 +173,15 @@ def final() -> list[Cell]:
     return cells
 
 
-GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers, "together": together, "final": final}
+GRIDS = {
+    "starts": starts,
+    "base": base,
+    "rates": rates,
+    "levers": levers,
+    "together": together,
+    "widths": widths,
+    "final": final,
+}
 
 
 @functools.cache
