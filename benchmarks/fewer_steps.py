@@ -6,7 +6,7 @@
 A grid is a list of cells; each run (cell and seed) is one JSON line in ``benchmarks/results/fewer_steps/GRID/``, and a
 run that is there is not repeated.  Settings are *selected* by the accuracy on 5,000 training images that are not
 calibrated on (the float network was trained on them, so their level is too high; their order is what counts).  The
-test images are read by the grid ``final`` alone, with seeds that selected nothing.  Needs the public weights.
+test images are read by the grids ``final`` and ``curve`` alone, with seeds that selected nothing.  Needs the public weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import clcalib
-from clcalib.calibrate.recipe import Recipe, Term
+from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import RECIPES
 from clcalib.evaluate.accuracy import logits, top1
 from clcalib.files import write_atomically
@@ -47,6 +47,7 @@ class Cell:
         penalty: fields of its rounding penalty that are replaced.
         start: the codes that units start from.
         activations: bits.
+        contrastive: settings of the contrastive term, None for none.
     """
 
     name: str
@@ -56,9 +57,12 @@ class Cell:
     penalty: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: str = "nearest"
     activations: int = 2
+    contrastive: dict[str, Any] | None = None
 
     def make(self) -> Recipe:
         recipe = RECIPES[self.recipe](**self.options)
+        if self.contrastive is not None:
+            recipe = clcalib.with_contrastive(recipe, **self.contrastive)
         return dataclasses.replace(
             recipe,
             phases=tuple(self._changed(phase) for phase in recipe.phases),
@@ -67,7 +71,7 @@ class Cell:
 
     def _changed(self, phase: Any) -> Any:
         terms = tuple(
-            Term(dataclasses.replace(term.objective, **self.penalty), term.weight)
+            dataclasses.replace(term, objective=dataclasses.replace(term.objective, **self.penalty))
             if isinstance(term.objective, RoundingPenalty)
             else term
             for term in phase.terms
@@ -158,6 +162,22 @@ def together() -> list[Cell]:
     return cells
 
 
+def widths() -> list[Cell]:
+    """What was selected at W2A2, at W2A4: does it hold there?"""
+    cells = [Cell(f"fast-{steps}-w2a4", "fast", {"steps": steps}, activations=4) for steps in (50, 100, 400)]
+    return [*cells, Cell("qdrop-2000-w2a4", "qdrop", {"steps": 2000}, activations=4)]
+
+
+def contrastive() -> list[Cell]:
+    """The contrastive term at every m-th step and on part of the batch: what saving costs in accuracy."""
+    cells = [Cell("fast-200", "fast", {"steps": 200})]
+    for interval, images in ((1, None), (4, None), (8, None), (1, 4), (2, 8), (4, 8), (4, 4)):
+        some = {"interval": interval, "images": images}
+        name = f"fast-200-every-{interval}" + ("" if images is None else f"-images-{images}")
+        cells.append(Cell(name, "fast", {"steps": 200}, contrastive=some))
+    return cells
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -167,7 +187,28 @@ def final() -> list[Cell]:
     return cells
 
 
-GRIDS = {"starts": starts, "base": base, "rates": rates, "levers": levers, "together": together, "final": final}
+def curve() -> list[Cell]:
+    """Accuracy against steps, for each recipe."""
+    cells = []
+    for recipe in ("adaround", "brecq", "qdrop", "fast"):
+        cells += [Cell(f"{recipe}-{steps}", recipe, {"steps": steps}) for steps in (100, 300, 1000, 2000)]
+    return [*cells, Cell("qdrop-20000", "qdrop", {"steps": 20_000})]
+
+
+GRIDS = {
+    "starts": starts,
+    "base": base,
+    "rates": rates,
+    "levers": levers,
+    "together": together,
+    "widths": widths,
+    "contrastive": contrastive,
+    "final": final,
+    "curve": curve,
+}
+
+
+TESTED = ("final", "curve")  # the grids whose results are told with the test images
 
 
 @functools.cache
@@ -214,7 +255,7 @@ def run(arguments: argparse.Namespace) -> None:
             path = folder / f"{cell.name}-seed{seed}.json"
             if path.exists():
                 continue
-            row = run_cell(cell, seed, arguments.data, arguments.grid == "final")
+            row = run_cell(cell, seed, arguments.data, arguments.grid in TESTED)
             write_atomically(path, (json.dumps(row) + "\n").encode())
             print(f"{cell.name} seed {seed}: {row['selection_top1']:.2f} ({row['cpu_seconds']} CPU s)", flush=True)
 

@@ -3,7 +3,7 @@
 On the CPU the passes are compiled from ``fused/kernels.cpp`` when first needed; they take dense float32 and bfloat16
 tensors and compute in float32.  Everywhere else, and for every other tensor, the same functions run as the few PyTorch
 passes of ``passes.py``.  Both give the same values to 1e-6, the same gradients to 1e-5 and the same masks, by test.
-Why C++ and not a compiler of loops: docs/decisions/0006.
+Why C++ and not a compiler of loops: docs/decisions/0007.
 """
 
 from __future__ import annotations
