@@ -6,7 +6,8 @@
 A grid is a list of cells; each run (cell and seed) is one JSON line in ``benchmarks/results/fewer_steps/GRID/``, and a
 run that is there is not repeated.  Settings are *selected* by the accuracy on 5,000 training images that are not
 calibrated on (the float network was trained on them, so their level is too high; their order is what counts).  The
-test images are read by the grids ``final`` and ``curve`` alone, with seeds that selected nothing.  Needs the public weights.
+test images are read by the grids ``final`` and ``curve`` alone, with seeds that selected nothing.  Needs the public
+weights.
 """
 
 from __future__ import annotations
