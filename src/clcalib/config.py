@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -141,6 +141,9 @@ class RunSection(ComputeSection):
     overwrite: bool = Field(default=False, description="true or false")
     memory_budget: ByteCount | None = Field(default=None, description=BYTES)
     spill_folder: Path | None = Field(default=None, description="the path of a folder for temporary files")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description='"auto", "float32" or "bfloat16"'
+    )
 
 
 class ModelConfig(_Section):

@@ -58,6 +58,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             device=config.run.device,
             memory_budget=config.run.memory_budget,
             spill_folder=config.run.spill_folder,
+            precision=config.run.precision,
             observer=observer,
         )
     observer.stage("saving")

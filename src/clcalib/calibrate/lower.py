@@ -80,11 +80,11 @@ def lower(body: fx.GraphModule, dtype: torch.dtype, *, casts_inputs: bool) -> No
     for node in lowered:
         _lower_parameters(body, node, lowered, dtype)
     low = _low_values(body, lowered)
-    for node in low:
+    for node in body.graph.nodes:
         module = module_of(body, node)
         if isinstance(module, TrainableActivation):
-            module.dtype = dtype
-        if node.op == "placeholder" and not casts_inputs:
+            module.dtype = dtype if node in low else torch.float32
+        if node in low and node.op == "placeholder" and not casts_inputs:
             node.meta["dtype"] = dtype
     _insert_casts(body, lowered, low, dtype)
     for node in [node for node in low if node.op == "placeholder" and casts_inputs]:

@@ -78,6 +78,14 @@ def quantize(
             help="Most memory for stored activations, 2GB say; the rest goes to files.",
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="Type of convolutions while optimising: auto (the faster one here), float32 or bfloat16.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Write into a folder that is not empty.")
@@ -99,6 +107,7 @@ def quantize(
             "device": device,
             "threads": threads,
             "memory_budget": memory_budget,
+            "precision": precision,
             "out": out,
             "overwrite": overwrite,
         },

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clcalib.fused import build, calls
+
+SOURCE = Path(build.__file__).parents[2]
+SCRIPT = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from clcalib.fused import calls
+    found = [calls.is_available() for _ in range(3)]
+print(found[0], len(set(found)), *[type(w.message).__name__ + ": " + str(w.message) for w in caught])
+"""
+
+
+def python(**environment: str) -> str:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("CLCALIB", "CXX"))}
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=kept | {"PYTHONPATH": str(SOURCE)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return process.stdout.strip()
+
+
+needs_compiler = pytest.mark.skipif(not calls.is_available(), reason="the compiled kernels cannot be built here")
+
+
+@needs_compiler
+def test_kernels_are_built_once_into_the_cache(tmp_path: Path) -> None:
+    assert python(CLCALIB_CACHE=str(tmp_path)) == "True 1"
+    (library,) = tmp_path.iterdir()
+    changed = library.stat().st_mtime_ns
+    assert python(CLCALIB_CACHE=str(tmp_path)) == "True 1"
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [changed]
+
+
+def test_without_a_compiler_one_notice_says_what_to_do(tmp_path: Path) -> None:
+    said = python(CLCALIB_CACHE=str(tmp_path), PATH=str(tmp_path))
+    assert said.startswith("False 1 SlowPathWarning: calibration runs without its fused CPU kernels")
+    assert said.count("SlowPathWarning") == 1
+    assert "install a C++ compiler" in said
+
+
+def test_a_broken_compiler_is_told_by_its_last_words(tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho cannot find cc1plus >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    said = python(CLCALIB_CACHE=str(tmp_path / "cache"), CXX=str(compiler))
+    assert said.startswith("False 1 SlowPathWarning")
+    assert "cannot find cc1plus" in said
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_they_can_be_switched_off(tmp_path: Path) -> None:
+    assert python(CLCALIB_CACHE=str(tmp_path), CLCALIB_NATIVE="0") == "False 1"
+    assert not list(tmp_path.iterdir())
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert python(CLCALIB_CACHE=str(tmp_path / "file" / "below")) == "True 1"
