@@ -18,6 +18,7 @@ from clcalib.capture.chain import capture
 from clcalib.capture.running import advance
 from clcalib.objectives.batch import Need, UnitBatch
 from clcalib.objectives.lp import Reconstruction
+from clcalib.objectives.prediction import Prediction
 from clcalib.quant.insert import insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
@@ -130,6 +131,26 @@ def test_a_relative_term_is_as_large_as_the_host_at_weight_one():
     host = 8.0  # eight channels, each off by one
     assert scales[0] == 1.0
     assert scales[1] * 4.0 == pytest.approx(0.5 * host, rel=1e-4)
+
+
+def test_all_terms_behind_the_unit_share_one_pass(monkeypatch):
+    passes = []
+    original = UnitData._reads
+
+    def counted(self, outputs, terms, size):
+        if self.read is not None and terms:
+            passes.append((self.read_points, min(size, max(term.images or size for term in terms))))
+        return original(self, outputs, terms, size)
+
+    monkeypatch.setattr(UnitData, "_reads", counted)
+    host = clcalib.recipes.qdrop(steps=4)
+    (phase,) = host.phases
+    terms = (*phase.terms, Term(Prediction(), 0.1, images=16, interval=2))
+    predicting = dataclasses.replace(host, phases=(dataclasses.replace(phase, terms=terms),))
+    run(clcalib.with_contrastive(predicting, interval=2, images=8))
+    points = (Need.FEATURES, Need.LOGITS)
+    units = 3
+    assert passes == [(points, 48), (points, 16), (points, 16)] * units  # the first one finds the relative weight
 
 
 def test_a_term_with_an_interval_is_computed_at_its_steps_only():

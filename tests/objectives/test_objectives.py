@@ -19,6 +19,7 @@ from clcalib.objectives.critics import CRITICS
 from clcalib.objectives.fisher import FisherReconstruction
 from clcalib.objectives.keys import FALSE_NEGATIVES, build_keys
 from clcalib.objectives.lp import Reconstruction, lp_error
+from clcalib.objectives.prediction import Prediction
 from clcalib.objectives.rounding_penalty import RoundingPenalty, annealed_beta
 
 
@@ -71,6 +72,21 @@ class TestRoundingPenalty(ObjectiveContract):
 
     def with_inputs(self, batch, inputs):
         return dataclasses.replace(batch, rounding=tuple(inputs))
+
+
+class TestPrediction(ObjectiveContract):
+    def make(self):
+        return Prediction(3.0)
+
+    def reference(self, batch):
+        floats = numpy(batch.keys[Need.LOGITS].values[batch.sample_index])
+        return reconstruction.prediction_difference(numpy(batch.reads[Need.LOGITS]), floats, 3.0)
+
+    def inputs(self, batch):
+        return [batch.reads[Need.LOGITS]]
+
+    def with_inputs(self, batch, inputs):
+        return dataclasses.replace(batch, reads={Need.LOGITS: inputs[0]})
 
 
 class ContrastiveContract(ObjectiveContract):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -33,3 +35,15 @@ def fisher_error(output, target, squared_gradient):
 
 def rounding_penalty(rounding, beta):
     return sum(1 - abs(2 * h - 1) ** beta for layer in rounding for h in layer.flatten())
+
+
+def prediction_difference(logits, float_logits, temperature):
+    """mean_i sum_c p_F log(p_F / p_Q), the probabilities at the temperature."""
+    total = 0.0
+    for z, z_float in zip(logits, float_logits, strict=True):
+        p = [math.exp(value / temperature) for value in z]
+        p_float = [math.exp(value / temperature) for value in z_float]
+        for one, other in zip(p, p_float, strict=True):
+            share, float_share = one / sum(p), other / sum(p_float)
+            total += float_share * math.log(float_share / share)
+    return total / len(logits)

@@ -20,6 +20,7 @@ class KeySet:
     """Float features of the calibration images, with what tells false negatives apart.
 
     Attributes:
+        values: the features themselves, (M, d).
         directions: the features, each divided by its length, (M, d).
         centred_directions: the same after the mean was taken off, (M, d).
         mean: the mean of the features, (d,).
@@ -27,6 +28,7 @@ class KeySet:
         identity: equal numbers for images that are equal byte for byte, (M,) int64.
     """
 
+    values: Tensor
     directions: Tensor
     centred_directions: Tensor
     mean: Tensor
@@ -58,7 +60,7 @@ def build_keys(raw: Tensor, predictions: Tensor, identity: Tensor) -> KeySet:
             "add images, or use the recipe without the contrastive term",
         )
     mean = raw.mean(0)
-    return KeySet(F.normalize(raw, dim=1), F.normalize(raw - mean, dim=1), mean, predictions, identity)
+    return KeySet(raw, F.normalize(raw, dim=1), F.normalize(raw - mean, dim=1), mean, predictions, identity)
 
 
 def excluded_keep(keys: KeySet, sample_index: Tensor) -> Tensor:  # -> (B, M) bool
