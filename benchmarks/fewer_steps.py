@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -274,14 +275,23 @@ def summary(arguments: argparse.Namespace) -> None:
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    tested = [run["test_top1"] for run in runs if run["test_top1"] is not None]
     return {
         "settings": runs[0]["settings"],
         "seeds": [run["seed"] for run in runs],
         "selection_top1": [round(run["selection_top1"], 2) for run in runs],
-        "test_top1": [round(run["test_top1"], 2) for run in runs if run["test_top1"] is not None],
+        "selection": spread([run["selection_top1"] for run in runs]),
+        "test_top1": [round(value, 2) for value in tested],
+        "test": spread(tested) if tested else None,
         "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs) / len(runs), 1),
         "commits": sorted({run["commit"] for run in runs}),
     }
+
+
+def spread(values: list[float]) -> dict[str, float | int]:
+    """Mean, deviation between seeds (0 for a single one) and number of seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 2), "deviation": round(deviation, 2), "n": len(values)}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Writes the measurements into README.md, from the JSON files in ``benchmarks/results`` and nowhere else.
+"""Writes the measurements into README.md and docs/speed.md, from the JSON in ``benchmarks/results`` and nowhere else.
 
 python benchmarks/readme.py            # writes
-python benchmarks/readme.py --check    # fails where README.md says something else
+python benchmarks/readme.py --check    # fails where a page says something else
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- measurements: begin -->", "<!-- measurements: end -->"
-DEMO_START, DEMO_END = "<!-- demo: begin -->", "<!-- demo: end -->"
+RESULTS = ROOT / "benchmarks" / "results"
+PLOT = ROOT / "docs" / "images" / "accuracy_against_steps.svg"
 NAMES = {"nearest": "nearest", "adaround": "AdaRound", "brecq": "BRECQ", "qdrop": "QDrop"}
 CONTRASTIVE = "qdrop-contrastive"
 
 
 def load(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return data
 
 
@@ -57,7 +58,7 @@ def forms(grid: dict[str, Any]) -> list[str]:
 
 def demo() -> str:
     result = load("demo")
-    lines = [DEMO_START, "| | float | nearest | QDrop | QDrop + contrastive |", "|---|---|---|---|---|"]
+    lines = ["| | float | nearest | QDrop | QDrop + contrastive |", "|---|---|---|---|---|"]
     by_widths: dict[str, list[dict[str, Any]]] = {}
     for run in result["runs"]:
         by_widths.setdefault(f"W{run['weight_bits']}A{run['activation_bits']}", []).append(run)
@@ -66,10 +67,10 @@ def demo() -> str:
         cells = " | ".join(f"{100 * value:.1f}" for value in values)
         lines.append(f"| {widths}, {plain['steps_per_unit']} steps | {cells} |")
     about = f"Top-1 in % on 2,000 test images, one seed; {result['seconds']} s in all on {result['machine']}."
-    return "\n".join([*lines, "", about, DEMO_END])
+    return "\n".join([*lines, "", about])
 
 
-def text() -> str:
+def measurements() -> str:
     accuracy, steps, ranges = load("accuracy"), load("step_cost"), load("range_speed")
     grids = accuracy["grids"]
     float_top1 = next(iter(grids["hosts"].values()))["float_top1"]
@@ -80,7 +81,6 @@ def text() -> str:
     )
     return "\n".join(
         [
-            START,
             f"ResNet-20 with public weights (float {float_top1:.2f} %), CIFAR-10, 1,024 images to calibrate, all",
             "10,000 test images, 2,000 steps for each unit, QDrop setting, rates as by default; top-1 in %,",
             "mean ± standard deviation (number of seeds):",
@@ -101,7 +101,6 @@ def text() -> str:
             "",
             "Each number comes from a script in [benchmarks](benchmarks); its JSON is in",
             "[benchmarks/results](benchmarks/results).",
-            END,
         ]
     )
 
@@ -115,23 +114,124 @@ def range_line(ranges: dict[str, Any]) -> str:
     return f"Range search of all weights of ResNet-20 (`mse_grid`, per channel, one thread, CPU time): {rows}."
 
 
-def replaced(readme: str, start: str, end: str, block: str) -> str:
-    """The text with the block between two markers, markers included, put in place of the old one."""
-    before, _, rest = readme.partition(start)
-    return before + block + rest.partition(end)[2]
+def not_measured(command: str) -> str:
+    return f"*Not measured yet: `python benchmarks/{command}` measures it, `python benchmarks/readme.py` puts it here.*"
+
+
+def step_speed() -> str:
+    if not (RESULTS / "step_speed.json").exists():
+        return not_measured("step_speed.py")
+    result = load("step_speed")
+    kind, run, share = result["fraction_of_floor_rate"], result["whole_run"], result["fraction_of_floor"]
+    lines = ["| unit | reference, ms | clcalib, ms | times as fast | floor, ms |", "|---|---|---|---|---|"]
+    for unit, row in result["units"].items():
+        floor = f"{row[f'floor_{kind}_ms']:.2f}" if row["convolution_gflop"] else "-"
+        lines.append(f"| {unit} | {row['reference_ms']:.1f} | {row['ours_ms']:.1f} | {row['speedup']:.2f} | {floor} |")
+    longer = ", ".join(f"{int(steps):,} steps {ratio:.1f}" for steps, ratio in run["speedup_extrapolated"].items())
+    overhead = "; ".join(f"{name} {ratio:.2f}" for name, ratio in result["contrastive_overhead"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"A step is {result['geomean_speedup']:.2f} times as fast as the reference's (geometric mean over units). "
+            f"Its convolutions alone, at the rate of a large {kind} matrix product (the floor), would take "
+            f"{100 * share:.0f} % of its time. A whole run, {run['images']:,} images and {run['steps']} steps for each "
+            f"unit, is {run['whole_run_speedup']:.1f} times as fast (extrapolated: {longer}).",
+            "",
+            f"With the contrastive term a step takes this many times as long, mean over units: {overhead}.",
+            "",
+            f"Batch {result['batch']}, {result['device']}, torch {result['torch']}, {result['machine']}.",
+        ]
+    )
+
+
+def fewer_steps() -> str:
+    data = load("fewer_steps")
+    grid = data["grids"].get("final", {})
+    if not grid:
+        return not_measured("fewer_steps.py run --grid final")
+    lines = ["| recipe | steps | W2A4 | W2A2 | CPU seconds, W2A2 |", "|---|---|---|---|---|"]
+    rows = {name: row for name, row in grid.items() if not name.endswith("-w2a4")}
+    for name, row in sorted(rows.items(), key=lambda item: (item[1]["settings"]["recipe"], steps_of(item[1]))):
+        wider = spread(grid.get(f"{name}-w2a4", {}).get("test"))
+        seconds = f"{row['cpu_seconds']:,.0f}"
+        recipe = row["settings"]["recipe"]
+        lines.append(f"| `{recipe}` | {steps_of(row):,} | {wider} | {spread(row['test'])} | {seconds} |")
+    about = (
+        "Top-1 in % on 10,000 test images, mean ± standard deviation (number of seeds), seeds that selected nothing; "
+    )
+    lines += ["", f"{about}one thread, torch {data['torch']}, {data['machine']}."]
+    if PLOT.exists():
+        lines += ["", f"![Accuracy against steps and against CPU time]({PLOT.relative_to(ROOT / 'docs').as_posix()})"]
+    return "\n".join(lines)
+
+
+def steps_of(row: dict[str, Any]) -> int:
+    return int(row["settings"]["options"].get("steps", 0))
+
+
+def contrastive_cost() -> str:
+    data = load("fewer_steps")
+    grid = data["grids"].get("contrastive", {})
+    if not grid:
+        return not_measured("fewer_steps.py run --grid contrastive")
+    lines = ["| contrastive term | top-1 | CPU seconds |", "|---|---|---|"]
+    for row in grid.values():
+        term = row["settings"]["contrastive"]
+        name = "none" if term is None else ", ".join(f"`{key}={value}`" for key, value in term.items() if value)
+        lines.append(f"| {name} | {spread(row['selection'])} | {row['cpu_seconds']:,.0f} |")
+    about = "`fast`, 200 steps, W2A2; top-1 in % on 5,000 training images outside the calibration set, mean ± standard "
+    return "\n".join([*lines, "", f"{about}deviation (number of seeds)."])
+
+
+def memory() -> str:
+    if not (RESULTS / "memory.json").exists():
+        return not_measured("memory.py")
+    result = load("memory")
+    budget = f"budget of {result['budget'] / 1e6:.0f} MB"
+    lines = [f"| images | before the run | no budget | {budget} | same result |", "|---|---|---|---|---|"]
+    for run in result["runs"]:
+        plain, bounded = run["no_budget"], run["budget"]
+        cells = [f"{size / 1e6:,.0f} MB" for size in (plain["before"], plain["peak"], bounded["peak"])]
+        same = "yes" if run["is_identical"] else "no"
+        lines.append(f"| {run['images']:,} | {' | '.join(cells)} | {same} |")
+    about = f"Largest resident set of the process, ResNet-20, W2A4, {result['steps']} steps for each unit"
+    return "\n".join([*lines, "", f"{about}; torch {result['torch']}, {result['machine']}."])
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"measurements": measurements, "demo": demo},
+    "docs/speed.md": {
+        "step speed": step_speed,
+        "fewer steps": fewer_steps,
+        "contrastive cost": contrastive_cost,
+        "memory": memory,
+    },
+}
+
+
+def replaced(page: str, name: str, block: str) -> str:
+    """The page with the block between the two markers of this name in place of the old one."""
+    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if start not in page or end not in page:
+        raise ValueError(f"the page has no markers {start} and {end}")
+    before, _, rest = page.partition(start)
+    return "\n".join([before + start, block, end + rest.partition(end)[2]])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where README.md differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page differs")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    wanted = replaced(replaced(readme, START, END, text()), DEMO_START, DEMO_END, demo())
-    if arguments.check and wanted != readme:
-        sys.exit("README.md differs from benchmarks/results; run python benchmarks/readme.py")
-    if not arguments.check:
-        path.write_text(wanted)
+    for place, blocks in PAGES.items():
+        path = ROOT / place
+        page = wanted = path.read_text()
+        for name, block in blocks.items():
+            wanted = replaced(wanted, name, block())
+        if arguments.check and wanted != page:
+            sys.exit(f"{place} differs from benchmarks/results; run python benchmarks/readme.py")
+        if not arguments.check:
+            path.write_text(wanted)
 
 
 if __name__ == "__main__":
