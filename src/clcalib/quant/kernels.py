@@ -21,6 +21,7 @@ from clcalib.quant import passes
 from clcalib.quant.functional import scale_gradient
 
 NO_LIMITS = (-math.inf, math.inf)
+_ONE, _ZERO = torch.ones(()), torch.zeros(())  # where nothing is quantized, nobody reads them
 
 
 def activation(
@@ -85,8 +86,7 @@ def add_and_clamp(x: Tensor, residual: Tensor | None, limits: tuple[float, float
     Returns:
         the clamped sum  # shape: (*)
     """
-    one, zero = torch.ones((), device=x.device), torch.zeros((), device=x.device)
-    return activation(x, one, zero, 0, 1, residual=residual, limits=limits, draw=NONE)
+    return activation(x, _ONE, _ZERO, 0, 1, residual=residual, limits=limits, draw=NONE)
 
 
 def soft_round(
