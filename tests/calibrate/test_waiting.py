@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from tests.tiny import images, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clcalib
@@ -23,7 +24,6 @@ from clcalib.fused.soft import rounding_penalty
 from clcalib.fused.squared import mean_squared_error
 from clcalib.quant import passes
 from clcalib.quant.kernels import activation, add_and_clamp, soft_round
-from tests.tiny import images, tiny
 
 HALF = Draw(123456789, 987654321, 128)
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal")
