@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import clcalib
 from clcalib.calibrate.adam import Adam
-from clcalib.calibrate.loop import REPORT_EVERY
+from clcalib.calibrate.loop import REPORT_EVERY, repeatable_convolutions
 from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.store import as_rows
 from clcalib.fused import calls
@@ -83,3 +83,11 @@ def test_a_run_reads_numbers_at_its_reports_only(monkeypatch, name):
         return seen.count
 
     assert reads(3) == reads(REPORT_EVERY) > 0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_convolutions_repeat_and_the_callers_flag_comes_back(monkeypatch, own):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", own)
+    with repeatable_convolutions():
+        assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.deterministic == own

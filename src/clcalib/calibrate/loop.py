@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +25,19 @@ from clcalib.fused.draws import Draw
 REPORT_EVERY = 25
 
 
+@contextlib.contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """On a GPU cuDNN may choose algorithms that add up in any order; the caller's choice comes back at the end."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 @torch.enable_grad()  # the caller may be under no_grad
+@repeatable_convolutions()
 def optimise(
     body: fx.GraphModule,
     data: UnitData,
