@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clcalib.calibrate.adam import Adam
+from clcalib.calibrate.adam import Adam, _step_together
 from clcalib.fused import calls
 
 
@@ -40,3 +40,21 @@ def test_parameters_without_a_gradient_stay():
     parameter = torch.ones(3, requires_grad=True)
     Adam([parameter]).step(1.0)
     assert parameter.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_device_moves_all_parameters_together():
+    with torch.device("meta"):
+        parameters = [torch.ones(3, requires_grad=True), torch.ones((), requires_grad=True)]
+        adam = Adam(parameters)
+        adam.step(0.1)
+        parameters[0].grad = torch.ones(3)
+        adam.step(0.1)
+    starts = [torch.randn(shape) for shape in ((7,), (4, 3, 3, 3), ())]
+    rows = [(start, torch.randn_like(start), torch.rand_like(start), torch.rand_like(start)) for start in starts]
+    alone = [tuple(tensor.clone() for tensor in row) for row in rows]
+    _step_together(rows, 0.1, (0.3, 0.2))
+    for row in alone:
+        _step_together([row], 0.1, (0.3, 0.2))
+    assert all(
+        torch.equal(a, b) for one, other in zip(rows, alone, strict=True) for a, b in zip(one, other, strict=True)
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clcalib.errors import ArgumentError
 from clcalib.fused.draws import Draw, keep_mask
+from clcalib.quant import passes
 from clcalib.quant.functional import fake_quantize
 from clcalib.quant.passes import fake_quantize_blend_fused, fake_quantize_fused, soft_round_fused
 from clcalib.quant.ranges import MseGrid
@@ -161,3 +162,25 @@ def test_a_draw_uses_all_64_bits() -> None:
     assert ((rates - 0.5).abs() < 5 * 0.5 / 20000**0.5).all()
     assert words.view(torch.uint8).view(-1, 8).amin(0).eq(0).all()
     assert words.view(torch.uint8).view(-1, 8).amax(0).eq(255).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@given(tensors, quantizers())
+def test_bounds_as_tensors_change_nothing(sign: int, x: Tensor, quantizer: Quantizer) -> None:
+    """The path of every device but the CPU, run on the CPU."""
+    scale, *rest = quantizer
+    x = torch.cat([x.flatten(), (torch.arange(-9, 9) / 2 * scale).to(x.dtype)])  # the thresholds themselves
+    keep = (torch.arange(len(x)) % 2).to(x.dtype)
+
+    def run() -> list[Tensor]:
+        found = []
+        for function, more in ((fake_quantize_fused, ()), (fake_quantize_blend_fused, (keep,))):
+            inputs = x.clone().requires_grad_(), (sign * scale).requires_grad_()
+            result = function(*inputs, *rest, *more)
+            found += [result, *torch.autograd.grad(result, inputs, torch.linspace(-1, 2, len(x)).to(x.dtype))]
+        return found
+
+    expected = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "_reads_numbers", lambda tensor: False)
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))

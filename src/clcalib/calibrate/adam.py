@@ -26,6 +26,7 @@ class Adam:
         self._parameters = list(parameters)
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._is_on_cpu = all(parameter.device.type == "cpu" for parameter in self._parameters)
         self._steps = 0
 
     def forget_gradients(self) -> None:
@@ -38,7 +39,11 @@ class Adam:
         """Move all parameters once."""
         self._steps += 1
         biases = 1 - BETA_MEAN**self._steps, 1 - BETA_SQUARE**self._steps
-        for parameter, mean, square in zip(self._parameters, self._means, self._squares, strict=True):
+        moved = zip(self._parameters, self._means, self._squares, strict=True)
+        if not self._is_on_cpu:
+            _step_together([(p, p.grad, m, v) for p, m, v in moved if p.grad is not None], rate, biases)
+            return
+        for parameter, mean, square in moved:
             gradient = parameter.grad
             if gradient is None:
                 continue
@@ -48,7 +53,18 @@ class Adam:
                     gradient = torch.empty_like(parameter).copy_(gradient)
                 calls.adam(parameter, gradient, mean, square, rate, BETA_MEAN, BETA_SQUARE, EPSILON, *biases)
             else:
-                mean.lerp_(gradient, 1 - BETA_MEAN)
-                square.mul_(BETA_SQUARE).addcmul_(gradient, gradient, value=1 - BETA_SQUARE)
-                root = square.sqrt().div_(math.sqrt(biases[1])).add_(EPSILON)
-                parameter.addcdiv_(mean, root, value=-rate / biases[0])
+                _step_together([tensors], rate, biases)
+
+
+def _step_together(rows: Sequence[Sequence[Tensor]], rate: float, biases: tuple[float, float]) -> None:
+    """Rows of parameter, gradient, mean and square: on a GPU each line is one launch for all of them."""
+    if not rows:
+        return
+    parameters, gradients, means, squares = (list(column) for column in zip(*rows, strict=True))
+    torch._foreach_lerp_(means, gradients, 1 - BETA_MEAN)
+    torch._foreach_mul_(squares, BETA_SQUARE)
+    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - BETA_SQUARE)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_div_(roots, math.sqrt(biases[1]))
+    torch._foreach_add_(roots, EPSILON)
+    torch._foreach_addcdiv_(parameters, means, roots, value=-rate / biases[0])

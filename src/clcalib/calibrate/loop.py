@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +25,19 @@ from clcalib.fused.draws import Draw
 REPORT_EVERY = 25
 
 
+@contextlib.contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """On a GPU cuDNN may choose algorithms that add up in any order; the caller's choice comes back at the end."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 @torch.enable_grad()  # the caller may be under no_grad
+@repeatable_convolutions()
 def optimise(
     body: fx.GraphModule,
     data: UnitData,
@@ -55,7 +68,7 @@ def optimise(
     dtypes = input_dtypes(body)
     for step in range(phase.steps):
         random.advance(step)
-        index = random.batch(count, phase.batch_size).to(data.target.device)
+        index = _on_device(random.batch(count, phase.batch_size), data.target.device)
         outputs = body(*_unit_input(data, index, random.draw, phase.quantized_input_probability, dtypes))
         due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
         batch = data.batch(outputs, index, step / phase.steps, soft, [term for term, _ in due])
@@ -71,6 +84,13 @@ def optimise(
             shown |= {_name(term): float(loss.detach()) for (term, _), loss in zip(due, losses, strict=True)}
             _check_finite(shown, phase, step)
             report(step, shown)
+
+
+def _on_device(index: Tensor, device: torch.device) -> Tensor:
+    """A copy from pinned memory takes its place in the device's queue; from other memory the host would wait for it."""
+    if device.type != "cuda":
+        return index.to(device)
+    return index.pin_memory().to(device, non_blocking=True)
 
 
 def _name(term: Term) -> str:

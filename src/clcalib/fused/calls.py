@@ -41,12 +41,13 @@ def is_available() -> bool:
 def can_take(*tensors: Tensor) -> bool:
     """Whether the compiled kernels are there and read these tensors: dense, on the CPU, float32 or bfloat16."""
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.dtype not in FLOATS or not _is_dense(tensor) or not tensor.numel():
+        if tensor.device.type != "cpu" or tensor.dtype not in FLOATS or not is_dense(tensor) or not tensor.numel():
             return False
     return is_available()
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills its memory, contiguous or channels last."""
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 

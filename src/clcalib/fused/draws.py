@@ -61,7 +61,7 @@ def keep_mask(
     if draw.threshold in (0, 256):
         return mask.fill_(draw.threshold / 256)
     words = torch.arange((mask.numel() + 3) // 4, dtype=torch.int32, device=device)
-    words = _scramble(_scramble(words ^ _signed(draw.key)) + _signed(draw.tweak))
+    words = _scramble(_scramble(words ^ signed(draw.key)) + signed(draw.tweak))
     flat = mask.as_strided((mask.numel(),), (1,))
     flat.copy_(words.view(torch.uint8)[: mask.numel()]).lt_(float(draw.threshold))
     return mask
@@ -69,12 +69,13 @@ def keep_mask(
 
 def _scramble(words: Tensor) -> Tensor:
     words = words ^ (words >> 16 & 0xFFFF)  # >> copies the sign, which the mask takes away
-    words = words * _signed(0x7FEB352D)
+    words = words * signed(0x7FEB352D)
     words ^= words >> 15 & 0x1FFFF
-    words *= _signed(0x846CA68B)
+    words *= signed(0x846CA68B)
     words ^= words >> 16 & 0xFFFF
     return words
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """The 32-bit two's complement number with the bits of an unsigned one."""
     return word - (1 << 32) if word >= 1 << 31 else word

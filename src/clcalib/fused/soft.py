@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clcalib.fused import calls
+from clcalib.fused import calls, device
 
 ZETA = 1.1
 GAMMA = -0.1
@@ -40,6 +40,8 @@ def rounding_penalty(v: Tensor, beta: float) -> Tensor:
     if v.dtype == torch.float32 and calls.can_take(v):
         result: Tensor = _RoundingPenalty.apply(v, beta)
         return result
+    if v.dtype == torch.float32 and device.can_take(v):
+        return device.rounding_penalty(v, beta)
     return (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
 
 

@@ -1,9 +1,10 @@
 """The elementwise work of a calibration step, each function in one pass over memory where that can be had.
 
-On the CPU the passes are compiled from ``fused/kernels.cpp`` when first needed; they take dense float32 and bfloat16
-tensors and compute in float32.  Everywhere else, and for every other tensor, the same functions run as the few PyTorch
-passes of ``passes.py``.  Both give the same values to 1e-6, the same gradients to 1e-5 and the same masks, by test.
-Why C++ and not a compiler of loops: docs/decisions/0007.
+On the CPU the passes are compiled from ``fused/kernels.cpp`` when first needed, on a GPU from
+``fused/triton_kernels.py`` where there is Triton; they take dense float32 and bfloat16 tensors and compute in float32.
+Everywhere else, and for every other tensor, the same functions run as the few PyTorch passes of ``passes.py``.  All
+give the same values to 1e-6, the same gradients to 1e-5 and the same masks, by test.  Why C++
+and not a compiler of loops: docs/decisions/0007.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
-from clcalib.fused import calls
+from clcalib.fused import calls, device
 from clcalib.fused.draws import ALL, NONE, Draw, keep_mask
 from clcalib.quant import passes
 from clcalib.quant.functional import scale_gradient
 
 NO_LIMITS = (-math.inf, math.inf)
+_ONE, _ZERO = torch.ones(()), torch.zeros(())  # where nothing is quantized, nobody reads them
 
 
 def activation(
@@ -71,6 +73,8 @@ def activation(
         settings = (limits, q_min, q_max, draw, gradient_factor, dtype)
         result: Tensor = _Activation.apply(x, residual, scale, zero_point, settings)
         return result
+    if device.can_take(*inputs) and dtype in calls.FLOATS:
+        return device.activation(x, residual, (scale, zero_point, q_min, q_max), limits, draw, gradient_factor, dtype)
     return _plain_activation(x, residual, scale, zero_point, (q_min, q_max), limits, draw, gradient_factor).to(dtype)
 
 
@@ -85,8 +89,7 @@ def add_and_clamp(x: Tensor, residual: Tensor | None, limits: tuple[float, float
     Returns:
         the clamped sum  # shape: (*)
     """
-    one, zero = torch.ones((), device=x.device), torch.zeros((), device=x.device)
-    return activation(x, one, zero, 0, 1, residual=residual, limits=limits, draw=NONE)
+    return activation(x, _ONE, _ZERO, 0, 1, residual=residual, limits=limits, draw=NONE)
 
 
 def soft_round(
@@ -119,9 +122,13 @@ def soft_round(
     is_by_rows = scale.numel() in (1, len(v)) and scale.shape[:1] in ((), (1,), v.shape[:1])
     is_float = all(t.dtype == torch.float32 for t in (floor_codes, v, scale, zero_point))
     same = scale.numel() == zero_point.numel() and floor_codes.stride() == v.stride()
-    if is_by_rows and is_float and same and not scale.requires_grad and calls.can_take(v) and dtype in calls.FLOATS:
-        result: Tensor = _SoftRound.apply(floor_codes, v, scale, zero_point, (float(q_min), float(q_max)), dtype)
-        return result
+    if is_by_rows and is_float and same and not scale.requires_grad and dtype in calls.FLOATS:
+        arguments = floor_codes, v, scale, zero_point, (float(q_min), float(q_max)), dtype
+        if calls.can_take(v):
+            result: Tensor = _SoftRound.apply(*arguments)
+            return result
+        if device.can_take(v):
+            return device.soft_round(*arguments)
     return passes.soft_round_fused(floor_codes, v, scale, zero_point, q_min, q_max).to(dtype)
 
 
@@ -141,7 +148,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, residual = ctx.saved_tensors
-        gradient, total = calls.activation_backward(_like(gradients[0], x), x, residual, *ctx.settings)
+        gradient, total = calls.activation_backward(device.in_order_of(x, gradients[0]), x, residual, *ctx.settings)
         of_residual = gradient.to(residual.dtype) if ctx.needs_input_grad[1] else None
         of_scale = torch.full(ctx.scale_shape, total * ctx.factor) if ctx.needs_input_grad[2] else None
         return gradient, of_residual, of_scale, None, None
@@ -157,7 +164,7 @@ class _SoftRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         floor_codes, v, scale, zero_point = ctx.saved_tensors
-        gradient = _like(gradients[0], v)
+        gradient = device.in_order_of(v, gradients[0])
         return None, calls.soft_round_backward(gradient, floor_codes, v, scale, zero_point, ctx.bounds), *[None] * 4
 
 
@@ -192,12 +199,3 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
     """channels_last where the tensor lies in memory that way and no other, else contiguous."""
     is_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last and not tensor.is_contiguous() else torch.contiguous_format
-
-
-def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient in the memory order of the tensor that it belongs to, in a type that the kernels read."""
-    if gradient.dtype not in calls.FLOATS:
-        gradient = gradient.float()
-    if gradient.stride() == tensor.stride():
-        return gradient
-    return gradient.contiguous(memory_format=memory_format_of(tensor))

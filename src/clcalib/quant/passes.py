@@ -4,7 +4,9 @@ PyTorch: the plain path of ``kernels.py``, for every device and every machine.
 On the CPU these functions are bound by the number of passes over memory, so each one works in place on one fresh
 buffer, divides (as cheap as a multiplication, and bit-equal to the plain functions) and takes only the passes that
 PyTorch vectorises: comparisons into bool tensors, ``torch.where`` and ``clamp`` with tensor bounds cost 4 to 30 times
-as much as arithmetic.  Masks are therefore arithmetic: float tensors of zeros and ones.
+as much as arithmetic.  Masks are therefore arithmetic: float tensors of zeros and ones.  Bounds are numbers there; on
+every other device to read a number would make the host wait for all that is queued, so they stay tensors (``Bound``),
+with the same result bit for bit.
 
 Clipped elements are told apart by the value: ``x / s`` beyond ``q_min - z - 1/2`` or ``q_max - z + 1/2``.  An element
 on that very threshold (a tie of the rounding) counts as clipped here, where the plain function goes by the tie.
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from clcalib.errors import ArgumentError
 from clcalib.fused.soft import GAMMA, ZETA
+
+Bound = float | Tensor  # a number on the CPU, a tensor () elsewhere
 
 _hardtanh_backward = torch.ops.aten.hardtanh_backward  # gradient where lower < x < upper, else 0: one vectorised pass
 _sigmoid_backward = torch.ops.aten.sigmoid_backward  # gradient * sigma * (1 - sigma): one vectorised pass
@@ -104,7 +108,7 @@ def soft_round_fused(
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-        ctx.lower, ctx.upper = _code_range(zero_point, q_min, q_max)
+        ctx.lower, ctx.upper = _code_range(x, zero_point, q_min, q_max)
         result = _fake_quantize_fresh(x, scale, ctx.lower, ctx.upper)
         ctx.save_for_backward(x, scale, result)
         return result
@@ -120,7 +124,7 @@ class _FakeQuantize(torch.autograd.Function):
 class _FakeQuantizeBlend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, keep: Tensor) -> Tensor:
-        ctx.lower, ctx.upper = _code_range(zero_point, q_min, q_max)
+        ctx.lower, ctx.upper = _code_range(x, zero_point, q_min, q_max)
         quantized = _fake_quantize_fresh(x, scale, ctx.lower, ctx.upper)
         result = torch.lerp(x, quantized, keep, out=quantized)  # exact at both ends, where x + keep * (..) rounds
         ctx.save_for_backward(x, scale, result, keep)
@@ -163,17 +167,27 @@ def _require_one(scale: Tensor, zero_point: Tensor) -> None:
             raise ArgumentError(name, "one value for the whole tensor", tuple(value.shape), "use functional.py")
 
 
-def _code_range(zero_point: Tensor, q_min: int, q_max: int) -> tuple[float, float]:
-    zero = float(zero_point)  # clamp with numbers is 13 times as fast as with tensors
+def _reads_numbers(tensor: Tensor) -> bool:
+    """Whether the value of a tensor can be had without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def _code_range(x: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> tuple[Bound, Bound]:
+    # On the CPU, clamp with numbers is 13 times as fast as with tensors.
+    zero = float(zero_point) if _reads_numbers(x) else zero_point.detach().reshape(()).to(x.dtype)
     return q_min - zero, q_max - zero
 
 
-def _fake_quantize_fresh(x: Tensor, scale: Tensor, lower: float, upper: float) -> Tensor:
+def _fake_quantize_fresh(x: Tensor, scale: Tensor, lower: Bound, upper: Bound) -> Tensor:
     """x_hat in a fresh buffer; (clamp(r + z, q_min, q_max) - z) is clamp(r, q_min - z, q_max - z), exactly."""
-    return torch.div(x, scale.reshape(())).round_().clamp_(lower, upper).mul_(scale.reshape(()))
+    codes = torch.div(x, scale.reshape(())).round_()
+    return codes.clamp_(lower, upper).mul_(scale.reshape(()))  # type: ignore[arg-type]
 
 
-def _unclipped(gradient: Tensor, x: Tensor, scale: Tensor, lower: float, upper: float) -> Tensor:
+def _unclipped(gradient: Tensor, x: Tensor, scale: Tensor, lower: Bound, upper: Bound) -> Tensor:
+    if not _reads_numbers(x):
+        ends = (lower - 0.5) * scale.reshape(()), (upper + 0.5) * scale.reshape(())
+        return gradient.masked_fill((x <= torch.minimum(*ends)) | (x >= torch.maximum(*ends)), 0.0)
     step = float(scale)
     first, last = sorted(((lower - 0.5) * step, (upper + 0.5) * step))  # a trained scale may turn negative on its way
     result: Tensor = _hardtanh_backward(gradient, x, first, last)
