@@ -67,7 +67,7 @@ class DeadActivationWarning(ClcalibWarning):
 
 
 class SlowPathWarning(ClcalibWarning):
-    """Something that makes calibration fast is missing on this machine; the result is the same, only later."""
+    """Something that makes calibration fast is missing on this machine; the result is as good, only later."""
 
 
 class SmallCalibrationWarning(ClcalibWarning):

@@ -35,6 +35,7 @@ from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
 from clcalib.quant.insert import QuantizedChain, fit_policy, insert_quantizers
+from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, LayerPolicy, Override, build_policy
 from clcalib.quant.ranges import RangeRule
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
@@ -177,6 +178,7 @@ def quantize(
         evaluation_images=0 if evaluation is None else len(evaluation.images),
         device=str(place),
         precision=str(dtype).removeprefix("torch."),
+        kernels=kernels_on(place),
         threads=torch.get_num_threads(),
         versions=versions(),
         model_digest=model_digest(model),

@@ -36,6 +36,15 @@ def test_it_is_the_adam_of_pytorch(is_compiled, dtype, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_a_late_gradient_has_its_own_bias_correction():
+    early, late = (torch.ones(2, requires_grad=True) for _ in range(2))
+    adam = Adam([early, late])
+    for step in range(5):
+        early.grad, late.grad = torch.ones(2), torch.ones(2) if step == 4 else None
+        adam.step(0.1)
+    torch.testing.assert_close(late.detach(), torch.full((2,), 0.9))
+
+
 def test_parameters_without_a_gradient_stay():
     parameter = torch.ones(3, requires_grad=True)
     Adam([parameter]).step(1.0)

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from tests.tiny import images, tiny
+from torch import nn
 
 import clcalib
 from clcalib.calibrate.observer import SilentObserver
@@ -16,6 +17,7 @@ from clcalib.calibrate.unit_data import UnitData
 from clcalib.calibrate.walk import Walk, _scales
 from clcalib.capture.chain import capture
 from clcalib.capture.running import advance
+from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.prediction import Prediction
@@ -151,6 +153,41 @@ def test_all_terms_behind_the_unit_share_one_pass(monkeypatch):
     points = (Need.FEATURES, Need.LOGITS)
     units = 3
     assert passes == [(points, 48), (points, 16), (points, 16)] * units  # the first one finds the relative weight
+
+
+class OddCut(nn.Module):
+    """Whole numbers and a mask pass the cuts; a size is added; whole numbers are clamped; a square transposed layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 3, padding=1)
+        self.embedding, self.fc = nn.Embedding(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        mean = x.mean((1, 2, 3))
+        index = torch.clamp((mean * 40).long().abs(), max=3)
+        x = torch.relu(self.a(x) + 0.001 * x.shape[0])
+        x = torch.where((mean > 0)[:, None, None, None], torch.relu(self.b(x)), x)
+        x = torch.relu(self.up(x))
+        return self.fc(x.mean((2, 3)) + self.embedding(index))
+
+
+@pytest.mark.parametrize("name", ["adaround", "qdrop"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_whole_numbers_masks_and_sizes_at_a_cut(name, precision):
+    torch.manual_seed(0)
+    recipe = clcalib.with_contrastive(clcalib.recipes.RECIPES[name](steps=4))
+    calibration = clcalib.CalibrationSet.from_tensor(images())
+    result = clcalib.quantize(
+        OddCut().eval(), calibration, recipe=recipe, bits=BITS, precision=precision, measured_images=0
+    )
+    assert torch.isfinite(result.model(images())).all()
+
+
+def test_a_phase_needs_a_term_at_every_step():
+    with pytest.raises(ArgumentError, match="terms: expected one with interval 1"):
+        Phase("p", 1, (Term(Reconstruction(), interval=2),))
 
 
 def test_a_term_with_an_interval_is_computed_at_its_steps_only():

@@ -67,6 +67,22 @@ def test_they_can_be_switched_off(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_nothing_is_run_from_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "shared", tmp_path / "temporary"
+    folder.mkdir()
+    folder.chmod(0o777)
+    elsewhere.mkdir()
+    assert python(CLCALIB_CACHE=str(folder), TMPDIR=str(elsewhere)) == "True 1"
+    assert not list(folder.iterdir())
+    assert not list(elsewhere.iterdir())  # the folder that took its place is gone
+
+
+@needs_compiler
+def test_the_compiler_may_have_options(tmp_path: Path) -> None:
+    assert python(CLCALIB_CACHE=str(tmp_path), CXX="c++ -O2") == "True 1"
+
+
+@needs_compiler
 def test_a_cache_that_cannot_be_written_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert python(CLCALIB_CACHE=str(tmp_path / "file" / "below")) == "True 1"

@@ -15,7 +15,7 @@ from clcalib.fused import calls
 from clcalib.fused.draws import ALL, Draw
 from clcalib.fused.soft import rounding_penalty
 from clcalib.fused.squared import mean_squared_error
-from clcalib.quant.kernels import activation, soft_round
+from clcalib.quant.kernels import activation, add_and_clamp, soft_round
 from clcalib.quant.ranges import MseGrid
 from clcalib.quant.rounding import floor_codes, initial_v
 from clcalib.quant.spec import PerChannel, QuantSpec
@@ -143,6 +143,34 @@ def test_soft_round(plain, shape, is_per_channel) -> None:
     assert_same(gradients(run, [v]), plain(gradients, run, [v]))
     low = soft_round(floors, v, *rest, dtype=torch.bfloat16)
     assert torch.equal(low, run(v).bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (8,), (1, 1, 1, 3)])
+def test_scales_that_are_not_by_rows_take_the_plain_path(plain, shape) -> None:
+    square = (8, 8, 3, 3) if len(shape) == 4 else (8, 8)
+    floors, v = torch.randint(-2, 2, square).float(), torch.randn(square)
+    scale = torch.rand(shape) + 0.1
+    rest = scale, torch.zeros(shape), -2, 1
+
+    def run(v: Tensor) -> Tensor:
+        return soft_round(floors, v, *rest)
+
+    assert_same(gradients(run, [v]), plain(gradients, run, [v]))
+    strided = (torch.rand(8, 2) + 0.1)[:, :1]
+    arguments = floors.flatten(1), v.flatten(1), strided, torch.zeros(8, 1), -2, 1
+    torch.testing.assert_close(soft_round(*arguments), plain(soft_round, *arguments))
+
+
+def test_shapes_that_differ_take_the_plain_path() -> None:
+    assert float(mean_squared_error(torch.zeros(2, 10), torch.ones(1, 10))) == 1.0
+    with pytest.raises(RuntimeError):
+        mean_squared_error(torch.zeros(8, 10), torch.zeros(4, 10))
+    assert float(mean_squared_error(torch.tensor(3.0), torch.tensor(1.0))) == 4.0
+
+
+def test_an_integer_summand_does_not_make_the_sum_whole() -> None:
+    whole, floats = torch.tensor([0, 1, 2]), torch.tensor([0.3, 0.4, -5.0])
+    torch.testing.assert_close(add_and_clamp(whole, floats, (0.0, math.inf)), torch.tensor([0.3, 1.4, 0.0]))
 
 
 @pytest.mark.parametrize("beta", [20.0, 7.3, 2.0])

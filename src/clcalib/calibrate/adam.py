@@ -27,7 +27,7 @@ class Adam:
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._is_on_cpu = all(parameter.device.type == "cpu" for parameter in self._parameters)
-        self._steps = 0
+        self._steps = [0] * len(self._parameters)
 
     def forget_gradients(self) -> None:
         """Start a new step."""
@@ -36,30 +36,34 @@ class Adam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move all parameters once."""
-        self._steps += 1
-        biases = 1 - BETA_MEAN**self._steps, 1 - BETA_SQUARE**self._steps
-        moved = zip(self._parameters, self._means, self._squares, strict=True)
-        if not self._is_on_cpu:
-            _step_together([(p, p.grad, m, v) for p, m, v in moved if p.grad is not None], rate, biases)
-            return
-        for parameter, mean, square in moved:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            tensors = parameter, gradient, mean, square
-            if calls.can_take(*tensors) and all(tensor.dtype == torch.float32 for tensor in tensors):
-                if gradient.stride() != parameter.stride():
-                    gradient = torch.empty_like(parameter).copy_(gradient)
-                calls.adam(parameter, gradient, mean, square, rate, BETA_MEAN, BETA_SQUARE, EPSILON, *biases)
+        """Move all parameters that have a gradient once."""
+        rows: dict[int, list[Sequence[Tensor]]] = {}  # by the number of steps, the first one apart from the hundredth
+        for at, (parameter, mean, square) in enumerate(zip(self._parameters, self._means, self._squares, strict=True)):
+            if parameter.grad is not None:
+                self._steps[at] += 1
+                rows.setdefault(self._steps[at], []).append((parameter, parameter.grad, mean, square))
+        for steps, together in rows.items():
+            biases = 1 - BETA_MEAN**steps, 1 - BETA_SQUARE**steps
+            if self._is_on_cpu:
+                for tensors in together:
+                    _step_alone(tensors, rate, biases)
             else:
-                _step_together([tensors], rate, biases)
+                _step_together(together, rate, biases)
+
+
+def _step_alone(tensors: Sequence[Tensor], rate: float, biases: tuple[float, float]) -> None:
+    """In one pass where the compiled kernels can be had."""
+    parameter, gradient, mean, square = tensors
+    if calls.can_take(*tensors) and all(tensor.dtype == torch.float32 for tensor in tensors):
+        if gradient.stride() != parameter.stride():
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        calls.adam(parameter, gradient, mean, square, rate, BETA_MEAN, BETA_SQUARE, EPSILON, *biases)
+    else:
+        _step_together([tensors], rate, biases)
 
 
 def _step_together(rows: Sequence[Sequence[Tensor]], rate: float, biases: tuple[float, float]) -> None:
     """Rows of parameter, gradient, mean and square: on a GPU each line is one launch for all of them."""
-    if not rows:
-        return
     parameters, gradients, means, squares = (list(column) for column in zip(*rows, strict=True))
     torch._foreach_lerp_(means, gradients, 1 - BETA_MEAN)
     torch._foreach_mul_(squares, BETA_SQUARE)

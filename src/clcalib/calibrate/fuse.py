@@ -9,11 +9,11 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from clcalib.calibrate.lower import WEIGHTED, AddAndClamp, Constant, lower, module_of, set_constant
 from clcalib.calibrate.trainable import TrainableActivation, channels_last
-from clcalib.capture.graph import operator_name
+from clcalib.capture.graph import operator_name, value_of
 from clcalib.quant.insert import tensor_at
 from clcalib.quant.modules import IntegerWeight
 
@@ -94,9 +94,19 @@ def _summands(node: fx.Node | None) -> tuple[fx.Node, fx.Node] | None:
     if node is None or node.target not in _ADD or node.kwargs or len(node.args) != 2:
         return None
     first, second = node.args
-    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+    if (
+        not isinstance(first, fx.Node)
+        or not isinstance(second, fx.Node)
+        or not (_is_float(first) and _is_float(second))
+    ):
         return None
     return (second, first) if first.op == "placeholder" else (first, second)
+
+
+def _is_float(node: Any) -> bool:
+    """Whether the node's value is surely a tensor of floats, and no index, mask or size."""
+    value = value_of(node) if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _only_read_by(node: Any) -> fx.Node | None:
@@ -105,7 +115,7 @@ def _only_read_by(node: Any) -> fx.Node | None:
 
 def _limits(node: fx.Node | None) -> tuple[float, float] | None:
     """Floor and ceiling of an activation function, None if it is not one of those that clamp."""
-    if node is None:
+    if node is None or not _is_float(node.args[0] if node.args else None):
         return None
     if node.target in _RELU:
         return 0.0, math.inf

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clcalib.calibrate.store import Rows
+from clcalib.errors import ArgumentError
 from clcalib.fused import calls
 from clcalib.fused.draws import ALL, Draw, keep_mask
 from clcalib.quant.kernels import memory_format_of
@@ -24,6 +25,8 @@ def mix_rows(quantized: Rows, floating: Rows, index: Tensor, draw: Draw, dtype: 
     Returns:
         the mixed rows  # shape: (B, *)
     """
+    if not quantized.dtype.is_floating_point:  # indices or masks, of which no share is between two
+        return quantized.take(index)
     if draw.threshold <= 0 or quantized is floating:
         quantized, draw = floating, ALL
     if draw.threshold >= 256:
@@ -34,6 +37,11 @@ def mix_rows(quantized: Rows, floating: Rows, index: Tensor, draw: Draw, dtype: 
     assert first is not None
     other = None if draw.threshold >= 256 else second
     codes = None if grid is None else (grid.bits_stored, grid.scale, grid.offset - grid.zero_point)
+    index = index.to("cpu", torch.int64).contiguous()
+    if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(quantized)):
+        raise ArgumentError(
+            "index", f"rows from 0 to {len(quantized) - 1}", f"{int(index.min())} to {int(index.max())}"
+        )
     return quantized.shaped(calls.gather_mix(first, other, index, quantized.elements, draw, dtype, codes))
 
 
@@ -42,6 +50,7 @@ def _can_take(quantized: Rows, floating: Rows, dtype: torch.dtype) -> bool:
         return False
     is_grid = quantized.grid is not None and quantized.device.type == "cpu" and calls.is_available()
     same = quantized.is_channels_last == floating.is_channels_last
+    same = same and quantized.shape == floating.shape and len(quantized) == len(floating)
     floats = floating is quantized or (floating.grid is None and calls.can_take(floating.storage))
     return same and floats and (is_grid or calls.can_take(quantized.storage))
 

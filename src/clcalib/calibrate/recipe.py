@@ -81,6 +81,8 @@ class Phase:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(name, "a whole number above 0", repr(value))
+        if self.terms and all(term.interval > 1 for term in self.terms):
+            raise ArgumentError("terms", "one with interval 1, so that every step has a loss", "intervals above 1 only")
         for name in ("quantized_input_probability", "keep_quantized_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(name, "a probability from 0 to 1", getattr(self, name))

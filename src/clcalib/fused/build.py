@@ -6,11 +6,13 @@ source, compiler, flags and processor.  ``CLCALIB_NATIVE=0`` switches it off.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,16 +66,16 @@ def _load() -> ctypes.CDLL:
             try:
                 return ctypes.CDLL(str(_built(compiler, flags)))
             except (OSError, subprocess.SubprocessError) as error:
-                problem = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+                problem = (str(getattr(error, "stderr", "") or "").strip() or str(error)).splitlines()[-1]
     raise _CannotBuildError(f"{compiler} cannot build them: {problem}")
 
 
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
-    command = [compiler, *FLAGS, *flags, str(SOURCE)]
+    command = [*shlex.split(compiler), *FLAGS, *flags, str(SOURCE)]
     text = "\n".join((*command[:-1], SOURCE.read_text(), _processor(), sys.platform))
     name = f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
     path = _cache() / name
-    if not path.exists():
+    if not _is_own(path):
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # so that the rename stays on one disk
             made = Path(folder) / name
             link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
@@ -90,16 +92,26 @@ def _cache() -> Path:
     folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clcalib"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()):
+        if os.access(folder, os.W_OK) and _is_own(folder):
             return folder
     except (OSError, RuntimeError):
         pass
     return _own_folder()
 
 
+def _is_own(path: Path) -> bool:
+    """Whether it is there, belongs to the user, and nobody else can write to it."""
+    if not path.exists():
+        return False
+    facts = path.stat()
+    return not hasattr(os, "getuid") or (facts.st_uid == os.getuid() and not facts.st_mode & 0o022)
+
+
 @functools.cache
 def _own_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="clcalib-kernels-"))
+    folder = tempfile.mkdtemp(prefix="clcalib-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _processor() -> str:

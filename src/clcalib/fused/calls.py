@@ -115,7 +115,7 @@ def gather_mix(
 def squared_error(output: Tensor, target: Tensor, factor: float) -> tuple[float, Tensor]:
     """The sum of the squares of output - target, and factor * (output - target)."""
     gradient = torch.empty_like(output)
-    rows = max(1, len(output))
+    rows = len(output) if output.ndim > 1 else 1
     total = _function("squared_error")(
         *_array(output), *_array(target), None, rows, output.numel() // rows, factor, gradient.data_ptr()
     )

@@ -22,7 +22,8 @@ def mean_squared_error(output: Tensor, target: Tensor, factor: float = 1.0) -> T
         the mean  # shape: ()
     """
     target = target.detach()
-    if calls.can_take(output, target) and output.stride() == target.stride():
+    is_alike = output.shape == target.shape and output.stride() == target.stride()
+    if is_alike and calls.can_take(output, target):
         result: Tensor = _MeanSquaredError.apply(output, target, factor)
         return result
     return (output - target).square().mean() * factor

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clcalib.errors import ArgumentError
+from clcalib.errors import ArgumentError, NumericalError
 from clcalib.quant.functional import dequantize, quantize
 from clcalib.quant.spec import QParams, QuantSpec
 
@@ -100,6 +100,8 @@ def input_hessian(
 
 def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """The order of the columns, and U with U^T U = (the damped Hessian in that order)^-1."""
+    if not bool(torch.isfinite(hessian).all()):
+        raise NumericalError("the inputs of a layer are not finite or too large; look for extreme activations")
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     added = damping * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     damped = hessian[order][:, order] + added * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)

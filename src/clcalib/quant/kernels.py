@@ -62,7 +62,7 @@ def activation(
 
     Source: LSQ (Esser et al. 2020), eq. 3; QDrop (Wei et al. 2022), eq. 9.
     """
-    dtype = dtype or x.dtype
+    dtype = dtype or (x.dtype if residual is None else torch.result_type(x, residual))
     if residual is not None and (residual.shape != x.shape or residual.stride() != x.stride()):
         x, residual = x + residual, None
     for name, value in (("scale", scale), ("zero_point", zero_point)):
@@ -119,10 +119,8 @@ def soft_round(
     Raises:
         ArgumentError: ``scale`` asks for a gradient, which this function does not compute.
     """
-    is_by_rows = scale.numel() in (1, len(v)) and scale.shape[:1] in ((), (1,), v.shape[:1])
-    is_float = all(t.dtype == torch.float32 for t in (floor_codes, v, scale, zero_point))
-    same = scale.numel() == zero_point.numel() and floor_codes.stride() == v.stride()
-    if is_by_rows and is_float and same and not scale.requires_grad and dtype in calls.FLOATS:
+    can_take = _is_by_rows(floor_codes, v, scale, zero_point) and not scale.requires_grad
+    if can_take and dtype in calls.FLOATS:
         arguments = floor_codes, v, scale, zero_point, (float(q_min), float(q_max)), dtype
         if calls.can_take(v):
             result: Tensor = _SoftRound.apply(*arguments)
@@ -130,6 +128,23 @@ def soft_round(
         if device.can_take(v):
             return device.soft_round(*arguments)
     return passes.soft_round_fused(floor_codes, v, scale, zero_point, q_min, q_max).to(dtype)
+
+
+def kernels_on(place: torch.device) -> str:
+    """What runs these functions there: "compiled", "triton" or "plain"."""
+    if place.type == "cpu":
+        return "compiled" if calls.is_available() else "plain"
+    return "triton" if place.type == "cuda" and device.is_available(place) else "plain"
+
+
+def _is_by_rows(floor_codes: Tensor, v: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
+    """Whether the compiled kernel can read this weight: float32, and one scale in all or one for each v[i]."""
+    if scale.numel() != 1 and (v.ndim == 0 or scale.shape != (len(v), *(1,) * (v.ndim - 1))):
+        return False
+    same = floor_codes.shape == v.shape and floor_codes.stride() == v.stride() and zero_point.shape == scale.shape
+    tensors = floor_codes, v, scale, zero_point
+    is_plain = all(t.dtype == torch.float32 and t.device == v.device for t in tensors)
+    return same and is_plain and scale.is_contiguous() and zero_point.is_contiguous()
 
 
 class _Activation(torch.autograd.Function):
@@ -187,7 +202,7 @@ def _plain_activation(
     elif limits != NO_LIMITS:
         x = torch.nn.functional.hardtanh(x, floor, ceiling)
     if draw.threshold <= 0:
-        return x
+        return x + 0 * scale.sum() if scale.requires_grad else x
     scale = scale if gradient_factor == 1.0 else scale_gradient(scale, gradient_factor)
     if draw.threshold >= 256:
         return passes.fake_quantize_fused(x, scale, zero_point, *bounds)
