@@ -83,7 +83,8 @@ def measurements() -> str:
             *hosts(grids["hosts"]),
             "",
             "The contrastive row computes the term at every fourth step (`interval=4`; the default is every step).",
-            "Its temperature and share were chosen on the same test images and on seeds 0 and 1, so its gain is optimistic.",
+            "Its temperature and share were chosen on the same test images and on seeds 0 and 1, so its gain is",
+            "optimistic.",
             "These runs are older than the compiled passes; the line on precision below is of the present code.",
             "",
             "Forms of the contrastive term on QDrop at W2A2 and 200 steps (weights relative to the host's loss,",
@@ -108,8 +109,8 @@ def step_line(speed: dict[str, Any]) -> str:
     longer = speed["whole_run"]["speedup_extrapolated"]
     return (
         f"Against a plain transcription of the reference step, CPU time on one thread ({speed['machine']}): "
-        f"a QDrop step {speed['geomean_speedup']:.2f} times as fast (geometric mean over the units of ResNet-20), a whole "
-        f"run with {speed['run_steps']} steps {speed['whole_run_speedup']:.1f} times, with 2,000 steps "
+        f"a QDrop step {speed['geomean_speedup']:.2f} times as fast (geometric mean over the units of ResNet-20), "
+        f"a whole run with {speed['run_steps']} steps {speed['whole_run_speedup']:.1f} times, with 2,000 steps "
         f"{longer['2000']:.1f} times (extrapolated). More, and what makes it fast, in [docs/speed.md](docs/speed.md)."
     )
 
