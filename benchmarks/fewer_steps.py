@@ -173,7 +173,7 @@ def widths() -> list[Cell]:
 def contrastive() -> list[Cell]:
     """The contrastive term at every m-th step and on part of the batch: what saving costs in accuracy."""
     cells = [Cell("fast-200", "fast", {"steps": 200})]
-    for interval, images in ((1, None), (4, None), (8, None), (1, 4), (2, 8), (4, 8), (4, 4)):
+    for interval, images in ((1, None), (4, None), (8, None), (1, 4), (2, 8), (4, 8), (4, 4), (8, 8)):
         some = {"interval": interval, "images": images}
         name = f"fast-200-every-{interval}" + ("" if images is None else f"-images-{images}")
         cells.append(Cell(name, "fast", {"steps": 200}, contrastive=some))

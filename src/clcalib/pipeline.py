@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clcalib.calibrate.caches import round_to_nearest
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
 from clcalib.calibrate.recipe import Recipe
-from clcalib.calibrate.recipes import nearest
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
@@ -230,22 +230,12 @@ class _Job:
         with warnings.catch_warnings():
             # The same ranges are found again below, and warn there.
             warnings.simplefilter("ignore", ClcalibWarning)
-            self._walk(reference, nearest(), {}, None, SilentObserver(), space)
+            round_to_nearest(self.chain, reference, self.images, self.activation_rule)
         self.clock.stage("reconstruction")
-        traces = self._walk(base, self.recipe, keys, held_out, self.observer, space)
-        return reference, base, traces
-
-    def _walk(
-        self,
-        quantized: QuantizedChain,
-        recipe: Recipe,
-        keys: Mapping[Need, KeySet],
-        held_out: Tensor | None,
-        observer: Observer,
-        space: StoreSpace,
-    ) -> list[UnitTrace]:
-        walk = Walk(self.chain, quantized, recipe, self.activation_rule, keys, self.seed, observer, self.dtype, space)
-        return list(walk.run(self.images, held_out))
+        walk = Walk(
+            self.chain, base, self.recipe, self.activation_rule, keys, self.seed, self.observer, self.dtype, space
+        )
+        return reference, base, list(walk.run(self.images, held_out))
 
     def measure(
         self,

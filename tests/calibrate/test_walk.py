@@ -10,6 +10,7 @@ from tests.tiny import images, tiny
 from torch import nn
 
 import clcalib
+from clcalib.calibrate.caches import round_to_nearest
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.store import as_rows
@@ -107,6 +108,16 @@ def test_caches_move_forward_as_the_whole_network_computes():
     for index in range(len(chain.units)):
         state = advance(quantized.chain.body(index), state)
     torch.testing.assert_close(state[0], quantized.chain.module(images()))
+
+
+def test_nearest_rounding_alone_is_the_walk_without_phases():
+    (chain, walked), (_, rounded) = quantized_chain(), quantized_chain()
+    rule, many = RANGE_RULES["minmax"], images(300, seed=2)
+    list(Walk(chain, walked, clcalib.recipes.nearest(), rule, {}, 0, SilentObserver()).run(many, None))
+    round_to_nearest(chain, rounded, many, rule)
+    state, other = (quantized.chain.module.state_dict() for quantized in (walked, rounded))
+    assert any("scale" in name for name in state)
+    torch.testing.assert_close(state, other, rtol=1e-6, atol=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,3 +103,23 @@ def test_values_beyond_all_measure_are_clipped_not_nan() -> None:
     x = torch.tensor([3.0e38, -3.0e38, torch.inf])
     result = fake_quantize(x, torch.tensor(1.0e-30), torch.tensor(1.0), 0, 3)
     assert torch.equal(result, torch.tensor([2.0e-30, -1.0e-30, 2.0e-30]))
+
+
+@given(tensors, quantizers())
+def test_without_gradients_the_values_are_the_same_bits(x: Tensor, quantizer: Quantizer) -> None:
+    scale, *rest = quantizer
+    before = x.clone()
+    with_gradient = fake_quantize(x, scale.clone().requires_grad_(), *rest)
+    assert torch.equal(fake_quantize(x, *quantizer), with_gradient)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(), (1, 4, 1, 1)])
+def test_without_gradients_the_type_is_the_same(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = torch.linspace(-2, 2, 48).reshape(3, 4, 2, 2).to(dtype)
+    scale, zero_point = torch.full(shape, 0.3), torch.full(shape, 2.0)
+    one = fake_quantize(x, scale, zero_point, 0, 7)
+    other = fake_quantize(x, scale.clone().requires_grad_(), zero_point, 0, 7)
+    assert one.dtype == other.dtype
+    assert torch.equal(one, other)

@@ -15,6 +15,7 @@ from clcalib.fused import calls
 from clcalib.fused.draws import ALL, Draw
 from clcalib.fused.soft import rounding_penalty
 from clcalib.fused.squared import mean_squared_error
+from clcalib.quant.grid_search import _Search
 from clcalib.quant.kernels import activation, add_and_clamp, soft_round
 from clcalib.quant.ranges import MseGrid
 from clcalib.quant.rounding import floor_codes, initial_v
@@ -193,6 +194,22 @@ def test_mean_squared_error(plain, shape, low) -> None:
     slow = plain(gradients, mean_squared_error, [output.float()], target.float(), 3.0)
     torch.testing.assert_close(fast[0].float(), slow[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(fast[1][0].float(), slow[1][0], rtol=1e-2 if low else 1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 2.4, 4.0])
+@pytest.mark.parametrize("width", [1, 300, 5000])
+@pytest.mark.parametrize("has_counts", [False, True])
+def test_errors_of_candidate_ranges(plain, exponent, width, has_counts) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, width, generator=generator)
+    values[:, 0] = 0.0  # on the grid exactly: its error is 0
+    counts = torch.randint(0, 9, (3, width), generator=generator).float() if has_counts else None
+    search = _Search(values, counts, QuantSpec(3), exponent)
+    rows = torch.tensor([0, 2, 1, 2, 0, 0, 1])
+    scale = torch.rand(7, generator=generator) + 0.05
+    zero = torch.tensor([0.0, 1, 2, 3, 4, 5, 7])
+    fast, slow = search._errors(rows, scale, zero), plain(search._errors, rows, scale, zero)
+    torch.testing.assert_close(fast, slow, rtol=2e-6, atol=1e-6)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

@@ -1,4 +1,4 @@
-"""The first images of a stored state, and the ranges of activations that are found from them."""
+"""The first images of a stored state, the ranges of activations that are found from them, and nearest rounding."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.store import RowState
+from clcalib.capture.chain import Chain
 from clcalib.capture.running import State
 from clcalib.errors import DeadActivationWarning
-from clcalib.quant.insert import Unquantized
+from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.ranges import RangeRule
+
+RANGE_IMAGES = 256  # images that an activation's range is found from
 
 
 def take(state: RowState, count: int) -> State:
@@ -46,7 +49,7 @@ class _RangeFinder(fx.Interpreter):
 @torch.no_grad()
 def find_ranges(
     body: fx.GraphModule, state: State, rule: RangeRule
-) -> tuple[dict[str, ActivationQuantizer], list[str]]:
+) -> tuple[dict[str, ActivationQuantizer], list[str], State]:
     """Find the ranges of a unit's activations from what the quantized prefix sends into it.
 
     Args:
@@ -55,11 +58,28 @@ def find_ranges(
         rule: chooses scale and zero point.
 
     Returns:
-        Quantizers by module name in execution order, and the names of those whose tensor is one value everywhere.
+        Quantizers by module name in execution order, the names of those whose tensor is one value everywhere, and the
+        outputs of the unit with all of them.
     """
     finder = _RangeFinder(body, rule)
-    finder.run(*state)
-    return finder.found, finder.dead
+    outputs = finder.run(*state)
+    return finder.found, finder.dead, outputs
+
+
+def round_to_nearest(floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule) -> None:
+    """Give a chain of nearest weights its activation ranges, unit by unit, as the walk does, and nothing else.
+
+    Args:
+        floating: says where the units are.
+        quantized: changed in place.
+        images: ranges are found from the first ``RANGE_IMAGES``; no other image plays a part.
+        rule: chooses scale and zero point.
+    """
+    state: State = (images[:RANGE_IMAGES],)
+    for index in range(len(floating.units)):
+        found, _, state = find_ranges(quantized.chain.body(index), state, rule)
+        for name, quantizer in found.items():
+            quantized.replace(name, quantizer)
 
 
 def dead_activation_warning(unit: str, names: Sequence[str]) -> DeadActivationWarning:

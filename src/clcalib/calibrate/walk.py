@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from clcalib.calibrate.caches import dead_activation_warning, find_ranges, take
+from clcalib.calibrate.caches import RANGE_IMAGES, dead_activation_warning, find_ranges, take
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import optimise
@@ -33,7 +33,6 @@ from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
 
-RANGE_IMAGES = 256  # images that an activation's range is found from
 HESSIAN_IMAGES = 256  # images that error feedback sees
 PROBE_IMAGES = 256  # images that errors and relative weights are measured on
 
@@ -97,11 +96,12 @@ class Walk:
         self.observer.unit_started(index, len(self.floating.units), unit.name, unit.kind, steps)
         float_body = self.floating.body(index)
         targets = advance_rows(float_body, pair.floating, self.space)
-        self._find_ranges(index, pair.quantized)
-        before, other_before = self._error(index, pair.quantized, targets), None
+        nearest = self._find_ranges(index, pair.quantized)
+        before, other_before = _probe_error(unit, nearest, targets), None
         if other is not None:
             other_targets = advance_rows(float_body, other.floating, self.space)
-            other_before = self._error(index, other.quantized, other_targets)
+            nearest = advance(self.quantized.chain.body(index), take(other.quantized, PROBE_IMAGES))
+            other_before = _probe_error(unit, nearest, other_targets)
         if self.recipe.start == "error_feedback" and not is_skipped:
             self._feed_back(index, pair.quantized)
         if phases:
@@ -120,22 +120,20 @@ class Walk:
         pair.quantized = advance_rows(body, pair.quantized, self.space)
         return _probe_error(unit, take(pair.quantized, PROBE_IMAGES), targets)
 
-    def _find_ranges(self, index: int, state: RowState) -> None:
-        found, dead = find_ranges(self.quantized.chain.body(index), take(state, RANGE_IMAGES), self.activation_rule)
+    def _find_ranges(self, index: int, state: RowState) -> State:
+        """Set the unit's ranges; return its outputs with them and with nearest weights, on the first images."""
+        found, dead, outputs = find_ranges(self.quantized.chain.body(index), take(state, RANGE_IMAGES), self.activation_rule)
         if dead:
             warnings.warn(dead_activation_warning(self.floating.units[index].name, dead), stacklevel=2)
         for name, quantizer in found.items():
             self.quantized.replace(name, quantizer)
+        return outputs
 
     def _feed_back(self, index: int, state: RowState) -> None:
         body = self.quantized.chain.body(index)
         weights = {name: self._float_weight(layer) for name, layer in self._open_layers(index, body).items()}
         for name, quantizer in compensated(body, weights, take(state, HESSIAN_IMAGES)).items():
             self.quantized.replace(name, quantizer)
-
-    def _error(self, index: int, state: RowState, targets: RowState) -> float:
-        outputs = advance(self.quantized.chain.body(index), take(state, PROBE_IMAGES))
-        return _probe_error(self.floating.units[index], outputs, targets)
 
     def _optimise(self, index: int, phases: tuple[Phase, ...], pair: _Pair, targets: RowState) -> None:
         unit = self.floating.units[index]
@@ -238,7 +236,7 @@ class _Pair:
 def _probe_error(unit: Unit, outputs: State, targets: RowState) -> float:
     position = unit.outputs.index(unit.target)
     target = targets[position].first(PROBE_IMAGES)
-    return float(lp_error(outputs[position], target, channel_axis=unit.channel_axis))
+    return float(lp_error(outputs[position][: len(target)], target, channel_axis=unit.channel_axis))
 
 
 def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:

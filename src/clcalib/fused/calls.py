@@ -21,10 +21,11 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "activation_forward": ((*_ARRAY, *_ARRAY, *_LIMITS, _Q, *_GRID, *_DRAW, *_ARRAY), None),
     "activation_backward": ((*_ARRAY, *_ARRAY, *_ARRAY, *_LIMITS, _Q, *_GRID, *_DRAW, _P), ctypes.c_double),
     "gather_mix": ((_P, _I, _F, _F, _Q, *_ARRAY, _P, _Q, _Q, *_DRAW, *_ARRAY), None),
-    "squared_error": ((*_ARRAY, *_ARRAY, _P, _Q, _Q, _F, _P), ctypes.c_double),
+    "squared_error": ((*_ARRAY, *_ARRAY, _Q, _Q, _F, _P), ctypes.c_double),
     "soft_round_forward": ((_P, _P, _P, _P, _Q, _Q, _F, _F, *_ARRAY), None),
     "soft_round_backward": ((*_ARRAY, _P, _P, _P, _P, _Q, _Q, _F, _F, _P), None),
     "adam": ((_P, _P, _P, _P, _Q, *(_F,) * 6), None),
+    "grid_errors": ((_P, _P, _Q, _P, _P, _P, _Q, _F, _F, _P), None),
     "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
 }
 FLOATS = (torch.float32, torch.bfloat16)
@@ -117,7 +118,7 @@ def squared_error(output: Tensor, target: Tensor, factor: float) -> tuple[float,
     gradient = torch.empty_like(output)
     rows = len(output) if output.ndim > 1 else 1
     total = _function("squared_error")(
-        *_array(output), *_array(target), None, rows, output.numel() // rows, factor, gradient.data_ptr()
+        *_array(output), *_array(target), rows, output.numel() // rows, factor, gradient.data_ptr()
     )
     return total, gradient
 
@@ -158,3 +159,16 @@ def adam(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *set
     """One step of Adam, in place: rate, beta of the mean and of the square, epsilon, and both bias corrections."""
     arrays = parameter.data_ptr(), gradient.data_ptr(), mean.data_ptr(), square.data_ptr()
     _function("adam")(*arrays, parameter.numel(), *settings)
+
+
+def grid_errors(
+    values: Tensor, counts: Tensor | None, rows: Tensor, scale: Tensor, zero: Tensor, top: int, exponent: float
+) -> Tensor:
+    """For P candidates on rows of values (C, N): sum counts * |clamp(round(u), 0, top) - u|^p, u = x / scale + zero."""
+    totals = torch.empty_like(scale)
+    often = None if counts is None else counts.data_ptr()
+    _function("grid_errors")(
+        *(values.data_ptr(), often, values.shape[1], rows.data_ptr(), scale.data_ptr(), zero.data_ptr()),
+        *(len(rows), float(top), exponent, totals.data_ptr()),
+    )
+    return totals

@@ -296,13 +296,12 @@ void gather_mix(const char *quantized, int kind, float scale, float offset, int6
 }
 
 template <class O, class T>
-double squared_error(const O *output, const T *target, const int64_t *index, int64_t rows, int64_t row, float factor,
-                     O *gradient) {
+double squared_error(const O *output, const T *target, int64_t rows, int64_t row, float factor, O *gradient) {
     std::vector<double> parts(rows, 0.0);
 #pragma omp parallel for schedule(static) if (rows * row >= 32 * BLOCK)
     for (int64_t b = 0; b < rows; ++b) {
         const O *x = output + b * row;
-        const T *y = target + (index ? index[b] : b) * row;
+        const T *y = target + b * row;
         O *g = gradient + b * row;
         for (int64_t start = 0; start < row; start += BLOCK) {
             int64_t end = row - start < BLOCK ? row : start + BLOCK;
@@ -341,12 +340,12 @@ static Limits limits_of(float floor, float ceiling) {
         default: { using A = bfloat16; using B = bfloat16; using C = bfloat16; CALL; break; }    \
     }
 
-EXPORT void clcalib_activation_forward(const void *a, int a_bf16, const void *residual, int r_bf16, float floor, float ceiling,
-                                       int64_t count, float scale, float lower, float upper, uint32_t key,
-                                       uint32_t tweak, int threshold, void *out, int o_bf16) {
+EXPORT void clcalib_activation_forward(const void *a, int a_bf16, const void *residual, int r_bf16, float floor,
+                                       float ceiling, int64_t count, float scale, float lower, float upper,
+                                       uint32_t key, uint32_t tweak, int threshold, void *out, int o_bf16) {
     DISPATCH3(a_bf16, r_bf16, o_bf16,
-              activation_forward(static_cast<const A *>(a), static_cast<const B *>(residual), limits_of(floor, ceiling), count,
-                                 Grid{scale, lower, upper}, Draw{key, tweak, threshold}, static_cast<C *>(out)))
+              activation_forward(static_cast<const A *>(a), static_cast<const B *>(residual), limits_of(floor, ceiling),
+                                 count, Grid{scale, lower, upper}, Draw{key, tweak, threshold}, static_cast<C *>(out)))
 }
 
 EXPORT double clcalib_activation_backward(const void *gradient, int g_bf16, const void *a, int a_bf16,
@@ -363,8 +362,8 @@ EXPORT double clcalib_activation_backward(const void *gradient, int g_bf16, cons
     return total;
 }
 
-// Rows of the two caches by index, mixed.  kind: 0 float32, 1 bfloat16, 2 codes of one byte, 3 codes of half a byte (the
-// low half first); a code c stands for (c + offset) * scale.  row: elements; stride: bytes from row to row.
+// Rows of the two caches by index, mixed.  kind: 0 float32, 1 bfloat16, 2 codes of one byte, 3 codes of half a byte,
+// the low half first; a code c stands for (c + offset) * scale.  row: elements; stride: bytes from row to row.
 EXPORT void clcalib_gather_mix(const void *quantized, int kind, float scale, float offset, int64_t stride,
                                const void *floating, int f_bf16, const int64_t *index, int64_t rows, int64_t row,
                                uint32_t key, uint32_t tweak, int threshold, void *out, int o_bf16) {
@@ -375,14 +374,14 @@ EXPORT void clcalib_gather_mix(const void *quantized, int kind, float scale, flo
                          static_cast<C *>(out)))
 }
 
-// sum (output - target)^2, and factor * (output - target); row i of the output is compared with row index[i].
-EXPORT double clcalib_squared_error(const void *output, int a_bf16, const void *target, int t_bf16,
-                                    const int64_t *index, int64_t rows, int64_t row, float factor, void *gradient) {
+// sum (output - target)^2, and factor * (output - target).
+EXPORT double clcalib_squared_error(const void *output, int a_bf16, const void *target, int t_bf16, int64_t rows,
+                                    int64_t row, float factor, void *gradient) {
     double total = 0.0;
     DISPATCH3(0, a_bf16, t_bf16,
               (void)sizeof(A);
-              total = squared_error(static_cast<const B *>(output), static_cast<const C *>(target), index, rows, row,
-                                    factor, static_cast<B *>(gradient)))
+              total = squared_error(static_cast<const B *>(output), static_cast<const C *>(target), rows, row, factor,
+                                    static_cast<B *>(gradient)))
     return total;
 }
 
@@ -445,4 +444,38 @@ EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta
         }
         return static_cast<double>(total);
     });
+}
+
+// For each candidate (row of values, scale, zero point): sum of counts * |clamp(round(u), 0, top) - u|^exponent over
+// the row, u = value / scale + zero point.  counts may be null.
+EXPORT void clcalib_grid_errors(const float *values, const float *counts, int64_t width, const int64_t *rows,
+                                const float *scale, const float *zero, int64_t candidates, float top, float exponent,
+                                float *totals) {
+#pragma omp parallel for schedule(static) if (candidates * width >= 32 * BLOCK)
+    for (int64_t candidate = 0; candidate < candidates; ++candidate) {
+        const float *x = values + rows[candidate] * width;
+        const float *often = counts ? counts + rows[candidate] * width : nullptr;
+        const float s = scale[candidate], z = zero[candidate];
+        double total = 0.0;
+        for (int64_t start = 0; start < width; start += BLOCK) {
+            int64_t length = width - start < BLOCK ? width - start : BLOCK;
+            float error[BLOCK];
+            for (int64_t i = 0; i < length; ++i) {
+                float u = x[start + i] / s + z;
+                float distance = std::fabs(clamp(nearbyintf(u), 0.0f, top) - u);
+                float logarithm = log_fast(distance < 1e-30f ? 1e-30f : distance) * exponent;
+                error[i] = logarithm < -60.0f ? 0.0f : exp_fast(logarithm);
+            }
+            float sum = 0.0f;
+            if (often) {
+#pragma omp simd reduction(+ : sum)
+                for (int64_t i = 0; i < length; ++i) sum += error[i] * often[start + i];
+            } else {
+#pragma omp simd reduction(+ : sum)
+                for (int64_t i = 0; i < length; ++i) sum += error[i];
+            }
+            total += static_cast<double>(sum);
+        }
+        totals[candidate] = static_cast<float>(total);
+    }
 }

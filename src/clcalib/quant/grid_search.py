@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from clcalib.fused import calls
 from clcalib.quant.spec import QuantSpec
 
 _MESH = 64  # ends in the table of each side
@@ -61,8 +62,8 @@ class _Search:
     """The search in a block of rows whose largest absolute value is 1."""
 
     def __init__(self, values: Tensor, counts: Tensor | None, spec: QuantSpec, exponent: float) -> None:
-        self.values = values  # (C, N)
-        self.counts = counts  # (C, N) or None
+        self.values = values.contiguous()  # (C, N)
+        self.counts = None if counts is None else counts.contiguous()  # (C, N) or None
         self.spec = spec
         self.top = spec.levels - 1
         self.exponent = exponent
@@ -138,6 +139,9 @@ class _Search:
 
     def _errors(self, rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:  # (P,), (P,), (P,) -> (P,)
         """Return sum |x - x_hat|^p of P candidates, each on the row that it names."""
+        if calls.can_take(self.values) and len(rows):
+            arguments = (rows.contiguous(), scale.contiguous(), zero.contiguous(), self.top, self.exponent)
+            return calls.grid_errors(self.values, self.counts, *arguments) * scale**self.exponent
         totals = torch.empty_like(scale)
         for part in _slices(len(rows), max(1, _CHUNK_ELEMENTS // self.values.shape[1])):
             # round(x / s + z) differs from round(x / s) + z on ties only, where both have the same error.
