@@ -122,7 +122,9 @@ class Walk:
 
     def _find_ranges(self, index: int, state: RowState) -> State:
         """Set the unit's ranges; return its outputs with them and with nearest weights, on the first images."""
-        found, dead, outputs = find_ranges(self.quantized.chain.body(index), take(state, RANGE_IMAGES), self.activation_rule)
+        found, dead, outputs = find_ranges(
+            self.quantized.chain.body(index), take(state, RANGE_IMAGES), self.activation_rule
+        )
         if dead:
             warnings.warn(dead_activation_warning(self.floating.units[index].name, dead), stacklevel=2)
         for name, quantizer in found.items():
