@@ -37,6 +37,7 @@ CONTRASTIVE: dict[str, dict[str, Any]] = {
     "interval=8": {"interval": 8},
     "interval=4, images=8": {"interval": 4, "images": 8},
     "interval=4, images=4": {"interval": 4, "images": 4},
+    "interval=8, images=8": {"interval": 8, "images": 8},
 }
 ON_PREDICTION = "on the prediction difference"  # a host that reads the rest of the network at every step already
 STEPS = 57  # 56 are timed: whole numbers of the intervals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
 from torch import Tensor
 
 from clcalib.capture.chain import Chain
@@ -47,8 +48,13 @@ def unit_metrics(
     return tuple(rows)
 
 
+def _energy(tensor: Tensor) -> Tensor:
+    """The sum of squares; where a device has float64, added up in it."""
+    has_double = tensor.device.type != "mps"
+    return tensor.square().sum(dtype=torch.float64 if has_double else torch.float32)
+
+
 def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
     """Signal to quantization noise in decibels; None where it is infinite or undefined."""
-    power = float(signal.cpu().double().square().sum())
-    noise = float((signal.cpu().double() - quantized.cpu().double()).square().sum())
+    power, noise = float(_energy(signal)), float(_energy(signal - quantized))
     return 10 * math.log10(power / noise) if power > 0 and noise > 0 else None
