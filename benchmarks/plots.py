@@ -133,7 +133,7 @@ def label_ends(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
 
 def draw(points: dict[str, list[Point]], out: Path) -> None:
     plt = load_pyplot()
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     labels = {"steps": "optimiser steps for each unit", "seconds": "CPU seconds of the whole run, one thread"}
@@ -141,6 +141,7 @@ def draw(points: dict[str, list[Point]], out: Path) -> None:
         axes.set_xscale("log")
         ends = draw_lines(axes, points, field)
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="both", color="#444444")

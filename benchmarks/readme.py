@@ -82,7 +82,7 @@ def measurements() -> str:
             "",
             *hosts(grids["hosts"]),
             "",
-            "The contrastive row computes the term at every fourth step (`interval=4`; the default is every step).",
+            "The contrastive row computes the term at every fourth step on all images of the batch (`interval=4`).",
             "Its temperature and share were chosen on the same test images and on seeds 0 and 1, so its gain is",
             "optimistic.",
             "These runs are older than the compiled passes; the line on precision below is of the present code.",

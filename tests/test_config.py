@@ -32,10 +32,10 @@ def problems(table: dict[str, Any]) -> tuple[str, ...]:
 
 def test_defaults_are_the_default_recipe_without_the_contrastive_term(table: dict[str, Any]) -> None:
     config = build(RunConfig, table, "run.toml")
-    assert config.recipe.name == "qdrop"
+    assert config.recipe.name == "fast"
     assert config.contrastive is None
     assert config.data.count is None
-    assert make_recipe(config.recipe, config.contrastive).name == "qdrop"
+    assert make_recipe(config.recipe, config.contrastive).name == "fast"
 
 
 def test_every_key_arrives(table: dict[str, Any]) -> None:

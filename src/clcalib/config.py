@@ -116,7 +116,7 @@ class RecipeSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    name: str = Field(default="qdrop", description="the name of a recipe")
+    name: str = Field(default="fast", description="the name of a recipe")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -19,8 +19,8 @@ class Term:
         objective: what it measures.
         weight: multiplies it.
         is_relative: the weight is meant relative to the host's own terms: the term is scaled so that, at weight 1, it
-            is as large as they are for the unit as the phase finds it (in the first phase: under nearest rounding).
-            So one weight fits all units and networks.
+            is as large as they are for the unit as the phase finds it, the first one at the recipe's ``start``.  So one
+            weight fits all units and networks.
         interval: the term is computed at every ``interval``-th step only and weighs ``interval`` times as much there:
             the same gradient on average, for a fraction of the cost.
         images: the term looks at this many images of the batch only; None is all.

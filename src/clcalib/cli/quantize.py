@@ -58,7 +58,7 @@ def quantize(
         int | None, typer.Option("--activation-bits", metavar="N", help="Width of activations.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; qdrop by default.")
+        str | None, typer.Option("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}; fast by default.")
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="Steps for each unit; the paper's by default.")

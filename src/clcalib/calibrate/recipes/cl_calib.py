@@ -26,8 +26,8 @@ def with_contrastive(
     read: str = "features",
     critic: str = "cosine",
     false_negatives: str = "keep",
-    interval: int = 1,
-    images: int | None = None,
+    interval: int = 8,
+    images: int | None = 8,
     share: float = SHARE,
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase.
@@ -41,7 +41,8 @@ def with_contrastive(
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
         interval: compute the term at every ``interval``-th step (``Term.interval``).
-        images: compute it on this many images of each batch (``Term.images``); by default on all.
+        images: compute it on this many images of each batch (``Term.images``); None is all.  With both at 8 the term
+            costs a fraction of the host's step; 1 and None are the published term (docs/speed.md compares them).
         share: size of the term at weight 1, relative to the host's loss for the same unit (``Term.is_relative``).
 
     Raises:

@@ -15,7 +15,7 @@ from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.rounding_penalty import RoundingPenalty
 
-STEPS = 100
+STEPS = 200
 
 
 def fast(
