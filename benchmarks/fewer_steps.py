@@ -197,13 +197,11 @@ def scales() -> list[Cell]:
 def genie() -> list[Cell]:
     """The weights' scales trained beside soft rounding: the paper's recipe, and its lever alone on others."""
     cells = [qdrop("qdrop-200", 200), Cell("fast-200", "fast", {"steps": 200})]
-    cells += [
-        Cell(f"200-{rate:g}", "genie_m", {"steps": 200, "weight_scale_rate": rate}) for rate in (1e-4, 1e-3, 5e-3)
-    ]
+    cells += [Cell(f"200-{rate:g}", "genie_m", {"steps": 200, "weight_scale_rate": rate}) for rate in (1e-3, 1e-2)]
     return [
         *cells,
-        qdrop("qdrop-200-weight-scales", 200, phase={"weight_scale_rate": 1e-3}),
-        Cell("fast-200-weight-scales", "fast", {"steps": 200}, phase={"weight_scale_rate": 1e-3}),
+        qdrop("qdrop-200-weight-scales", 200, phase={"weight_scale_rate": 5e-3}),
+        Cell("fast-200-weight-scales", "fast", {"steps": 200}, phase={"weight_scale_rate": 5e-3}),
     ]
 
 
@@ -213,11 +211,11 @@ def straight_through() -> list[Cell]:
         "plain": {},
         "rate-0.005": {"rounding_rate": 5e-3},
         "rate-0.08": {"rounding_rate": 8e-2},
-        "weight-scales-1e-4": {"weight_scale_rate": 1e-4},
-        "weight-scales-5e-3": {"weight_scale_rate": 5e-3},
+        "weight-scales-5e-4": {"weight_scale_rate": 5e-4},
+        "weight-scales-2e-2": {"weight_scale_rate": 2e-2},
         "scales-4e-4": {"activation_rate": 4e-4},
     }
-    same = {"steps": 200, "rounding_rate": 2e-2, "weight_scale_rate": 1e-3, "activation_rate": 2e-3}
+    same = {"steps": 200, "rounding_rate": 2e-2, "weight_scale_rate": 5e-3, "activation_rate": 2e-3}
     cells = [Cell(f"200-{name}", "straight_through", same | change) for name, change in changes.items()]
     start: dict[str, Any] = {"start": "error_feedback", "phase": {"start_share": 0.8}}
     return [*cells, Cell("200-feedback", "straight_through", same, **start)]

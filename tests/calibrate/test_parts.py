@@ -126,8 +126,8 @@ def test_papers_differ_as_their_table_says():
     assert brecq().skips_first_unit
     assert FisherReconstruction() in [term.objective for term in brecq(is_fisher_weighted=True).phases[0].terms]
     (every,) = genie_m().phases
-    assert (every.rounding_rate, every.weight_scale_rate, every.activation_rate) == (1e-3, 1e-4, 4e-5)
-    settings = {"name": every.name, "weight_scale_rate": 1e-4, "has_scale_gradient_factor": False}
+    assert (every.rounding_rate, every.weight_scale_rate, every.activation_rate) == (1e-3, 1e-3, 4e-5)
+    settings = {"name": every.name, "weight_scale_rate": 1e-3, "has_scale_gradient_factor": False}
     assert dataclasses.replace(joint, **settings) == every
     assert adaround().unit == "layer"
     assert adaround().steps_per_unit == 10_000

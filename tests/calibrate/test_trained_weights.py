@@ -10,7 +10,7 @@ from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate.recipe import Phase, Term
-from clcalib.calibrate.trainable import LEAST_SHARE, SoftWeight, StraightThroughWeight
+from clcalib.calibrate.trainable import LEAST_FACTOR, SoftWeight, StraightThroughWeight
 from clcalib.errors import ArgumentError
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.rounding_penalty import RoundingPenalty
@@ -85,9 +85,9 @@ def test_a_trained_scale_stays_positive(kind):
     weight, quantizer = make()
     module = kind(weight, quantizer, is_scale_trained=True)
     with torch.no_grad():
-        module.scale[0] = -1.0
+        module.scale_factor[0] = -1.0
     hard = module.hardened()
-    assert torch.equal(hard.scale[0], LEAST_SHARE * quantizer.scale[0])
+    assert torch.equal(hard.scale[0], LEAST_FACTOR * quantizer.scale[0])
     assert torch.equal(hard.scale[1:], quantizer.scale[1:])
     assert torch.isfinite(module()).all()
 

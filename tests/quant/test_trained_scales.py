@@ -1,4 +1,4 @@
-"""Gradients of weight scales: soft rounding against the composition, straight-through rounding against its reference."""
+"""Gradients of weight scales: of soft rounding as of the composition, of straight-through rounding as of its reference."""
 
 from __future__ import annotations
 

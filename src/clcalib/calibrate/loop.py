@@ -112,9 +112,9 @@ def _trained(body: fx.GraphModule, phase: Phase) -> list[_Trained]:
     if phase.rounding_rate is not None and weights:
         rounding = Adam([weight.rounding for weight in weights])
         groups.append(_Trained(rounding, phase.rounding_rate, SCHEDULES[phase.rounding_schedule]))
-    scales = [weight.scale for weight in weights if weight.scale.requires_grad]
-    if phase.weight_scale_rate is not None and scales:
-        groups.append(_Trained(Adam(scales), phase.weight_scale_rate, SCHEDULES["cosine"]))
+    factors = [weight.scale_factor for weight in weights if weight.scale_factor is not None]
+    if phase.weight_scale_rate is not None and factors:
+        groups.append(_Trained(Adam(factors), phase.weight_scale_rate, SCHEDULES["cosine"]))
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
     if phase.activation_rate is not None and activations:
         groups.append(_Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))

@@ -57,8 +57,8 @@ class Phase:
             gradient.
         rounding_rate: Adam's rate for the rounding, None to leave the weights as they are.
         rounding_schedule: how that rate goes over the steps, a name in ``SCHEDULES``.
-        weight_scale_rate: Adam's rate for the weights' scales beside the rounding, with a cosine schedule to zero; None
-            to leave them.
+        weight_scale_rate: Adam's rate for the weights' scales beside the rounding, as a share of their first value,
+            with a cosine schedule to zero; None to leave them.
         start_share: how far the rounding starts from the float weight, 0, towards the codes that the phase finds, 1.
         activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
         quantized_input_probability: share of the unit's input elements that come from the quantized prefix.

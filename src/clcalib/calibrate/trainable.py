@@ -13,7 +13,7 @@ from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.rounding import floor_codes, harden, initial_v, offset_codes, offset_quantize
 from clcalib.quant.spec import QParams
 
-LEAST_SHARE = 1 / 64  # of its first value, which a trained weight scale does not fall below, so that it stays positive
+LEAST_FACTOR = 1 / 64  # on its first value, which a trained weight scale does not fall below, so that it stays positive
 
 
 class TrainableWeight(nn.Module):
@@ -22,11 +22,9 @@ class TrainableWeight(nn.Module):
     Attributes:
         weight: the float weight that the rounding starts from.
         dtype: of the weight that comes out; a 4-D weight lies in memory channels last.
-        scale: s; a parameter where it is trained.
-        zero_point: z, a constant.
+        initial_range: scale s_0 and zero point z.
+        scale_factor: s / s_0 where the scale is trained, else None.  As a factor, one rate fits scales of all sizes.
     """
-
-    scale: Tensor
 
     def __init__(self, weight: Tensor, quantizer: IntegerWeight, *, is_scale_trained: bool) -> None:
         super().__init__()
@@ -34,8 +32,7 @@ class TrainableWeight(nn.Module):
         self.dtype = torch.float32
         self.weight = weight
         self.initial_range = QParams(quantizer.scale, quantizer.zero_point)
-        self.scale = nn.Parameter(quantizer.scale.clone()) if is_scale_trained else quantizer.scale
-        self.zero_point = quantizer.zero_point
+        self.scale_factor = nn.Parameter(torch.ones_like(quantizer.scale)) if is_scale_trained else None
 
     @property
     def rounding(self) -> nn.Parameter:
@@ -48,10 +45,10 @@ class TrainableWeight(nn.Module):
 
     def range(self) -> QParams:
         """The present scale, kept positive, and the zero point."""
-        scale = self.scale
-        if scale.requires_grad:
-            scale = torch.maximum(scale, LEAST_SHARE * self.initial_range.scale)
-        return QParams(scale, self.zero_point)
+        if self.scale_factor is None:
+            return self.initial_range
+        scale = self.initial_range.scale * self.scale_factor.clamp(min=LEAST_FACTOR)
+        return QParams(scale, self.initial_range.zero_point)
 
     def final_range(self) -> QParams:
         """The range without a gradient."""

@@ -17,7 +17,7 @@ def straight_through(
     *,
     steps: int = STEPS,
     rounding_rate: float = 0.02,
-    weight_scale_rate: float = 1e-3,
+    weight_scale_rate: float = 5e-3,
     activation_rate: float = 2e-3,
     keep_quantized_probability: float = 0.5,
     batch_size: int = 32,
@@ -28,7 +28,7 @@ def straight_through(
         steps: optimiser steps for each block.
         rounding_rate: Adam's highest rate for the offsets, in steps of the grid; it rises for a short while, then falls
             by a cosine.
-        weight_scale_rate: Adam's rate for the weights' scales, cosine to zero.
+        weight_scale_rate: Adam's rate for the weights' scales, as a share of their first value, cosine to zero.
         activation_rate: Adam's rate for the activation scales, cosine to zero.
         keep_quantized_probability: for the elements of the block's input and of the activations inside it.
         batch_size: images a step.
