@@ -40,6 +40,7 @@ def moved(module):
 def run(recipe, **options):
     calibration = clcalib.CalibrationSet.from_tensor(images())
     bits = options.pop("bits", clcalib.Bits(2, 4))
+    options = {"precision": "float32"} | options  # "auto" may change with how busy the machine is
     return clcalib.quantize(tiny(), calibration, recipe=recipe, bits=bits, measured_images=0, **options)
 
 

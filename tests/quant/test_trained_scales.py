@@ -1,4 +1,4 @@
-"""Gradients of weight scales: of soft rounding as of the composition, of straight-through rounding as of its reference."""
+"""Gradients of weight scales: soft rounding has those of the composition, straight-through rounding its reference's."""
 
 from __future__ import annotations
 
