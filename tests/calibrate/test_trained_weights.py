@@ -105,18 +105,16 @@ def test_weight_scales_are_trained_and_saved(name, tmp_path):
     assert torch.equal(clcalib.load(tmp_path, tiny(seed=9))(images(7)), result.model(images(7)))
 
 
-def test_trained_weight_scales_lower_the_error_of_soft_rounding():
-    plain = clcalib.recipes.qdrop(steps=60)
-    (phase,) = plain.phases
-    trained = dataclasses.replace(plain, phases=(dataclasses.replace(phase, weight_scale_rate=1e-3),))
-    assert error(run(trained)) < error(run(plain))
-
-
-def test_trained_weight_scales_lower_the_error_of_straight_through_rounding():
-    recipe = clcalib.recipes.straight_through(steps=60)
-    (phase,) = recipe.phases
-    fixed = dataclasses.replace(recipe, phases=(dataclasses.replace(phase, weight_scale_rate=None),))
-    assert error(run(recipe)) < error(run(fixed)) < error(run(clcalib.recipes.nearest()))
+@pytest.mark.parametrize("name", ["fast", "straight_through"])
+def test_trained_weight_scales_mend_a_bad_range(name):
+    """``minmax`` leaves scales that are far too large at 2 bits."""
+    recipe = clcalib.recipes.RECIPES[name](steps=60)
+    errors = []
+    for rate in (2e-2, None):
+        phases = tuple(dataclasses.replace(phase, weight_scale_rate=rate) for phase in recipe.phases)
+        errors.append(error(run(dataclasses.replace(recipe, phases=phases), weight_range="minmax")))
+    assert errors[0] < 0.9 * errors[1]
+    assert errors[1] < error(run(clcalib.recipes.nearest(), weight_range="minmax"))
 
 
 @pytest.mark.parametrize("name", ["genie_m", "straight_through", "scale_only"])
