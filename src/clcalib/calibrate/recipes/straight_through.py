@@ -33,7 +33,7 @@ def straight_through(
         keep_quantized_probability: for the elements of the block's input and of the activations inside it.
         batch_size: images a step.
 
-    *Deviation*: GLF-Q and others train w itself; here it is an offset in steps, so that one rate fits all layers.
+    *Deviation*: LSQ trains w itself; here it is an offset in steps, so that one rate fits all layers.
     """
     joint = Phase(
         name="offsets and all scales",
