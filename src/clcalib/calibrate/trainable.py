@@ -43,7 +43,7 @@ class TrainableWeight(nn.Module):
         """The finished quantizer."""
         raise NotImplementedError
 
-    def range(self) -> QParams:
+    def present_range(self) -> QParams:
         """The present scale, kept positive, and the zero point."""
         if self.scale_factor is None:
             return self.initial_range
@@ -52,7 +52,7 @@ class TrainableWeight(nn.Module):
 
     def final_range(self) -> QParams:
         """The range without a gradient."""
-        found = self.range()
+        found = self.present_range()
         return QParams(found.scale.detach(), found.zero_point)
 
 
@@ -75,7 +75,7 @@ class SoftWeight(TrainableWeight):
         return self.v
 
     def forward(self) -> Tensor:
-        found, bounds = self.range(), (self.spec.q_min, self.spec.q_max)
+        found, bounds = self.present_range(), (self.spec.q_min, self.spec.q_max)
         return soft_round(self.floor_codes, self.v, found.scale, found.zero_point, *bounds, dtype=self.dtype)
 
     def hardened(self) -> IntegerWeight:
@@ -100,7 +100,7 @@ class StraightThroughWeight(TrainableWeight):
         return self.offset
 
     def forward(self) -> Tensor:
-        return offset_quantize(self.weight, self.offset, self.range(), self.spec).to(self.dtype)
+        return offset_quantize(self.weight, self.offset, self.present_range(), self.spec).to(self.dtype)
 
     def hardened(self) -> IntegerWeight:
         """The finished quantizer, with the codes that a forward pass has now."""
