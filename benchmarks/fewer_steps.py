@@ -181,13 +181,11 @@ def contrastive() -> list[Cell]:
 
 
 def scales() -> list[Cell]:
-    """Activation scales alone: the input, what is kept quantized, the exponent and the rate."""
+    """Activation scales alone: the input, what is kept quantized, and the exponent."""
     changes: dict[str, dict[str, Any]] = {
         "mixed-4e-3": {"quantized_input_probability": 0.5, "keep_quantized_probability": 0.5},
         "float-input-4e-3": {"quantized_input_probability": 0.0, "exponent": 2.4},
         "quantized-4e-3": {},
-        "quantized-1e-2": {"activation_rate": 1e-2},
-        "quantized-1e-3": {"activation_rate": 1e-3},
     }
     same = {"quantized_input_probability": 1.0, "keep_quantized_probability": 1.0, "exponent": 2.0}
     same["activation_rate"] = 4e-3

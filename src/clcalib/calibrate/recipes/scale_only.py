@@ -16,8 +16,8 @@ def scale_only(
     *,
     steps: int = PAPER_STEPS,
     activation_rate: float | None = None,
-    exponent: float = 2.0,
-    quantized_input_probability: float = 1.0,
+    exponent: float = 2.4,
+    quantized_input_probability: float = 0.0,
     keep_quantized_probability: float = 1.0,
     batch_size: int = 32,
 ) -> Recipe:
@@ -26,12 +26,12 @@ def scale_only(
     Args:
         steps: optimiser steps for each block.
         activation_rate: Adam's rate, cosine to zero; by default 4e-4, more in shorter runs (``short_run_rate``).
-        exponent: of the reconstruction error; BRECQ's second phase has 2.4.
-        quantized_input_probability: for the elements of the block's input; BRECQ's second phase has 0, QDrop 0.5.
+        exponent: of the reconstruction error.
+        quantized_input_probability: for the elements of the block's input; 0 is float input, QDrop has 0.5.
         keep_quantized_probability: for the elements of the activations inside the block; QDrop has 0.5.
         batch_size: images a step.
 
-    Source: LSQ (Esser et al. 2020), the gradient; BRECQ (Li et al. 2021), steps and rate.
+    Source: LSQ (Esser et al. 2020), the gradient; BRECQ (Li et al. 2021), everything else.
     *Deviation*: the weights are not rounded by reconstruction first.
     """
     rate = short_run_rate(4e-4, steps, PAPER_STEPS, 4e-3) if activation_rate is None else activation_rate
