@@ -180,6 +180,45 @@ def contrastive() -> list[Cell]:
     return cells
 
 
+def scales() -> list[Cell]:
+    """Activation scales alone: the input, what is kept quantized, and the exponent."""
+    changes: dict[str, dict[str, Any]] = {
+        "mixed-4e-3": {"quantized_input_probability": 0.5, "keep_quantized_probability": 0.5},
+        "float-input-4e-3": {"quantized_input_probability": 0.0, "exponent": 2.4},
+        "quantized-4e-3": {},
+    }
+    same = {"quantized_input_probability": 1.0, "keep_quantized_probability": 1.0, "exponent": 2.0}
+    same["activation_rate"] = 4e-3
+    return [Cell(f"200-{name}", "scale_only", {"steps": 200} | same | change) for name, change in changes.items()]
+
+
+def genie() -> list[Cell]:
+    """The weights' scales trained beside soft rounding: the paper's recipe, and its lever alone on others."""
+    cells = [qdrop("qdrop-200", 200), Cell("fast-200", "fast", {"steps": 200})]
+    cells += [Cell(f"200-{rate:g}", "genie_m", {"steps": 200, "weight_scale_rate": rate}) for rate in (1e-3, 1e-2)]
+    return [
+        *cells,
+        qdrop("qdrop-200-weight-scales", 200, phase={"weight_scale_rate": 5e-3}),
+        Cell("fast-200-weight-scales", "fast", {"steps": 200}, phase={"weight_scale_rate": 5e-3}),
+    ]
+
+
+def straight_through() -> list[Cell]:
+    """Straight-through rounding with learned scales: its rates and its start."""
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "rate-0.005": {"rounding_rate": 5e-3},
+        "rate-0.08": {"rounding_rate": 8e-2},
+        "weight-scales-5e-4": {"weight_scale_rate": 5e-4},
+        "weight-scales-2e-2": {"weight_scale_rate": 2e-2},
+        "scales-4e-4": {"activation_rate": 4e-4},
+    }
+    same = {"steps": 200, "rounding_rate": 2e-2, "weight_scale_rate": 5e-3, "activation_rate": 2e-3}
+    cells = [Cell(f"200-{name}", "straight_through", same | change) for name, change in changes.items()]
+    start: dict[str, Any] = {"start": "error_feedback", "phase": {"start_share": 0.8}}
+    return [*cells, Cell("200-feedback", "straight_through", same, **start)]
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -205,6 +244,9 @@ GRIDS = {
     "together": together,
     "widths": widths,
     "contrastive": contrastive,
+    "scales": scales,
+    "genie": genie,
+    "straight_through": straight_through,
     "final": final,
     "curve": curve,
 }

@@ -11,7 +11,7 @@ import torch
 from clcalib.calibrate.codes import CodeGrid
 from clcalib.calibrate.mixing import mix, mix_rows
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.recipes import RECIPES, adaround, brecq, fast, gptq, qdrop, with_contrastive
+from clcalib.calibrate.recipes import RECIPES, adaround, brecq, fast, genie_m, gptq, qdrop, with_contrastive
 from clcalib.calibrate.recipes.cl_calib import SHARE
 from clcalib.calibrate.schedules import SCHEDULES, WARM_UP, cosine, short_run_rate, warm_up_cosine
 from clcalib.calibrate.space import StoreSpace
@@ -125,12 +125,16 @@ def test_papers_differ_as_their_table_says():
     assert scales.terms == (Term(Reconstruction(2.4)),)
     assert brecq().skips_first_unit
     assert FisherReconstruction() in [term.objective for term in brecq(is_fisher_weighted=True).phases[0].terms]
+    (every,) = genie_m().phases
+    assert (every.rounding_rate, every.weight_scale_rate, every.activation_rate) == (1e-3, 1e-3, 4e-5)
+    settings = {"name": every.name, "weight_scale_rate": 1e-3, "has_scale_gradient_factor": False}
+    assert dataclasses.replace(joint, **settings) == every
     assert adaround().unit == "layer"
     assert adaround().steps_per_unit == 10_000
     assert {recipe().unit for name, recipe in RECIPES.items() if name not in ("adaround",)} == {"block"}
 
 
-@pytest.mark.parametrize("name", ["adaround", "brecq", "qdrop", "fast"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name]().phases])
 def test_the_contrastive_term_goes_on_any_host(name):
     host = RECIPES[name](steps=10)
     recipe = with_contrastive(host, weight=2.0)

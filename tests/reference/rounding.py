@@ -51,3 +51,24 @@ def nearest(weight, scale, zero_point, q_min, q_max):
         return clip(round(w / s) + z, q_min, q_max)
 
     return per_channel(one, weight, scale, zero_point)
+
+
+def offset_quantize(weight, offset, scale, zero_point, q_min, q_max):
+    def one(w, s, z, d):
+        return s * (clip(round(w / s + d) + z, q_min, q_max) - z)
+
+    return per_channel(one, weight, scale, zero_point, offset)
+
+
+def offset_gradients(weight, offset, scale, zero_point, q_min, q_max, gradient):
+    """In the offset and in each channel's scale; round(w / s + d) has the gradient of w / s + d."""
+    of_offset, of_scale = np.zeros_like(weight), np.zeros_like(scale)
+    for index in np.ndindex(weight.shape):
+        s, z, g = scale[index[0]], zero_point[index[0]], gradient[index]
+        steps = round(weight[index] / s + offset[index])
+        if q_min <= steps + z <= q_max:
+            of_offset[index] = g * s
+            of_scale[index[0]] += g * (steps - weight[index] / s)
+        else:
+            of_scale[index[0]] += g * (clip(steps + z, q_min, q_max) - z)
+    return of_offset, of_scale

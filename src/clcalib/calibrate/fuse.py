@@ -28,7 +28,7 @@ def fuse(body: fx.GraphModule, dtype: torch.dtype = torch.float32, *, casts_inpu
     """Rewrite a unit (or the frozen rest of a network) in place; its values change by rounding errors only.
 
     Args:
-        body: what is run at every step; it may hold ``SoftWeight`` and ``TrainableActivation`` modules.
+        body: what is run at every step; it may hold ``TrainableWeight`` and ``TrainableActivation`` modules.
         dtype: in which convolutions compute, float32 or bfloat16.
         casts_inputs: the graph takes float32; else the types that ``lower.input_dtypes`` tells.
 

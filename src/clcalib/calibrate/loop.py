@@ -16,7 +16,7 @@ from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.recipe import Phase, Term
 from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
 from clcalib.errors import NumericalError
@@ -50,7 +50,7 @@ def optimise(
     """Run one phase on one unit; the trainable modules inside ``body`` hold the result.
 
     Args:
-        body: the unit with ``SoftWeight`` and ``TrainableActivation`` modules in it.
+        body: the unit with ``TrainableWeight`` and ``TrainableActivation`` modules in it.
         data: its inputs and targets.
         phase: what to do.
         random: shared with the modules of ``body``.
@@ -61,7 +61,7 @@ def optimise(
         NumericalError: the loss stopped being finite.
     """
     soft = [module for module in body.modules() if isinstance(module, SoftWeight)]
-    trained = _trained(body, soft, phase)
+    trained = _trained(body, phase)
     if not trained:
         return
     count, shown = len(data.target), dict[str, float]()
@@ -106,11 +106,15 @@ class _Trained:
     schedule: Callable[[int, int], float]
 
 
-def _trained(body: fx.GraphModule, soft: list[SoftWeight], phase: Phase) -> list[_Trained]:
+def _trained(body: fx.GraphModule, phase: Phase) -> list[_Trained]:
     groups = []
-    if phase.rounding_rate is not None and soft:
-        rounding = Adam([weight.v for weight in soft])
+    weights = [module for module in body.modules() if isinstance(module, TrainableWeight)]
+    if phase.rounding_rate is not None and weights:
+        rounding = Adam([weight.rounding for weight in weights])
         groups.append(_Trained(rounding, phase.rounding_rate, SCHEDULES[phase.rounding_schedule]))
+    factors = [weight.scale_factor for weight in weights if weight.scale_factor is not None]
+    if phase.weight_scale_rate is not None and factors:
+        groups.append(_Trained(Adam(factors), phase.weight_scale_rate, SCHEDULES["cosine"]))
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
     if phase.activation_rate is not None and activations:
         groups.append(_Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.calibrate.trainable import TrainableActivation, TrainableWeight
 from clcalib.capture.graph import groups_of, operator_name
 from clcalib.quant.insert import tensor_at
 from clcalib.quant.kernels import add_and_clamp
@@ -104,7 +104,7 @@ def _is_lowered(body: fx.GraphModule, node: fx.Node) -> bool:
     if name not in WEIGHTED or (name != "linear" and groups_of(node) != 1):
         return False
     module = module_of(body, node.args[1])
-    weight = module.v if isinstance(module, SoftWeight) else getattr(module, "value", None)
+    weight = module.weight if isinstance(module, TrainableWeight) else getattr(module, "value", None)
     return isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.numel() >= _SMALLEST[name]
 
 
@@ -114,7 +114,7 @@ def _lower_parameters(body: fx.GraphModule, node: fx.Node, lowered: set[fx.Node]
     assert isinstance(weight, fx.Node)
     if isinstance(module, Constant):
         set_constant(body, node, 1, module.value.to(dtype))
-    elif isinstance(module, SoftWeight) and all(user in lowered for user in weight.users):
+    elif isinstance(module, TrainableWeight) and all(user in lowered for user in weight.users):
         module.dtype = dtype
     else:
         with body.graph.inserting_before(node):

@@ -53,9 +53,13 @@ class Phase:
         steps: optimiser steps for each unit.
         terms: the loss.
         batch_size: images a step, drawn without replacement.
-        rounding_rate: Adam's rate for the soft rounding, None to leave the weights as they are.
+        rounding: how weights are rounded while they are trained, softly or at each step with a straight-through
+            gradient.
+        rounding_rate: Adam's rate for the rounding, None to leave the weights as they are.
         rounding_schedule: how that rate goes over the steps, a name in ``SCHEDULES``.
-        start_share: how far soft rounding starts from the float weight, 0, towards the codes that the phase finds, 1.
+        weight_scale_rate: Adam's rate for the weights' scales beside the rounding, as a share of their first value,
+            with a cosine schedule to zero; None to leave them.
+        start_share: how far the rounding starts from the float weight, 0, towards the codes that the phase finds, 1.
         activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
         quantized_input_probability: share of the unit's input elements that come from the quantized prefix.
         activations: whether activations inside the unit are quantized in this phase.
@@ -67,8 +71,10 @@ class Phase:
     steps: int
     terms: tuple[Term, ...]
     batch_size: int = 32
+    rounding: Literal["soft", "straight_through"] = "soft"
     rounding_rate: float | None = None
     rounding_schedule: str = "constant"
+    weight_scale_rate: float | None = None
     start_share: float = 0.0
     activation_rate: float | None = None
     quantized_input_probability: float = 1.0
@@ -86,14 +92,25 @@ class Phase:
         for name in ("quantized_input_probability", "keep_quantized_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(name, "a probability from 0 to 1", getattr(self, name))
-        for name in ("rounding_rate", "activation_rate"):
+        for name in ("rounding_rate", "weight_scale_rate", "activation_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)
+        self._check_rounding()
         if not 0 <= self.start_share < 1:
             raise ArgumentError("start_share", "a share, at least 0 and below 1", self.start_share)
         if self.rounding_schedule not in SCHEDULES:
             raise ArgumentError("rounding_schedule", f"one of {', '.join(SCHEDULES)}", repr(self.rounding_schedule))
+
+    def _check_rounding(self) -> None:
+        if self.rounding not in ("soft", "straight_through"):
+            raise ArgumentError("rounding", "soft or straight_through", repr(self.rounding))
+        if self.weight_scale_rate is not None and self.rounding_rate is None:
+            hint = "give rounding_rate, or leave the scales alone"
+            raise ArgumentError("weight_scale_rate", "None where no rounding is trained", self.weight_scale_rate, hint)
+        if self.rounding != "soft" and Need.ROUNDING in self.needs:
+            hint = "leave out the rounding penalty"
+            raise ArgumentError("terms", f"none that needs soft rounding, with rounding={self.rounding!r}", "one", hint)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -110,7 +127,7 @@ class Recipe:
         phases: run one after the other in each unit; none means nearest rounding.
         start: the codes that each unit starts from: those of nearest rounding, or of error feedback on what the units
             before it send into it.
-        skips_first_unit: leave the stem at nearest rounding (BRECQ).
+        skips_first_unit: leave the stem at nearest rounding (BRECQ, GENIE-M).
         contrastive: the settings of the contrastive term, for the record.
     """
 

@@ -10,36 +10,103 @@ from torch import Tensor, nn
 from clcalib.calibrate.streams import StepStream
 from clcalib.quant.kernels import NO_LIMITS, activation, soft_round
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
-from clcalib.quant.rounding import floor_codes, harden, initial_v
+from clcalib.quant.rounding import floor_codes, harden, initial_v, offset_codes, offset_quantize
 from clcalib.quant.spec import QParams
 
+LEAST_FACTOR = 1 / 64  # on its first value, which a trained weight scale does not fall below, so that it stays positive
 
-class SoftWeight(nn.Module):
-    """A weight under soft rounding: s * (clamp(floor(w / s) + h(v) + z, q_min, q_max) - z), v trained.
 
-    ``dtype`` is that of the weight that comes out; a 4-D weight lies in memory channels last.
+class TrainableWeight(nn.Module):
+    """What all weights under training share: the float weight, the range, and the two things that may be trained.
+
+    Attributes:
+        weight: the float weight that the rounding starts from.
+        dtype: of the weight that comes out; a 4-D weight lies in memory channels last.
+        initial_range: scale s_0 and zero point z.
+        scale_factor: s / s_0 where the scale is trained, else None.  As a factor, one rate fits scales of all sizes.
     """
 
-    floor_codes: Tensor
-
-    def __init__(self, weight: Tensor, quantizer: IntegerWeight) -> None:
+    def __init__(self, weight: Tensor, quantizer: IntegerWeight, *, is_scale_trained: bool) -> None:
         super().__init__()
         self.spec = quantizer.spec
         self.dtype = torch.float32
         self.weight = weight
-        self.parameters_of_range = QParams(quantizer.scale, quantizer.zero_point)
-        self.floor_codes = channels_last(floor_codes(weight, self.parameters_of_range))
-        self.v = nn.Parameter(channels_last(initial_v(weight, self.parameters_of_range)))
+        self.initial_range = QParams(quantizer.scale, quantizer.zero_point)
+        self.scale_factor = nn.Parameter(torch.ones_like(quantizer.scale)) if is_scale_trained else None
+
+    @property
+    def rounding(self) -> nn.Parameter:
+        """What is trained at the phase's ``rounding_rate``."""
+        raise NotImplementedError
+
+    def hardened(self) -> IntegerWeight:
+        """The finished quantizer."""
+        raise NotImplementedError
+
+    def present_range(self) -> QParams:
+        """The present scale, kept positive, and the zero point."""
+        if self.scale_factor is None:
+            return self.initial_range
+        scale = self.initial_range.scale * self.scale_factor.clamp(min=LEAST_FACTOR)
+        return QParams(scale, self.initial_range.zero_point)
+
+    def final_range(self) -> QParams:
+        """The range without a gradient."""
+        found = self.present_range()
+        return QParams(found.scale.detach(), found.zero_point)
+
+
+class SoftWeight(TrainableWeight):
+    """A weight under soft rounding: s * (clamp(B + h(v) + z, q_min, q_max) - z), v trained, s too where asked.
+
+    B = floor(w / s) comes from the scale at the start and stays, so that a trained scale moves the weight and no code.
+    """
+
+    floor_codes: Tensor
+
+    def __init__(self, weight: Tensor, quantizer: IntegerWeight, *, is_scale_trained: bool = False) -> None:
+        super().__init__(weight, quantizer, is_scale_trained=is_scale_trained)
+        self.floor_codes = channels_last(floor_codes(weight, self.initial_range))
+        self.v = nn.Parameter(channels_last(initial_v(weight, self.initial_range)))
+
+    @property
+    def rounding(self) -> nn.Parameter:
+        """The rounding variable v."""
+        return self.v
 
     def forward(self) -> Tensor:
-        scale, zero_point = self.parameters_of_range.scale, self.parameters_of_range.zero_point
-        bounds = self.spec.q_min, self.spec.q_max
-        return soft_round(self.floor_codes, self.v, scale, zero_point, *bounds, dtype=self.dtype)
+        found, bounds = self.present_range(), (self.spec.q_min, self.spec.q_max)
+        return soft_round(self.floor_codes, self.v, found.scale, found.zero_point, *bounds, dtype=self.dtype)
 
     def hardened(self) -> IntegerWeight:
         """The finished quantizer: up where h(v) is at least one half."""
-        codes = harden(self.weight, self.v.detach(), self.parameters_of_range, self.spec)
-        return IntegerWeight(codes, self.parameters_of_range, self.spec)
+        codes = harden(self.weight, self.v.detach(), self.initial_range, self.spec)
+        return IntegerWeight(codes, self.final_range(), self.spec)
+
+
+class StraightThroughWeight(TrainableWeight):
+    """A weight that is rounded at each step: s * (clamp(round(w / s + d) + z, q_min, q_max) - z), d and s trained.
+
+    What is trained is the offset d and not w: in steps of the grid one rate fits all layers, as for v.
+    """
+
+    def __init__(self, weight: Tensor, quantizer: IntegerWeight, *, is_scale_trained: bool = True) -> None:
+        super().__init__(channels_last(weight), quantizer, is_scale_trained=is_scale_trained)
+        self.offset = nn.Parameter(torch.zeros_like(self.weight))
+
+    @property
+    def rounding(self) -> nn.Parameter:
+        """The offset d."""
+        return self.offset
+
+    def forward(self) -> Tensor:
+        return offset_quantize(self.weight, self.offset, self.present_range(), self.spec).to(self.dtype)
+
+    def hardened(self) -> IntegerWeight:
+        """The finished quantizer, with the codes that a forward pass has now."""
+        found = self.final_range()
+        codes = offset_codes(self.weight, self.offset, found, self.spec).contiguous()
+        return IntegerWeight(codes, found, self.spec)
 
 
 class TrainableActivation(nn.Module):

@@ -20,7 +20,7 @@ from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
+from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
@@ -35,6 +35,7 @@ from clcalib.quant.ranges import RangeRule
 
 HESSIAN_IMAGES = 256  # images that error feedback sees
 PROBE_IMAGES = 256  # images that errors and relative weights are measured on
+_WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Walk:
 
         optimise(working, data, phase, random, scales=scales, report=report)
         for name, module in working.named_modules():
-            if isinstance(module, SoftWeight):
+            if isinstance(module, TrainableWeight):
                 self.quantized.replace(name, module.hardened())
             elif isinstance(module, TrainableActivation) and module.scale.requires_grad:
                 self.quantized.replace(name, module.finished())
@@ -181,7 +182,8 @@ class Walk:
         for name, module in list(body.named_modules()):
             if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and name in layers:
                 weight = torch.lerp(self._float_weight(layers[name]), module(), phase.start_share)
-                body.set_submodule(name, SoftWeight(weight, module))
+                is_scale_trained = phase.weight_scale_rate is not None
+                body.set_submodule(name, _WEIGHTS[phase.rounding](weight, module, is_scale_trained=is_scale_trained))
             elif isinstance(module, ActivationQuantizer):
                 body.set_submodule(name, _activation_for(phase, module, random))
         return body

@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "squared_error": ((*_ARRAY, *_ARRAY, _Q, _Q, _F, _P), ctypes.c_double),
     "soft_round_forward": ((_P, _P, _P, _P, _Q, _Q, _F, _F, *_ARRAY), None),
     "soft_round_backward": ((*_ARRAY, _P, _P, _P, _P, _Q, _Q, _F, _F, _P), None),
+    "soft_round_scale_gradient": ((*_ARRAY, _P, _P, _P, _Q, _Q, _F, _F, _P), None),
     "adam": ((_P, _P, _P, _P, _Q, *(_F,) * 6), None),
     "grid_errors": ((_P, _P, _Q, _P, _P, _P, _Q, _F, _F, _P), None),
     "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
@@ -139,6 +140,17 @@ def soft_round_backward(
     out = torch.empty_like(v)
     arrays = _weight(floors, v, scale, zero_point)
     _function("soft_round_backward")(*_array(gradient), *arrays, *bounds, out.data_ptr())
+    return out
+
+
+def soft_round_scale_gradient(
+    gradient: Tensor, floors: Tensor, v: Tensor, zero_point: Tensor, bounds: tuple[float, float]
+) -> Tensor:
+    """The gradient of the scale, in the shape of the zero point."""
+    out = torch.empty_like(zero_point)
+    channels = zero_point.numel()
+    arrays = floors.data_ptr(), v.data_ptr(), zero_point.data_ptr(), channels, v.numel() // channels
+    _function("soft_round_scale_gradient")(*_array(gradient), *arrays, *bounds, out.data_ptr())
     return out
 
 

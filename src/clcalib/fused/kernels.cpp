@@ -267,6 +267,28 @@ void soft_round_backward(const G *gradient, const float *floors, const float *v,
     }
 }
 
+// The gradient of each channel's scale: the sum of gradient * (code - z), where s * (code - z) is the weight.
+template <class G>
+void soft_round_scale_gradient(const G *gradient, const float *floors, const float *v, const float *zero,
+                               int64_t channels, int64_t row, float q_min, float q_max, float *out) {
+#pragma omp parallel for schedule(static) if (channels * row >= 32 * BLOCK)
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        float z = zero[channel];
+        double total = 0.0;
+        for (int64_t start = channel * row, end = start + row; start < end; start += BLOCK) {
+            float part = 0.0f;
+            int64_t stop = end - start < BLOCK ? end : start + BLOCK;
+#pragma omp simd reduction(+ : part)
+            for (int64_t i = start; i < stop; ++i) {
+                float h = clamp(std::fma(sigmoid(v[i]), SPREAD, GAMMA), 0.0f, 1.0f);
+                part += load(gradient[i]) * (clamp(h + floors[i] + z, q_min, q_max) - z);
+            }
+            total += static_cast<double>(part);
+        }
+        out[channel] = static_cast<float>(total);
+    }
+}
+
 template <class R, class O>
 void gather_mix(const char *quantized, int kind, float scale, float offset, int64_t stride, const R *floating,
                 const int64_t *index, int64_t rows, int64_t row, Draw draw, O *out) {
@@ -419,6 +441,17 @@ EXPORT void clcalib_soft_round_backward(const void *gradient, int g_bf16, const 
     else
         soft_round_backward(static_cast<const float *>(gradient), floors, v, scale, zero, channels, row, q_min, q_max,
                             out);
+}
+
+EXPORT void clcalib_soft_round_scale_gradient(const void *gradient, int g_bf16, const float *floors, const float *v,
+                                              const float *zero, int64_t channels, int64_t row, float q_min,
+                                              float q_max, float *out) {
+    if (g_bf16)
+        soft_round_scale_gradient(static_cast<const bfloat16 *>(gradient), floors, v, zero, channels, row, q_min,
+                                  q_max, out);
+    else
+        soft_round_scale_gradient(static_cast<const float *>(gradient), floors, v, zero, channels, row, q_min, q_max,
+                                  out);
 }
 
 // sum of 1 - |2 h(v) - 1|^beta, and its gradient in v.

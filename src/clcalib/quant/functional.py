@@ -62,6 +62,21 @@ def round_ste(x: Tensor) -> Tensor:
     return rounded
 
 
+def clamp_inclusive(x: Tensor, lower: float, upper: float) -> Tensor:
+    """min(max(x, lower), upper), with gradient 1 from bound to bound, the bounds included, whatever PyTorch's version.
+
+    Args:
+        x: any float tensor  # shape: (*)
+        lower: the lower bound.
+        upper: the upper bound.
+
+    Returns:
+        the clamped values  # shape: (*)
+    """
+    clamped: Tensor = _ClampInclusive.apply(x, lower, upper)
+    return clamped
+
+
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The identity, whose gradient is multiplied by ``factor`` on the way back.
 
@@ -131,5 +146,4 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
     if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
         codes = (x / scale).round_() + zero_point  # the same operations, fewer of them on fresh memory
         return codes.clamp_(q_min, q_max).sub(zero_point).mul_(scale)
-    clamped: Tensor = _ClampInclusive.apply(round_ste(x / scale) + zero_point, q_min, q_max)
-    return (clamped - zero_point) * scale
+    return (clamp_inclusive(round_ste(x / scale) + zero_point, q_min, q_max) - zero_point) * scale

@@ -106,8 +106,8 @@ def soft_round(
 
     Args:
         floor_codes: floor(w / s)  # shape: (*)
-        v: the trained rounding variable, the only thing that gets a gradient  # shape: (*)
-        scale: s; must not ask for a gradient  # shape: broadcastable to (*)
+        v: the trained rounding variable  # shape: (*)
+        scale: s; gets its gradient, the sum of g * (code - z), if it asks for one  # shape: broadcastable to (*)
         zero_point: z  # shape: broadcastable to (*)
         q_min: the smallest code.
         q_max: the largest code.
@@ -115,17 +115,13 @@ def soft_round(
 
     Returns:
         the softly rounded weight, in the memory format of v  # shape: (*)
-
-    Raises:
-        ArgumentError: ``scale`` asks for a gradient, which this function does not compute.
     """
-    can_take = _is_by_rows(floor_codes, v, scale, zero_point) and not scale.requires_grad
-    if can_take and dtype in calls.FLOATS:
+    if _is_by_rows(floor_codes, v, scale, zero_point) and dtype in calls.FLOATS:
         arguments = floor_codes, v, scale, zero_point, (float(q_min), float(q_max)), dtype
         if calls.can_take(v):
             result: Tensor = _SoftRound.apply(*arguments)
             return result
-        if device.can_take(v):
+        if device.can_take(v) and not scale.requires_grad:  # those kernels have no gradient for it
             return device.soft_round(*arguments)
     return passes.soft_round_fused(floor_codes, v, scale, zero_point, q_min, q_max).to(dtype)
 
@@ -179,8 +175,11 @@ class _SoftRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         floor_codes, v, scale, zero_point = ctx.saved_tensors
-        gradient = device.in_order_of(v, gradients[0])
-        return None, calls.soft_round_backward(gradient, floor_codes, v, scale, zero_point, ctx.bounds), *[None] * 4
+        gradient, of_scale = device.in_order_of(v, gradients[0]), None
+        of_v = calls.soft_round_backward(gradient, floor_codes, v, scale, zero_point, ctx.bounds)
+        if ctx.needs_input_grad[2]:
+            of_scale = calls.soft_round_scale_gradient(gradient, floor_codes, v, zero_point, ctx.bounds)
+        return None, of_v, of_scale, None, None, None
 
 
 def _plain_activation(

@@ -87,20 +87,15 @@ def soft_round_fused(
 
     Args:
         floor_codes: floor(w / s)  # shape: (*)
-        v: the trained rounding variable, the only thing that gets a gradient  # shape: (*)
-        scale: s; must not ask for a gradient  # shape: broadcastable to (*)
+        v: the trained rounding variable  # shape: (*)
+        scale: s; gets its gradient if it asks for one  # shape: broadcastable to (*)
         zero_point: z  # shape: broadcastable to (*)
         q_min: the smallest code.
         q_max: the largest code.
 
     Returns:
         the softly rounded weight  # shape: (*)
-
-    Raises:
-        ArgumentError: ``scale`` asks for a gradient, which this function does not compute.
     """
-    if scale.requires_grad:
-        raise ArgumentError("scale", "requires_grad=False", True, "rounding.soft_quantize trains the scale too")
     result: Tensor = _SoftRound.apply(floor_codes, v, scale, zero_point, q_min, q_max)
     return result
 
@@ -147,18 +142,22 @@ class _SoftRound(torch.autograd.Function):
     ) -> Tensor:
         sigma = torch.sigmoid(v)
         codes = torch.mul(sigma, ZETA - GAMMA).add_(GAMMA).clamp_(0.0, 1.0).add_(floor_codes).add_(zero_point)
-        ctx.save_for_backward(sigma, codes, scale)
+        ctx.save_for_backward(sigma, codes, scale, zero_point)
         ctx.q_min, ctx.q_max = q_min, q_max
         return codes.clamp(q_min, q_max).sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        sigma, codes, scale = ctx.saved_tensors
+        sigma, codes, scale, zero_point = ctx.saved_tensors
+        of_scale = None
+        if ctx.needs_input_grad[2]:
+            steps = codes.clamp(ctx.q_min, ctx.q_max).sub_(zero_point)
+            of_scale = steps.mul_(gradients[0]).sum_to_size(scale.shape)
         gradient = _sigmoid_backward(gradients[0], sigma)
         below, above = -GAMMA / (ZETA - GAMMA), (1.0 - GAMMA) / (ZETA - GAMMA)
         gradient = _hardtanh_backward(gradient, sigma, below, above)  # h strictly between 0 and 1
         gradient = _hardtanh_backward(gradient, codes, float(ctx.q_min), float(ctx.q_max))
-        return None, gradient.mul_(scale * (ZETA - GAMMA)), None, None, None, None
+        return None, gradient.mul_(scale * (ZETA - GAMMA)), of_scale, None, None, None
 
 
 def _require_one(scale: Tensor, zero_point: Tensor) -> None:

@@ -1,4 +1,5 @@
-"""How a weight comes to its codes: to the nearest, or by soft rounding that is trained and then hardened.
+"""How a weight comes to its codes: to the nearest, by soft rounding that is trained and then hardened, or by an offset
+that is trained through the rounding.
 
 Soft rounding after AdaRound (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization",
 equations 22 and 23)::
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clcalib.fused.soft import GAMMA, rectified_sigmoid
-from clcalib.quant.functional import quantize
+from clcalib.quant.functional import clamp_inclusive, quantize, round_ste
 from clcalib.quant.spec import QParams, QuantSpec
 
 _SAFE_FRACTION = 1e-5  # a fraction of exactly 0 or 1 would sit where h has no gradient
@@ -98,4 +99,41 @@ def harden(weight: Tensor, v: Tensor, qparams: QParams, spec: QuantSpec) -> Tens
         int16, which holds the codes of every kind of spec  # shape: (*)
     """
     codes = floor_codes(weight, qparams) + (v.detach() >= 0).to(weight.dtype) + qparams.zero_point
+    return torch.clamp(codes, spec.q_min, spec.q_max).to(torch.int16)
+
+
+def offset_quantize(weight: Tensor, offset: Tensor, qparams: QParams, spec: QuantSpec) -> Tensor:
+    """w_hat = s * (clamp(round(w / s + d) + z, q_min, q_max) - z), differentiable in d and s, straight through.
+
+    With u = w / s + d: d w_hat / dd = s and d w_hat / ds = round(u) - w / s where the code is not clipped; else 0 and
+    q_min - z or q_max - z.
+
+    Args:
+        weight: the float weight w  # shape: (*)
+        offset: d, in steps; 0 is rounding to the nearest  # shape: (*)
+        qparams: scale and zero point  # shape: broadcastable to (*)
+        spec: gives q_min and q_max.
+
+    Returns:
+        the weight on the grid  # shape: (*)
+
+    Source: straight-through estimator (Bengio et al. 2013); LSQ (Esser et al. 2020), eq. 3, for the scale.
+    """
+    codes = clamp_inclusive(round_ste(weight / qparams.scale + offset) + qparams.zero_point, spec.q_min, spec.q_max)
+    return (codes - qparams.zero_point) * qparams.scale
+
+
+def offset_codes(weight: Tensor, offset: Tensor, qparams: QParams, spec: QuantSpec) -> Tensor:
+    """The codes of ``offset_quantize``: clamp(round(w / s + d) + z, q_min, q_max).
+
+    Args:
+        weight: the float weight w  # shape: (*)
+        offset: d, in steps  # shape: (*)
+        qparams: scale and zero point  # shape: broadcastable to (*)
+        spec: gives q_min and q_max.
+
+    Returns:
+        int16, which holds the codes of every kind of spec  # shape: (*)
+    """
+    codes = torch.round(weight.detach() / qparams.scale.detach() + offset.detach()) + qparams.zero_point
     return torch.clamp(codes, spec.q_min, spec.q_max).to(torch.int16)

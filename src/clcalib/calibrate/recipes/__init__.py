@@ -9,17 +9,35 @@ from clcalib.calibrate.recipes.adaround import adaround
 from clcalib.calibrate.recipes.brecq import brecq
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
 from clcalib.calibrate.recipes.fast import fast
+from clcalib.calibrate.recipes.genie_m import genie_m
 from clcalib.calibrate.recipes.gptq import gptq
 from clcalib.calibrate.recipes.nearest import nearest
 from clcalib.calibrate.recipes.qdrop import qdrop
+from clcalib.calibrate.recipes.scale_only import scale_only
+from clcalib.calibrate.recipes.straight_through import straight_through
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "nearest": nearest,
     "gptq": gptq,
     "adaround": adaround,
     "brecq": brecq,
+    "scale_only": scale_only,
     "qdrop": qdrop,
+    "genie_m": genie_m,
+    "straight_through": straight_through,
     "fast": fast,
 }
 
-__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "qdrop", "with_contrastive"]
+__all__ = [
+    "RECIPES",
+    "adaround",
+    "brecq",
+    "fast",
+    "genie_m",
+    "gptq",
+    "nearest",
+    "qdrop",
+    "scale_only",
+    "straight_through",
+    "with_contrastive",
+]
