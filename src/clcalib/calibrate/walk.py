@@ -16,7 +16,7 @@ from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import optimise
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
-from clcalib.calibrate.recipe import Phase, Recipe
+from clcalib.calibrate.recipe import Pass, Phase, Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream
@@ -266,13 +266,15 @@ def _scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[flo
     if not any(term.is_relative for term in phase.terms):
         return tuple(term.weight for term in phase.terms)
     index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
-    state = data.quantized if phase.quantized_input_probability > 0 else data.floating
-    outputs = hardened(*(rows.take(index) for rows in state))
-    batch = data.batch(outputs, index, 0.0, [], [dataclasses.replace(term, images=None) for term in phase.terms])
-    host = sum(float(term.objective(batch)) * term.weight for term in phase.terms if not term.is_relative)
+    terms = [dataclasses.replace(term, images=None) for term in phase.terms]
+    mixed = data.quantized if phase.quantized_input_probability > 0 else data.floating
+    states: dict[Pass, RowState] = {"training": mixed, "quantized": data.quantized}
+    outputs = {on: hardened(*(rows.take(index) for rows in states[on])) for on in dict.fromkeys(t.on for t in terms)}
+    batches = data.batches(outputs, index, 0.0, [], terms)
+    values = [float(term.objective(batches[term.on])) for term in terms]
+    host = sum(value * term.weight for term, value in zip(terms, values, strict=True) if not term.is_relative)
     scales = []
-    for term in phase.terms:
-        own = float(term.objective(batch)) if term.is_relative else 1.0
+    for term, own in zip(terms, values, strict=True):
         scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
     return tuple(scales)
 

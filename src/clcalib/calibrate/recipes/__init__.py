@@ -11,6 +11,7 @@ from clcalib.calibrate.recipes.cl_calib import with_contrastive
 from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.gptq import gptq
 from clcalib.calibrate.recipes.nearest import nearest
+from clcalib.calibrate.recipes.pd_quant import pd_quant
 from clcalib.calibrate.recipes.qdrop import qdrop
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -19,7 +20,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "adaround": adaround,
     "brecq": brecq,
     "qdrop": qdrop,
+    "pd_quant": pd_quant,
     "fast": fast,
 }
 
-__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "qdrop", "with_contrastive"]
+__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "pd_quant", "qdrop", "with_contrastive"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from clcalib.calibrate.recipe import Recipe, Term
+from clcalib.calibrate.recipe import Pass, Phase, Recipe, Term
 from clcalib.errors import ArgumentError
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import CRITICS
@@ -28,6 +28,7 @@ def with_contrastive(
     false_negatives: str = "keep",
     interval: int = 1,
     images: int | None = None,
+    on: Pass | None = None,
     share: float = SHARE,
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase.
@@ -41,7 +42,10 @@ def with_contrastive(
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
         interval: compute the term at every ``interval``-th step (``Term.interval``).
-        images: compute it on this many images of each batch (``Term.images``); by default on all.
+        images: compute it on this many images of each batch (``Term.images``); by default on as many as the host's
+            own terms on the same pass, or on all.
+        on: which pass of the unit it looks at (``Term.on``); by default the host's quantized one where it has one, so
+            that both share it, else the training pass.
         share: size of the term at weight 1, relative to the host's loss for the same unit (``Term.is_relative``).
 
     Raises:
@@ -61,7 +65,7 @@ def with_contrastive(
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
     term = Term(objective, weight * share, is_relative=True, interval=interval, images=images)
-    phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
+    phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, _placed(term, phase, on))) for phase in recipe.phases)
     settings = {
         "weight": weight,
         "temperature": temperature,
@@ -71,6 +75,17 @@ def with_contrastive(
         "false_negatives": false_negatives,
         "interval": interval,
         "images": images,
+        "on": on,
         "share": share,
     }
     return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)
+
+
+def _placed(term: Term, phase: Phase, on: Pass | None) -> Term:
+    """The term on the pass that is asked for, or else on the quantized pass of the phase, if it has one."""
+    quantized = [own for own in phase.terms if own.on == "quantized"]
+    on = on or ("quantized" if quantized else "training")
+    if on != "quantized" or not quantized or term.images is not None:
+        return dataclasses.replace(term, on=on)
+    is_whole = any(own.images is None for own in quantized)
+    return dataclasses.replace(term, on=on, images=None if is_whole else max(own.images or 0 for own in quantized))
