@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, dead_activation_warning, find_ranges, take
 from clcalib.calibrate.compensation import compensated
+from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import optimise
 from clcalib.calibrate.moving import advance_rows, squared_gradient
@@ -25,7 +26,7 @@ from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
-from clcalib.errors import NumericalError
+from clcalib.errors import NoBatchNormWarning, NumericalError
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet
 from clcalib.objectives.lp import lp_error
@@ -83,6 +84,9 @@ class Walk:
             images: calibration images (N, ...), on the device of the chains.
             held_out: other images, only measured on.
         """
+        if self.recipe.correction is not None and not has_norms(self.floating):
+            message = "the network has no batch norm, so the correction of distributions is left out"
+            warnings.warn(message, NoBatchNormWarning, stacklevel=2)
         calibration = _Pair.of(images)
         other = None if held_out is None else _Pair.of(held_out)
         for index in range(len(self.floating.units)):
@@ -105,6 +109,8 @@ class Walk:
         if self.recipe.start == "error_feedback" and not is_skipped:
             self._feed_back(index, pair.quantized)
         if phases:
+            if self.recipe.correction is not None:
+                pair.floating = corrected(self.floating, index, pair.floating, self.recipe.correction, self.space)
             self._optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         _check_finite(body, unit.name)

@@ -50,9 +50,7 @@ def sigmoid_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None
     return (F.softplus(-chosen) + terms.sum(1) / negative.sum(1).clamp(min=1)).mean()
 
 
-def crd_nce(
-    scores: Tensor, positive: Tensor, excluded: Tensor | None = None, log_constant: float = 0.0
-) -> Tensor:
+def crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None, log_constant: float = 0.0) -> Tensor:
     """mean_i [ -log h_ip(i) - sum_{negatives j} log(1 - h_ij) ] with h = e^{s-c} / (e^{s-c} + N/M).
 
     Shapes as in ``info_nce``.  ``log_constant`` is c: zero is the plain form; with the logarithm of the mean of e^s, a

@@ -65,7 +65,9 @@ def with_contrastive(
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
     term = Term(objective, weight * share, is_relative=True, interval=interval, images=images)
-    phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, _placed(term, phase, on))) for phase in recipe.phases)
+    phases = tuple(
+        dataclasses.replace(phase, terms=(*phase.terms, _placed(term, phase, on))) for phase in recipe.phases
+    )
     settings = {
         "weight": weight,
         "temperature": temperature,
