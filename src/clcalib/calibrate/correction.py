@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -32,6 +33,7 @@ from clcalib.calibrate.store import RowState, RowsWriter
 from clcalib.capture.chain import Chain
 from clcalib.capture.fold import NormStatistics, norm_statistics
 from clcalib.capture.running import State
+from clcalib.fused.squared import mean_squared_error
 
 SMALLEST_GAMMA = 1e-4  # below it, rounding errors of the folded layer would be read as errors of the statistics
 PATIENCE, FACTOR, LEAST = 100, 0.1, 0.1  # of the plateau: steps without progress, what the rate falls by, and down to
@@ -104,7 +106,7 @@ def statistics_error(output: Tensor, target: _Target) -> Tensor:
     """
     if output.ndim < 3 or output[0, 0].numel() < 2:
         return output.new_zeros(())
-    variance, mean = torch.var_mean(output.flatten(2), 2, correction=0)  # (B, C)
+    mean, variance = _Moments.apply(output)  # (B, C) each
     mean = (mean - target.shift) * target.inverse_gain
     deviation = (variance * target.inverse_gain.square() + target.epsilon).sqrt()
     return (mean.square() + (deviation - target.deviation).square()).sum(1).mean()
@@ -123,7 +125,7 @@ def _corrected_batch(
         outputs = body(*(places.get(at, value) for at, value in enumerate(values)))
         loss = torch.stack([statistics_error(y, target) for y, target in zip(outputs, targets, strict=True)]).sum()
         for value, original in zip(free, originals, strict=True):
-            loss = loss + _distance(value, original) / settings.strength
+            loss = loss + mean_squared_error(value, original, value.shape[1] / settings.strength)
         optimizer.forget_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(plateau.rate)
@@ -131,9 +133,24 @@ def _corrected_batch(
     return [value.detach() for value in free]
 
 
-def _distance(value: Tensor, original: Tensor) -> Tensor:
-    """(value - original)^2, summed over channels, mean over images and space."""
-    return (value - original).square().mean() * value.shape[1]
+class _Moments(torch.autograd.Function):
+    """Mean and variance over space, (B, C, *spatial) -> (B, C) twice; fewer passes over memory than autograd takes."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor) -> tuple[Tensor, Tensor]:
+        flat = output.flatten(2)  # (B, C, S)
+        mean = flat.mean(2)
+        centred = flat - mean[..., None]
+        ctx.save_for_backward(centred)
+        ctx.shape = output.shape
+        return mean, torch.linalg.vector_norm(centred, dim=2).square() / flat.shape[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (centred,) = ctx.saved_tensors
+        of_mean, of_variance = (gradient[..., None] / centred.shape[2] for gradient in gradients)
+        gradient: Tensor = torch.addcmul(of_mean, centred, 2 * of_variance).reshape(ctx.shape)
+        return gradient
 
 
 class _Plateau:
