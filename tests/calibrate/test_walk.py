@@ -27,7 +27,7 @@ from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
 
-RECIPES = ["adaround", "brecq", "qdrop", "fast"]
+RECIPES = ["adaround", "brecq", "qdrop", "pd_quant", "fast"]
 BITS = Bits(2, 4)
 
 

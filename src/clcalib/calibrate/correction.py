@@ -106,10 +106,12 @@ def statistics_error(output: Tensor, target: _Target) -> Tensor:
     """
     if output.ndim < 3 or output[0, 0].numel() < 2:
         return output.new_zeros(())
-    mean, variance = _Moments.apply(output)  # (B, C) each
+    moments: tuple[Tensor, Tensor] = _Moments.apply(output)  # (B, C) each
+    mean, variance = moments
     mean = (mean - target.shift) * target.inverse_gain
     deviation = (variance * target.inverse_gain.square() + target.epsilon).sqrt()
-    return (mean.square() + (deviation - target.deviation).square()).sum(1).mean()
+    error: Tensor = (mean.square() + (deviation - target.deviation).square()).sum(1).mean()
+    return error
 
 
 @torch.enable_grad()
