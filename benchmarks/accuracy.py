@@ -31,6 +31,7 @@ from common import RESULTS, cifar10, network, provenance, public_weights, write_
 
 CALIBRATION_IMAGES = 1024
 HELD_OUT_IMAGES = 256
+EVERY_FOURTH = {"interval": 4, "images": "all"}  # steps with the contrastive term, on whole batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def hosts() -> list[Cell]:
         cells += [
             Cell(f"{widths}-nearest", "nearest", 2, activations, 0),
             Cell(f"{widths}-qdrop", "qdrop", 2, activations, 2000),
-            Cell(f"{widths}-qdrop-contrastive", "qdrop", 2, activations, 2000, contrastive={"interval": 4}),
+            Cell(f"{widths}-qdrop-contrastive", "qdrop", 2, activations, 2000, contrastive=EVERY_FOURTH),
             Cell(f"{widths}-brecq", "brecq", 2, activations, 2000),
             Cell(f"{widths}-adaround", "adaround", 2, activations, 2000),
         ]
@@ -108,7 +109,7 @@ def contrastive_forms() -> list[Cell]:
             2,
             2,
             200,
-            contrastive=None if form is None else {"share": 1.0, "interval": 4, "temperature": 0.1, **form},
+            contrastive=None if form is None else {"share": 1.0, **EVERY_FOURTH, "temperature": 0.1, **form},
         )
         for name, form in forms.items()
     ]

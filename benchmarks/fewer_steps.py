@@ -174,7 +174,7 @@ def contrastive() -> list[Cell]:
     """The contrastive term at every m-th step and on part of the batch: what saving costs in accuracy."""
     cells = [Cell("fast-200", "fast", {"steps": 200})]
     for interval, images in ((1, None), (4, None), (8, None), (1, 4), (2, 8), (4, 8), (4, 4), (8, 8)):
-        some = {"interval": interval, "images": images}
+        some = {"interval": interval, "images": images or "all"}
         name = f"fast-200-every-{interval}" + ("" if images is None else f"-images-{images}")
         cells.append(Cell(name, "fast", {"steps": 200}, contrastive=some))
     return cells

@@ -25,25 +25,22 @@ from torch.profiler import ProfilerActivity, profile
 
 import clcalib
 import reference_step as reference
-from clcalib.calibrate.recipe import Term
-from clcalib.objectives.prediction import Prediction
 from common import commit, provenance, resnet20, write_result
 from step_clock import Clock, StepTimer
 from step_floor import ConvolutionTypes, rates, unit_operations
 
 CONTRASTIVE: dict[str, dict[str, Any]] = {
-    "interval=1": {"interval": 1},
-    "interval=4": {"interval": 4},
-    "interval=8": {"interval": 8},
+    "interval=1": {"interval": 1, "images": "all"},
+    "interval=4": {"interval": 4, "images": "all"},
+    "interval=8": {"interval": 8, "images": "all"},
     "interval=4, images=8": {"interval": 4, "images": 8},
     "interval=4, images=4": {"interval": 4, "images": 4},
     "interval=8, images=8": {"interval": 8, "images": 8},
 }
-ON_PREDICTION = "on the prediction difference"  # a host that reads the rest of the network at every step already
+ON_PREDICTION = "on the prediction difference"  # of pd_quant, which reads the rest of the network at every step
 STEPS = 57  # 56 are timed: whole numbers of the intervals
 EXTRAPOLATED = (2_000, 20_000)
 BITS = 2
-PREDICTED = 16  # images of the batch that the prediction difference looks at
 Times = dict[str, float]  # by unit, milliseconds a step
 
 
@@ -84,13 +81,6 @@ def run_reference(names: list[str], network: torch.nn.Sequential, images: torch.
         quantized, floats = in_batches(unit, quantized), target
 
 
-def with_prediction(recipe: clcalib.Recipe) -> clcalib.Recipe:
-    """PD-Quant's term on half of the batch."""
-    (phase,) = recipe.phases
-    terms = (*phase.terms, Term(Prediction(), 0.1, images=PREDICTED))
-    return dataclasses.replace(recipe, phases=(dataclasses.replace(phase, terms=terms),))
-
-
 @torch.no_grad()
 def in_batches(unit: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([unit(batch) for batch in x.split(reference.BATCH)])
@@ -102,8 +92,8 @@ def measure_steps(settings: Settings, clock: Clock) -> tuple[dict[str, Times], d
     names, network = reference.build(float_network().to(settings.device), images, BITS)
     recipes = {"qdrop": clcalib.recipes.qdrop(steps=settings.steps)}
     recipes |= {name: clcalib.with_contrastive(recipes["qdrop"], **more) for name, more in CONTRASTIVE.items()}
-    predicting = with_prediction(recipes["qdrop"])
-    recipes |= {"prediction": predicting, ON_PREDICTION: clcalib.with_contrastive(predicting, images=PREDICTED)}
+    predicting = clcalib.recipes.pd_quant(steps=settings.steps, correction_steps=0)  # the correction is in no step
+    recipes |= {"pd_quant": predicting, ON_PREDICTION: clcalib.with_contrastive(predicting)}
     best: dict[str, Times] = {}
     for number in range(-1 if clock.is_cuda else 0, settings.rounds):
         timers = {name: StepTimer(clock) for name in ("reference", *recipes)}
@@ -173,7 +163,7 @@ def summary(
     fractions = {kind: geometric_mean(row[unit] / ours[unit] for unit in row) for kind, row in floors.items()}
     headline = next(iter(ran), "fp32")
     overhead = {name: mean(times[name][unit] / ours[unit] for unit in ours) for name in CONTRASTIVE}
-    overhead[ON_PREDICTION] = mean(times[ON_PREDICTION][unit] / times["prediction"][unit] for unit in ours)
+    overhead[ON_PREDICTION] = mean(times[ON_PREDICTION][unit] / times["pd_quant"][unit] for unit in ours)
     units = {
         unit: {
             "reference_ms": round(theirs[unit], 3),

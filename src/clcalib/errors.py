@@ -70,6 +70,10 @@ class SlowPathWarning(ClcalibWarning):
     """Something that makes calibration fast is missing on this machine; the result is as good, only later."""
 
 
+class NoBatchNormWarning(ClcalibWarning):
+    """The recipe corrects inputs by the statistics of batch norm, and the network has none."""
+
+
 class SmallCalibrationWarning(ClcalibWarning):
     """There are fewer calibration images than a mini-batch holds."""
 

@@ -47,3 +47,19 @@ def prediction_difference(logits, float_logits, temperature):
             share, float_share = one / sum(p), other / sum(p_float)
             total += float_share * math.log(float_share / share)
     return total / len(logits)
+
+
+def statistics_error(entering, running_mean, running_variance, epsilon, counts):
+    """mean over images of sum over channels of squared errors of mean and deviation of what enters a batch norm.
+
+    ``entering`` is (B, C, *spatial); ``counts`` says which channels count.
+    """
+    total = 0.0
+    for image in entering:
+        for c in range(image.shape[0]):
+            values = [float(value) for value in image[c].flatten()]
+            mean = sum(values) / len(values)
+            variance = sum((value - mean) ** 2 for value in values) / len(values)
+            deviation = math.sqrt(variance + epsilon) - math.sqrt(running_variance[c] + epsilon)
+            total += counts[c] * ((mean - running_mean[c]) ** 2 + deviation**2)
+    return total / len(entering)

@@ -13,14 +13,13 @@ from torch import Tensor, fx
 from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.lower import input_dtypes
 from clcalib.calibrate.mixing import mix_rows
-from clcalib.calibrate.recipe import Phase, Term
+from clcalib.calibrate.recipe import Pass, Phase, Term
 from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
 from clcalib.errors import NumericalError
-from clcalib.fused.draws import Draw
 
 REPORT_EVERY = 25
 
@@ -65,15 +64,15 @@ def optimise(
     if not trained:
         return
     count, shown = len(data.target), dict[str, float]()
-    dtypes = input_dtypes(body)
+    unit = _Unit(body, data, phase.quantized_input_probability, random, input_dtypes(body))
     for step in range(phase.steps):
         random.advance(step)
         index = _on_device(random.batch(count, phase.batch_size), data.target.device)
-        outputs = body(*_unit_input(data, index, random.draw, phase.quantized_input_probability, dtypes))
         due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
-        batch = data.batch(outputs, index, step / phase.steps, soft, [term for term, _ in due])
+        terms = [term for term, _ in due]
+        batches = data.batches(unit.passes(index, terms), index, step / phase.steps, soft, terms)
         data.prefetch(phase, random)
-        losses = [term.objective(batch.first(term.images)) * scale for term, scale in due]
+        losses = [term.objective(batches[term.on].first(term.images)) * scale for term, scale in due]
         total = functools.reduce(torch.add, (loss * term.interval for (term, _), loss in zip(due, losses, strict=True)))
         for group in trained:
             group.optimizer.forget_gradients()
@@ -121,17 +120,35 @@ def _trained(body: fx.GraphModule, phase: Phase) -> list[_Trained]:
     return groups
 
 
-def _unit_input(
-    data: UnitData,
-    index: Tensor,
-    draw: Callable[[float], Draw],
-    probability: float,
-    dtypes: Sequence[torch.dtype],
-) -> State:
-    columns = zip(data.quantized, data.floating, dtypes, strict=True)
-    return tuple(
-        mix_rows(quantized, floating, index, draw(probability), dtype) for quantized, floating, dtype in columns
-    )
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+    """The unit, and what it reads."""
+
+    body: fx.GraphModule
+    data: UnitData
+    quantized_input_probability: float
+    random: StepStream
+    dtypes: tuple[torch.dtype, ...]
+
+    def passes(self, index: Tensor, terms: Sequence[Term]) -> dict[Pass, State]:
+        """Every pass that a term looks at, the quantized one on the first images, as many as its terms want."""
+        found = dict[Pass, State]()
+        if any(term.on == "training" for term in terms):
+            found["training"] = self._forward(index)
+        counts = [term.images or len(index) for term in terms if term.on == "quantized"]
+        if counts:
+            with self.random.undropped():
+                found["quantized"] = self._forward(index[: max(counts)])
+        return found
+
+    def _forward(self, index: Tensor) -> State:
+        columns = zip(self.data.quantized, self.data.floating, self.dtypes, strict=True)
+        inputs = [
+            mix_rows(quantized, floating, index, self.random.draw(self.quantized_input_probability), dtype)
+            for quantized, floating, dtype in columns
+        ]
+        outputs: State = self.body(*inputs)
+        return outputs
 
 
 def _check_finite(values: Mapping[str, float], phase: Phase, step: int) -> None:

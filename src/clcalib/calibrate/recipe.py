@@ -10,6 +10,9 @@ from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, Objective
 
+Pass = Literal["training", "quantized"]
+PASSES: tuple[Pass, ...] = ("training", "quantized")
+
 
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -24,6 +27,9 @@ class Term:
         interval: the term is computed at every ``interval``-th step only and weighs ``interval`` times as much there:
             the same gradient on average, for a fraction of the cost.
         images: the term looks at this many images of the batch only; None is all.
+        on: which forward pass of the unit it looks at: ``"training"``, on the mixed input and with dropped activation
+            quantizers, or ``"quantized"``, a second one on the quantized prefix alone with nothing dropped.  All terms
+            on one pass share it, and one pass through the rest of the network.
     """
 
     objective: Objective
@@ -31,8 +37,11 @@ class Term:
     is_relative: bool = False
     interval: int = 1
     images: int | None = None
+    on: Pass = "training"
 
     def __post_init__(self) -> None:
+        if self.on not in PASSES:
+            raise ArgumentError("on", f"one of {', '.join(PASSES)}", repr(self.on))
         if self.images is not None and (isinstance(self.images, bool) or self.images < 2):
             raise ArgumentError("images", "at least 2 images of the batch, or None for all", self.images)
         if isinstance(self.interval, bool) or not isinstance(self.interval, int) or self.interval < 1:
@@ -97,6 +106,9 @@ class Phase:
             if value is not None and not 0 < value < float("inf"):
                 raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)
         self._check_rounding()
+        if self.activations == "float" and any(term.on == "quantized" for term in self.terms):
+            expected = 'terms on the pass "training" in a phase with float activations'
+            raise ArgumentError("terms", expected, 'one on "quantized"', 'quantize the activations, or leave out "on"')
         if not 0 <= self.start_share < 1:
             raise ArgumentError("start_share", "a share, at least 0 and below 1", self.start_share)
         if self.rounding_schedule not in SCHEDULES:
@@ -118,6 +130,33 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True)
+class Correction:
+    """PD-Quant's correction of distributions (``calibrate/correction.py``), once for each unit before its phases.
+
+    Args:
+        steps: Adam steps for each batch of the unit's float input.
+        rate: Adam's rate; it falls where the loss stops falling.
+        strength: lambda_c: the larger, the further the input may move.  0.02 ResNet, 0.01 RegNet, 0.005 MobileNetV2,
+            0.001 MNASNet.
+        batch_size: images that are corrected together.
+    """
+
+    steps: int = 500
+    rate: float = 1e-3
+    strength: float = 0.02
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(name, "a whole number above 0", repr(value))
+        for name in ("rate", "strength"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ArgumentError(name, "a positive number", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A host method, with or without the contrastive term.
 
@@ -128,6 +167,7 @@ class Recipe:
         start: the codes that each unit starts from: those of nearest rounding, or of error feedback on what the units
             before it send into it.
         skips_first_unit: leave the stem at nearest rounding (BRECQ, GENIE-M).
+        correction: how the float inputs of units are brought nearer to the statistics of batch norm; None leaves them.
         contrastive: the settings of the contrastive term, for the record.
     """
 
@@ -136,6 +176,7 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
     start: Literal["nearest", "error_feedback"] = "nearest"
     skips_first_unit: bool = False
+    correction: Correction | None = None
     contrastive: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

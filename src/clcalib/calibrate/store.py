@@ -105,19 +105,27 @@ class RowsWriter:
         count: how many rows there will be.
         grid: of the quantizer that the values come from, or None.
         float_dtype: what float32 values are stored as where there is no grid; a smaller type rounds them.
+        is_channels_last: the order of 3-dimensional rows (``Rows.is_channels_last``).
     """
 
     def __init__(
-        self, space: StoreSpace, count: int, grid: CodeGrid | None = None, float_dtype: torch.dtype = torch.float32
+        self,
+        space: StoreSpace,
+        count: int,
+        grid: CodeGrid | None = None,
+        float_dtype: torch.dtype = torch.float32,
+        *,
+        is_channels_last: bool = True,
     ) -> None:
         self._space, self._count = space, count
+        self._is_channels_last = is_channels_last
         self._grid, self._float_dtype = grid, float_dtype
         self._rows: Rows | None = None
         self._written = 0
 
     def append(self, batch: Tensor) -> None:
         """Put the next values (B, ...) behind those that are there."""
-        values = _rolled(batch.detach())
+        values = _rolled(batch.detach()) if self._is_channels_last else batch.detach().flatten(1)
         packed = None if self._grid is None else self._grid.encode(values)
         if self._grid is not None and packed is None:
             self._grid = None
@@ -138,9 +146,9 @@ class RowsWriter:
         elements = math.prod(shape)
         if self._grid is not None:
             block = self._space.allocate((self._count, self._grid.width(elements)), torch.uint8, batch.device)
-            return Rows(block, shape, grid=self._grid)
+            return Rows(block, shape, grid=self._grid, is_channels_last=self._is_channels_last)
         block = self._space.allocate((self._count, elements), self._float_dtype_of(batch), batch.device)
-        return Rows(block, shape, batch.dtype)
+        return Rows(block, shape, batch.dtype, is_channels_last=self._is_channels_last)
 
     def _leave_the_grid(self) -> None:
         """Go on in floats; what was written as codes comes along, for it comes back bit for bit."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ class StepStream:
     def __init__(self, seed: int, unit: int, phase: int) -> None:
         self._counters = (seed, unit, phase)
         self._step, self._draws = 0, 0
+        self._keeps_all = False
 
     def advance(self, step: int) -> None:
         """Start the numbers of ``step``."""
@@ -42,9 +45,18 @@ class StepStream:
         """Which images the step (or a later one) looks at: ``size`` of ``count``, none twice; (size,) int64."""
         return torch.randperm(count, generator=stream(*self._counters, self._step + ahead))[:size]
 
+    @contextlib.contextmanager
+    def undropped(self) -> Iterator[None]:
+        """Inside, every mask keeps everything, and none of the step's numbers is used up."""
+        self._keeps_all = True
+        try:
+            yield
+        finally:
+            self._keeps_all = False
+
     def draw(self, probability: float) -> Draw:
         """The next mask of the step, of ones with the given probability."""
-        if probability >= 1:
+        if probability >= 1 or self._keeps_all:
             return ALL
         self._draws += 1
         number = counter_hash(*self._counters, self._step, self._draws)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx
 
-from clcalib.calibrate.recipe import Phase, Term, needs_of
+from clcalib.calibrate.recipe import Pass, Phase, Term, needs_of
 from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight
@@ -42,23 +42,42 @@ class UnitData:
     float_gradient: Rows | None = None
     channel_axis: int = 1
 
-    def batch(
-        self, outputs: State, index: Tensor, progress: float, soft: Sequence[SoftWeight], terms: Sequence[Term]
-    ) -> UnitBatch:
-        """Put together what the objectives of these terms see; what none of them needs is not computed."""
+    def batches(
+        self,
+        outputs: Mapping[Pass, State],
+        index: Tensor,
+        progress: float,
+        soft: Sequence[SoftWeight],
+        terms: Sequence[Term],
+    ) -> dict[Pass, UnitBatch]:
+        """Put together what the objectives of these terms see; what none of them needs is not computed.
+
+        Args:
+            outputs: by pass, what the unit gave for the first images of ``index``, or for all of them.
+            index: the images of the step.
+            progress: share of the phase's steps that is done.
+            soft: the weights under soft rounding.
+            terms: those that are computed in this step.
+        """
         needs = needs_of(terms)
         with_gradient = self.float_gradient is not None and Need.FLOAT_GRADIENT in needs
-        return UnitBatch(
-            output=outputs[self.target_position],
+        whole = UnitBatch(
+            output=next(iter(outputs.values()))[self.target_position],
             target=self.target.take(index),
             sample_index=index,
             progress=progress,
             rounding=tuple(weight.v for weight in soft) if Need.ROUNDING in needs else (),
-            reads=self._reads(outputs, [term for term in terms if term.objective.needs & READS], len(index)),
             keys=self.keys,
             float_gradient=self.float_gradient.take(index) if with_gradient and self.float_gradient else None,
             channel_axis=self.channel_axis,
         )
+        found = dict[Pass, UnitBatch]()
+        for name, state in outputs.items():
+            output = state[self.target_position]
+            readers = [term for term in terms if term.on == name and term.objective.needs & READS]
+            reads = self._reads(state, readers, len(output))
+            found[name] = dataclasses.replace(whole.first(len(output)), output=output, reads=reads)
+        return found
 
     def _reads(self, outputs: State, terms: Sequence[Term], size: int) -> dict[Need, Tensor]:
         """One pass through the rest of the network for all terms, on the images of the one that wants most of them."""

@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, dead_activation_warning, find_ranges, take
 from clcalib.calibrate.compensation import compensated
+from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import optimise
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
-from clcalib.calibrate.recipe import Phase, Recipe
+from clcalib.calibrate.recipe import Pass, Phase, Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream
@@ -25,7 +26,7 @@ from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
-from clcalib.errors import NumericalError
+from clcalib.errors import NoBatchNormWarning, NumericalError
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet
 from clcalib.objectives.lp import lp_error
@@ -84,6 +85,9 @@ class Walk:
             images: calibration images (N, ...), on the device of the chains.
             held_out: other images, only measured on.
         """
+        if self.recipe.correction is not None and not has_norms(self.floating):
+            message = "the network has no batch norm, so the correction of distributions is left out"
+            warnings.warn(message, NoBatchNormWarning, stacklevel=2)
         calibration = _Pair.of(images)
         other = None if held_out is None else _Pair.of(held_out)
         for index in range(len(self.floating.units)):
@@ -106,6 +110,8 @@ class Walk:
         if self.recipe.start == "error_feedback" and not is_skipped:
             self._feed_back(index, pair.quantized)
         if phases:
+            if self.recipe.correction is not None:
+                pair.floating = corrected(self.floating, index, pair.floating, self.recipe.correction, self.space)
             self._optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         _check_finite(body, unit.name)
@@ -268,13 +274,15 @@ def _scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[flo
     if not any(term.is_relative for term in phase.terms):
         return tuple(term.weight for term in phase.terms)
     index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
-    state = data.quantized if phase.quantized_input_probability > 0 else data.floating
-    outputs = hardened(*(rows.take(index) for rows in state))
-    batch = data.batch(outputs, index, 0.0, [], [dataclasses.replace(term, images=None) for term in phase.terms])
-    host = sum(float(term.objective(batch)) * term.weight for term in phase.terms if not term.is_relative)
+    terms = [dataclasses.replace(term, images=None) for term in phase.terms]
+    mixed = data.quantized if phase.quantized_input_probability > 0 else data.floating
+    states: dict[Pass, RowState] = {"training": mixed, "quantized": data.quantized}
+    outputs = {on: hardened(*(rows.take(index) for rows in states[on])) for on in dict.fromkeys(t.on for t in terms)}
+    batches = data.batches(outputs, index, 0.0, [], terms)
+    values = [float(term.objective(batches[term.on])) for term in terms]
+    host = sum(value * term.weight for term, value in zip(terms, values, strict=True) if not term.is_relative)
     scales = []
-    for term in phase.terms:
-        own = float(term.objective(batch)) if term.is_relative else 1.0
+    for term, own in zip(terms, values, strict=True):
         scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
     return tuple(scales)
 

@@ -17,12 +17,38 @@ from torch import Tensor, fx, nn
 
 from clcalib.capture.graph import data_nodes, is_linear, is_weighted, operator_name
 
+_STATISTICS = "norm_statistics"  # the key in a node's meta
+
+
+@dataclass(frozen=True)
+class NormStatistics:
+    """What a batch norm knew of its input x, told at the node of its output y = gain * (x - mean) + shift.
+
+    Attributes:
+        gain: g, (C,); zero where the norm lets nothing through.
+        shift: beta, the mean of y over the training images, (C,).
+        variance: of x over the training images, (C,).
+        epsilon: what the norm adds to it.
+    """
+
+    gain: Tensor
+    shift: Tensor
+    variance: Tensor
+    epsilon: float
+
+
+def norm_statistics(node: fx.Node) -> NormStatistics | None:
+    """The statistics of the batch norm that ends, or ended before folding, in this node; None where there is none."""
+    found = node.meta.get(_STATISTICS)
+    return found if isinstance(found, NormStatistics) else None
+
 
 def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     """Fold every batch norm that alone follows a convolution or linear layer into that layer.
 
     The result is a new module with its own parameters; ``conv1.weight`` keeps its name, a new bias is ``conv1.bias``.
-    Weights that several layers share are left alone, and so is a batch norm that follows something else.
+    Weights that several layers share are left alone, and so is a batch norm that follows something else.  Either way
+    ``norm_statistics`` tells at the node of its output what it knew.
 
     Args:
         module: a captured graph; it is left as it is.
@@ -34,8 +60,13 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     data = set(data_nodes(folded.graph))
     for node in list(folded.graph.nodes):
         norm = _read_norm(folded, node)
-        if norm is not None and _is_foldable(folded, norm, data):
+        if norm is None:
+            continue
+        end = norm.node
+        if _is_foldable(folded, norm, data):
             _fold(folded, norm)
+            end = norm.layer
+        end.meta[_STATISTICS] = norm.statistics
     folded.graph.eliminate_dead_code()
     folded.graph.lint()
     return fx.GraphModule(folded, folded.graph, class_name="Folded").eval()
@@ -48,6 +79,7 @@ class _Norm:
     gain: Tensor  # (C,) float64
     mean: Tensor  # (C,) float64
     shift: Tensor  # (C,) float64
+    statistics: NormStatistics
 
 
 def _read_norm(module: fx.GraphModule, node: fx.Node) -> _Norm | None:
@@ -59,9 +91,12 @@ def _read_norm(module: fx.GraphModule, node: fx.Node) -> _Norm | None:
     absent = [value is None and argument is not None for value, argument in zip(values, node.args[1:5], strict=True)]
     if mean is None or variance is None or any(absent):
         return None
-    gain = torch.rsqrt(variance + float(node.args[7]))  # type: ignore[arg-type]
+    epsilon = float(node.args[7])  # type: ignore[arg-type]
+    gain = torch.rsqrt(variance + epsilon)
     gain = gain if gamma is None else gain * gamma
-    return _Norm(node, node.args[0], gain, mean, torch.zeros_like(mean) if beta is None else beta)
+    shift = torch.zeros_like(mean) if beta is None else beta
+    known = NormStatistics(gain.float(), shift.float(), variance.float(), epsilon)
+    return _Norm(node, node.args[0], gain, mean, shift, known)
 
 
 def _is_foldable(module: fx.GraphModule, norm: _Norm, data: set[fx.Node]) -> bool:

@@ -2,7 +2,8 @@
 
 Shang, Liu, Kompella, Yan: "Enhancing Post-training Quantization Calibration through Contrastive Learning", CVPR 2024.
 Notation: s_ij is the score of query i against key j, p(i) the key of the same image, N the number of negatives of a
-query, M the number of keys.  A True in ``excluded`` takes a pair out of the negatives; the positive always stays.
+query, M the number of keys.  A True in ``excluded`` takes a pair out of the negatives; the positive always stays;
+None takes none out.
 """
 
 from __future__ import annotations
@@ -20,34 +21,36 @@ from clcalib.objectives.critics import Cosine, Critic
 from clcalib.objectives.keys import FALSE_NEGATIVES, as_vectors
 
 
-def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None) -> Tensor:
     """mean_i -log( e^{s_ip(i)} / sum_j e^{s_ij} ), the sum over the positive and the negatives that are left.
 
     Args:
         scores: (B, M).
         positive: (B,) int64, index of each query's own key.
-        excluded: (B, M) bool.
+        excluded: (B, M) bool, or None.
 
     Returns:
         A scalar; with no false negatives masked, log(1 + N) - info_nce bounds the mutual information from below.
 
     Source: van den Oord et al. 2018, eq. 4.
     """
-    return F.cross_entropy(scores.masked_fill(_without(excluded, positive), -math.inf), positive)
+    if excluded is not None:
+        scores = scores.masked_fill(_without(excluded, positive), -math.inf)
+    return F.cross_entropy(scores, positive)
 
 
-def sigmoid_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+def sigmoid_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None) -> Tensor:
     """mean_i [ -log h_ip(i) - mean_{negatives j} log(1 - h_ij) ] with h = sigmoid(s).
 
     Shapes as in ``info_nce``.  The negatives are averaged, so this is a training loss and no bound.
     """
     chosen = scores.gather(1, positive[:, None]).squeeze(1)
-    negative = _negatives(excluded, positive)
+    negative = _negatives(scores, excluded, positive)
     terms = F.softplus(scores).masked_fill(~negative, 0.0)
     return (F.softplus(-chosen) + terms.sum(1) / negative.sum(1).clamp(min=1)).mean()
 
 
-def crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor, log_constant: float = 0.0) -> Tensor:
+def crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None, log_constant: float = 0.0) -> Tensor:
     """mean_i [ -log h_ip(i) - sum_{negatives j} log(1 - h_ij) ] with h = e^{s-c} / (e^{s-c} + N/M).
 
     Shapes as in ``info_nce``.  ``log_constant`` is c: zero is the plain form; with the logarithm of the mean of e^s, a
@@ -56,14 +59,14 @@ def crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor, log_constant: fl
 
     Source: Tian et al. 2020, eqs. 18 and 19.
     """
-    negative = _negatives(excluded, positive)
+    negative = _negatives(scores, excluded, positive)
     ratio = negative.sum(1, keepdim=True).clamp(min=1).to(scores.dtype) / scores.shape[1]
     logits = scores - log_constant - ratio.log()  # h = sigmoid(logits)
     chosen = logits.gather(1, positive[:, None]).squeeze(1)
     return (F.softplus(-chosen) + F.softplus(logits).masked_fill(~negative, 0.0).sum(1)).mean()
 
 
-def normalised_crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+def normalised_crd_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None) -> Tensor:
     """``crd_nce`` with c = log of the mean of e^s over the pairs, held constant: the critic starts out calibrated.
 
     Source: the constant Z of Tian et al. 2020, here taken anew from each batch.
@@ -119,7 +122,8 @@ class Contrastive:
             raise missing_need(self, self.need)
         keys = batch.keys[self.need]
         scores = self.critic(as_vectors(batch.reads[self.need]), keys)
-        excluded = FALSE_NEGATIVES[self.false_negatives](keys, batch.sample_index)
+        is_plain = self.false_negatives == "keep" and not keys.has_copies  # then nothing is masked
+        excluded = None if is_plain else FALSE_NEGATIVES[self.false_negatives](keys, batch.sample_index)
         return LOSSES[self.loss](scores, batch.sample_index, excluded)
 
 
@@ -127,5 +131,7 @@ def _without(excluded: Tensor, positive: Tensor) -> Tensor:  # excluded pairs, t
     return excluded.scatter(1, positive[:, None], False)
 
 
-def _negatives(excluded: Tensor, positive: Tensor) -> Tensor:  # (B, M) bool
+def _negatives(scores: Tensor, excluded: Tensor | None, positive: Tensor) -> Tensor:  # (B, M) bool
+    if excluded is None:
+        excluded = torch.zeros_like(scores, dtype=torch.bool)
     return ~excluded.scatter(1, positive[:, None], True)

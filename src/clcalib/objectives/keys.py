@@ -26,6 +26,7 @@ class KeySet:
         mean: the mean of the features, (d,).
         predictions: the float network's predicted class, (M,) int64.
         identity: equal numbers for images that are equal byte for byte, (M,) int64.
+        has_copies: whether any two of the images may be equal.
     """
 
     values: Tensor
@@ -34,6 +35,8 @@ class KeySet:
     mean: Tensor
     predictions: Tensor
     identity: Tensor
+
+    has_copies: bool = True
 
     def __len__(self) -> int:
         return len(self.directions)
@@ -60,7 +63,8 @@ def build_keys(raw: Tensor, predictions: Tensor, identity: Tensor) -> KeySet:
             "add images, or use the recipe without the contrastive term",
         )
     mean = raw.mean(0)
-    return KeySet(raw, F.normalize(raw, dim=1), F.normalize(raw - mean, dim=1), mean, predictions, identity)
+    directions = F.normalize(raw, dim=1), F.normalize(raw - mean, dim=1)
+    return KeySet(raw, *directions, mean, predictions, identity, has_copies=distinct < len(raw))
 
 
 def excluded_keep(keys: KeySet, sample_index: Tensor) -> Tensor:  # -> (B, M) bool

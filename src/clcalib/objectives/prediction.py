@@ -31,13 +31,10 @@ def prediction_difference(logits: Tensor, float_logits: Tensor, temperature: flo
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """``prediction_difference`` of the unit as it is in this step.
+    """``prediction_difference`` of the unit as its ``Term`` looks at it; PD-Quant's is ``on="quantized"``.
 
     Args:
         temperature: 4 for ResNet and RegNet, 1 for MobileNetV2 and MNASNet, after PD-Quant.
-
-    *Deviation*: PD-Quant reads a second, fully quantized half batch; this term reads the unit's own outputs, in the
-    pass that it shares with the contrastive term.
     """
 
     temperature: float = 4.0

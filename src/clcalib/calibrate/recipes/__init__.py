@@ -12,6 +12,7 @@ from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.genie_m import genie_m
 from clcalib.calibrate.recipes.gptq import gptq
 from clcalib.calibrate.recipes.nearest import nearest
+from clcalib.calibrate.recipes.pd_quant import pd_quant
 from clcalib.calibrate.recipes.qdrop import qdrop
 from clcalib.calibrate.recipes.scale_only import scale_only
 from clcalib.calibrate.recipes.straight_through import straight_through
@@ -25,6 +26,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "qdrop": qdrop,
     "genie_m": genie_m,
     "straight_through": straight_through,
+    "pd_quant": pd_quant,
     "fast": fast,
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "genie_m",
     "gptq",
     "nearest",
+    "pd_quant",
     "qdrop",
     "scale_only",
     "straight_through",

@@ -7,14 +7,16 @@ the float activations of the other images; both sides are read behind the frozen
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from clcalib.calibrate.recipe import Recipe, Term
+from clcalib.calibrate.recipe import Pass, Phase, Recipe, Term
 from clcalib.errors import ArgumentError
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import CRITICS
 
 # This and the default temperature were chosen by the ablation of benchmarks/accuracy.py.
 SHARE = 0.1
+INTERVAL, IMAGES = 8, 8  # chosen by the cost of a step, as accuracy did not tell them apart (benchmarks/fewer_steps.py)
 
 
 def with_contrastive(
@@ -26,8 +28,9 @@ def with_contrastive(
     read: str = "features",
     critic: str = "cosine",
     false_negatives: str = "keep",
-    interval: int = 8,
-    images: int | None = 8,
+    interval: int | None = None,
+    images: int | Literal["all"] | None = None,
+    on: Pass | None = None,
     share: float = SHARE,
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase.
@@ -41,8 +44,13 @@ def with_contrastive(
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
         interval: compute the term at every ``interval``-th step (``Term.interval``).
-        images: compute it on this many images of each batch (``Term.images``); None is all.  With both at 8 the term
-            costs a fraction of the host's step; 1 and None are the published term (docs/speed.md compares them).
+        interval: compute the term at every ``interval``-th step (``Term.interval``); by default every 8th, or every one
+            where the host sends its quantized pass through the rest of the network anyway.
+        images: compute it on this many images of each batch (``Term.images``), or on ``"all"``; by default on 8, or on
+            as many as the host's quantized pass has.  ``interval=1, images="all"`` is the published term; the defaults
+            cost a fraction of the host's step (docs/speed.md compares them).
+        on: which pass of the unit it looks at (``Term.on``); by default the host's quantized one where it has one, so
+            that both share it, else the training pass.
         share: size of the term at weight 1, relative to the host's loss for the same unit (``Term.is_relative``).
 
     Raises:
@@ -58,11 +66,17 @@ def with_contrastive(
         raise ArgumentError("weight", "a positive number", weight, "leave the term out instead of weighting it 0")
     if not 0 < share < float("inf"):
         raise ArgumentError("share", "a positive number", share)
+    if isinstance(images, str) and images != "all":
+        raise ArgumentError("images", "a number of images, 'all' or None", repr(images))
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
-    term = Term(objective, weight * share, is_relative=True, interval=interval, images=images)
-    phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
+    term = Term(objective, weight * share, is_relative=True)
+
+    def extended(phase: Phase) -> Phase:
+        return dataclasses.replace(phase, terms=(*phase.terms, _placed(term, phase, interval, images, on)))
+
+    phases = tuple(extended(phase) for phase in recipe.phases)
     settings = {
         "weight": weight,
         "temperature": temperature,
@@ -72,6 +86,22 @@ def with_contrastive(
         "false_negatives": false_negatives,
         "interval": interval,
         "images": images,
+        "on": on,
         "share": share,
     }
     return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)
+
+
+def _placed(
+    term: Term, phase: Phase, interval: int | None, images: int | Literal["all"] | None, on: Pass | None
+) -> Term:
+    """The term on the pass that is asked for or the phase's quantized one, as often as asked for or as is cheap."""
+    shared = [own for own in phase.terms if own.on == "quantized"]
+    on = on or ("quantized" if shared else "training")
+    usual: int = INTERVAL
+    some: int | None = IMAGES
+    if on == "quantized" and shared:
+        usual = min(own.interval for own in shared)
+        some = None if any(own.images is None for own in shared) else max(own.images or 0 for own in shared)
+    chosen = some if images is None else None if images == "all" else images
+    return dataclasses.replace(term, on=on, interval=usual if interval is None else interval, images=chosen)
