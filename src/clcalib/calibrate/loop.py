@@ -21,6 +21,7 @@ from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
 from clcalib.errors import NumericalError
 from clcalib.fused.draws import Draw
+from clcalib.objectives.batch import TrainedObjective
 
 REPORT_EVERY = 25
 
@@ -64,6 +65,7 @@ def optimise(
     trained = _trained(body, soft, phase)
     if not trained:
         return
+    trained += _trained_objectives(phase)
     count, shown = len(data.target), dict[str, float]()
     dtypes = input_dtypes(body)
     for step in range(phase.steps):
@@ -115,6 +117,22 @@ def _trained(body: fx.GraphModule, soft: list[SoftWeight], phase: Phase) -> list
     if phase.activation_rate is not None and activations:
         groups.append(_Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
     return groups
+
+
+def _trained_objectives(phase: Phase) -> list[_Trained]:
+    objectives = [term.objective for term in phase.terms if isinstance(term.objective, TrainedObjective)]
+    return [_Trained(Adam(own.parameters()), own.rate, SCHEDULES["constant"]) for own in objectives]
+
+
+def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generator: torch.Generator) -> Phase:
+    """The phase with fresh parameters in those of its objectives that train some; ``target`` is a row of the unit's."""
+
+    def fresh(term: Term) -> Term:
+        if not isinstance(term.objective, TrainedObjective):
+            return term
+        return dataclasses.replace(term, objective=term.objective.for_unit(target, channel_axis, generator))
+
+    return dataclasses.replace(phase, terms=tuple(fresh(term) for term in phase.terms))
 
 
 def _unit_input(

@@ -7,14 +7,19 @@ the float activations of the other images; both sides are read behind the frozen
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from clcalib.calibrate.recipe import Recipe, Term
 from clcalib.errors import ArgumentError
+from clcalib.objectives.batch import Objective
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import CRITICS
+from clcalib.objectives.local import LearnedHead, LocalContrastive
 
 # This and the default temperature were chosen by the ablation of benchmarks/accuracy.py.
 SHARE = 0.1
+
+LOCAL_READS = ("activations", "pooled_activations", "learned_head")
 
 
 def with_contrastive(
@@ -26,6 +31,7 @@ def with_contrastive(
     read: str = "features",
     critic: str = "cosine",
     false_negatives: str = "keep",
+    keys: int | Literal["batch"] | None = None,
     interval: int = 1,
     images: int | None = None,
     share: float = SHARE,
@@ -37,9 +43,12 @@ def with_contrastive(
         weight: of the contrastive term.  At weight 1 it is ``share`` times as large as the host's own loss.
         temperature: divides the cosines.  0.1 sees the hardest negatives, often images of the same class.
         loss: ``"info_nce"``, ``"sigmoid_nce"``, ``"crd_nce"`` or ``"normalised_crd_nce"``.
-        read: ``"features"`` (penultimate) or ``"logits"``.
+        read: ``"features"`` (penultimate) or ``"logits"`` behind the frozen float remainder.  For ablations, the
+            unit's own output in its place: ``"activations"``, ``"pooled_activations"``, or ``"learned_head"``, a
+            linear head that is trained along (``objectives/local.py``); their keys are those of the batch.
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
+        keys: how many keys a query is compared with: a number, ``"batch"`` or None for all (``Contrastive.keys``).
         interval: compute the term at every ``interval``-th step (``Term.interval``).
         images: compute it on this many images of each batch (``Term.images``); by default on all.
         share: size of the term at weight 1, relative to the host's loss for the same unit (``Term.is_relative``).
@@ -59,7 +68,11 @@ def with_contrastive(
         raise ArgumentError("share", "a positive number", share)
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
-    objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
+    objective: Objective
+    if read in LOCAL_READS:
+        objective = _local(Contrastive(loss, critic=CRITICS[critic](temperature)), read, false_negatives, keys)
+    else:
+        objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives, keys)
     term = Term(objective, weight * share, is_relative=True, interval=interval, images=images)
     phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
     settings = {
@@ -69,8 +82,19 @@ def with_contrastive(
         "read": read,
         "critic": critic,
         "false_negatives": false_negatives,
+        "keys": keys,
         "interval": interval,
         "images": images,
         "share": share,
     }
     return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)
+
+
+def _local(term: Contrastive, read: str, false_negatives: str, keys: int | str | None) -> Objective:
+    if false_negatives != "keep":
+        raise ArgumentError("false_negatives", f"'keep' where read is {read!r}", repr(false_negatives))
+    if keys not in (None, "batch"):
+        raise ArgumentError("keys", f"'batch' or None where read is {read!r}", keys)
+    if read == "learned_head":
+        return LearnedHead(term.loss, term.critic)
+    return LocalContrastive(term.loss, term.critic, is_pooled=read == "pooled_activations")
