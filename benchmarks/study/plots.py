@@ -83,7 +83,8 @@ def bound_accuracy(plt: Any, runs: list[dict[str, Any]]) -> Any:
             own = [run for run in runs if run["network"] == network and (run["contrastive"] is not None) == is_ours]
             x = [fmean(unit["bound"]["held_out"][1] for unit in run["units"]) for run in own]
             label = network if not is_ours and own else None
-            axis.scatter(x, [run["test_top1"] for run in own], 9, colour, mark, alpha=0.5, linewidths=0, label=label)
+            y = [run["test_top1"] for run in own]
+            axis.scatter(x, y, s=9, c=colour, marker=mark, alpha=0.5, linewidths=0, label=label)
     axis.set(xlabel="bound, mean over units, nats", ylabel="top-1 on the test images, %")
     axis.legend(fontsize=7, title="orange: contrastive", title_fontsize=7)
     return figure
@@ -99,7 +100,7 @@ def features(plt: Any, path: Path) -> Any:
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         points = [[float(word) for word in pair.split()] for pair in result["points"][name]]
         x, y = zip(*points, strict=True)
-        drawn = axis.scatter(x, y, 8, labels, cmap="tab10", linewidths=0, alpha=0.8)
+        drawn = axis.scatter(x, y, s=8, c=labels, cmap="tab10", linewidths=0, alpha=0.8)
         axis.set(title=title)
     handles, _ = drawn.legend_elements()
     axes[2].legend(handles, CLASSES, fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
