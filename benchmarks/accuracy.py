@@ -27,7 +27,7 @@ import clcalib
 from clcalib.calibrate.recipes import RECIPES
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.files import write_atomically
-from common import RESULTS, cifar10, network, provenance, public_weights, write_result
+from common import RESULTS, cifar10, network, provenance, public_weights, shuffled, write_result
 
 CALIBRATION_IMAGES = 1024
 HELD_OUT_IMAGES = 256
@@ -146,7 +146,7 @@ def test_set(data: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def run_cell(cell: Cell, seed: int, data: Path, measured_images: int) -> dict[str, Any]:
     """One run; images of the training set that are not calibrated on measure the units' held-out errors."""
     model = network(public_weights())
-    order = torch.randperm(50000, generator=torch.Generator().manual_seed(seed))
+    order = shuffled(seed)
     images, _ = cifar10(data, "train", order[:CALIBRATION_IMAGES])
     unseen, _ = cifar10(data, "train", order[CALIBRATION_IMAGES : CALIBRATION_IMAGES + HELD_OUT_IMAGES])
     start = time.process_time()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "examples"))
 
-from demo_network import resnet20  # noqa: E402 - its folder is put on the path above
+from demo_network import resnet20, resnet56  # noqa: E402 - its folder is put on the path above
+from mobilenetv2 import mobilenetv2  # noqa: E402
 
 
 def provenance(**more: Any) -> dict[str, Any]:
@@ -61,15 +65,36 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
-def public_weights() -> Path:
-    """The public CIFAR-10 weights of ResNet-20, which are no part of the project."""
-    return ROOT.parent / "shared" / "assets" / "cifar10-resnet" / "resnet20.safetensors"
+def public_weights(name: str = "resnet20") -> Path:
+    """The public CIFAR-10 weights of ResNet-20 and ResNet-56, which are no part of the project."""
+    return ROOT.parent / "shared" / "assets" / "cifar10-resnet" / f"{name}.safetensors"
 
 
-def network(weights: Path) -> nn.Module:
-    model = resnet20()
-    model.load_state_dict(load_file(weights))
+def network(weights: Path, build: Callable[[], nn.Module] = resnet20) -> nn.Module:
+    """The network with its weights, in eval mode; counters of batches may be missing in the file."""
+    model = build()
+    counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    model.load_state_dict(counters | {name: tensor.float() for name, tensor in load_file(weights).items()})
     return model.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network for CIFAR-10."""
+
+    build: Callable[[], nn.Module]
+    weights: Path
+
+    def load(self) -> nn.Module:
+        return network(self.weights, self.build)
+
+
+NETWORKS = {
+    "resnet20": Network(resnet20, public_weights("resnet20")),
+    "resnet56": Network(resnet56, public_weights("resnet56")),
+    "demo": Network(resnet20, ROOT / "examples" / "demo" / "resnet20.safetensors"),
+    "mobilenetv2": Network(mobilenetv2, ROOT / "benchmarks" / "networks" / "mobilenetv2.safetensors"),
+}
 
 
 def cifar10(folder: Path, split: str, indices: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,3 +104,14 @@ def cifar10(folder: Path, split: str, indices: torch.Tensor | None = None) -> tu
         images, labels = images[indices], labels[indices]
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STANDARD_DEVIATION))
     return (images.float() / 255 - mean) / deviation, labels
+
+
+@functools.cache
+def all_images(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """``cifar10`` of a whole split, read once."""
+    return cifar10(folder, split)
+
+
+def shuffled(seed: int, count: int = 50_000) -> torch.Tensor:
+    """The training images in the order of a seed: calibration images are the first, images to select on the last."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

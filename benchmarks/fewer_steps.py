@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import sys
@@ -30,7 +29,7 @@ from clcalib.calibrate.recipes import RECIPES
 from clcalib.evaluate.accuracy import logits, top1
 from clcalib.files import write_atomically
 from clcalib.objectives.rounding_penalty import RoundingPenalty
-from common import RESULTS, cifar10, network, provenance, public_weights, write_result
+from common import RESULTS, all_images, network, provenance, public_weights, shuffled, write_result
 
 CALIBRATION_IMAGES = 1024
 SELECTION_IMAGES = 5000
@@ -255,15 +254,10 @@ GRIDS = {
 TESTED = ("final", "curve")  # the grids whose results are told with the test images
 
 
-@functools.cache
-def images(data: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return cifar10(data, split)
-
-
 def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any]:
     """One run; the test images are looked at in the final grid only."""
-    pictures, labels = images(data, "train")
-    order = torch.randperm(50000, generator=torch.Generator().manual_seed(seed))
+    pictures, labels = all_images(data, "train")
+    order = shuffled(seed)
     chosen, others = order[:CALIBRATION_IMAGES], order[-SELECTION_IMAGES:]
     start = time.process_time()
     result = clcalib.quantize(
@@ -277,7 +271,7 @@ def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any
     seconds = time.process_time() - start
     test = None
     if is_final:
-        tests, test_labels = images(data, "test")
+        tests, test_labels = all_images(data, "test")
         test = 100 * top1(logits(result.model, tests), test_labels)
     return {
         "cell": cell.name,

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clcalib.data.cifar10 import read_cifar10
-from demo_network import MEAN, STANDARD_DEVIATION, CifarResNet, resnet20
+from demo_network import MEAN, STANDARD_DEVIATION, resnet20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +64,46 @@ def rate_at(progress: float, recipe: Recipe) -> float:  # progress in epochs
     return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def train(model: CifarResNet, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
-    generator = torch.Generator().manual_seed(recipe.seed)
+def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
+    return torch.optim.SGD(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=0.0,
         momentum=recipe.momentum,
         nesterov=True,
         fused=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Keeps the state after every epoch in a file, so that a training that was stopped goes on there."""
+
+    file: Path | None
+
+    def save(self, epoch: int, model: nn.Module, optimizer: torch.optim.SGD, generator: torch.Generator) -> None:
+        if self.file is not None:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+            torch.save(state | {"generator": generator.get_state()}, self.file.with_suffix(".new"))
+            self.file.with_suffix(".new").replace(self.file)
+
+    def load(self, model: nn.Module, optimizer: torch.optim.SGD, generator: torch.Generator) -> int:
+        """Return the epoch to go on with."""
+        if self.file is None or not self.file.exists():
+            return 0
+        state = torch.load(self.file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        return int(state["epoch"])
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, checkpoint: Path | None = None) -> None:
+    generator = torch.Generator().manual_seed(recipe.seed)
+    optimizer, kept = optimizer_of(model, recipe), Checkpoint(checkpoint)
     steps = len(images) // recipe.batch_size
-    for epoch in range(recipe.epochs):
+    for epoch in range(kept.load(model, optimizer, generator), recipe.epochs):
         start, total, correct = time.time(), 0.0, 0
         order = torch.randperm(len(images), generator=generator)
         for step in range(steps):
@@ -84,7 +111,7 @@ def train(model: CifarResNet, images: Tensor, labels: Tensor, recipe: Recipe) ->
                 group["lr"] = rate_at(epoch + step / steps, recipe)
             index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             batch = augment(normalise(images[index]), recipe.crop_padding, generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast == "bfloat16"):
                 logits = model(batch.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), labels[index])
             optimizer.zero_grad()
@@ -96,10 +123,11 @@ def train(model: CifarResNet, images: Tensor, labels: Tensor, recipe: Recipe) ->
         print(
             f"epoch {epoch + 1}: loss {total / steps:.3f} train {accuracy:.4f} {time.time() - start:.0f} s", flush=True
         )
+        kept.save(epoch, model, optimizer, generator)
 
 
 @torch.no_grad()
-def test_accuracy(model: CifarResNet, images: Tensor, labels: Tensor) -> float:
+def test_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
     predictions = torch.cat([model(normalise(part)).argmax(1) for part in images.split(500)])
     return float((predictions == labels).double().mean())

@@ -19,7 +19,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import ArgumentError, SmallCalibrationWarning
 from clcalib.objectives.batch import Need
 from clcalib.objectives.contrastive import Contrastive
-from clcalib.objectives.keys import FALSE_NEGATIVES, KeySet
+from clcalib.objectives.keys import KeySet
 from clcalib.quant.policy import Bits
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 
@@ -100,7 +100,8 @@ def check_negatives(recipe: Recipe, keys: Mapping[Need, KeySet]) -> None:
                 continue
             own = keys[term.objective.need]
             index = torch.arange(len(own), device=own.mean.device)
-            if bool(FALSE_NEGATIVES[term.objective.false_negatives](own, index).all()):
+            excluded = term.objective.excluded(own, index)
+            if excluded is not None and bool(excluded.all()):
                 raise ArgumentError(
                     "false_negatives",
                     "a mask that leaves negatives",

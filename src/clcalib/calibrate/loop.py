@@ -20,6 +20,7 @@ from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, Trainab
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
 from clcalib.errors import NumericalError
+from clcalib.objectives.batch import TrainedObjective
 
 REPORT_EVERY = 25
 
@@ -63,6 +64,7 @@ def optimise(
     trained = _trained(body, phase)
     if not trained:
         return
+    trained += _trained_objectives(phase)
     count, shown = len(data.target), dict[str, float]()
     unit = _Unit(body, data, phase.quantized_input_probability, random, input_dtypes(body))
     for step in range(phase.steps):
@@ -118,6 +120,22 @@ def _trained(body: fx.GraphModule, phase: Phase) -> list[_Trained]:
     if phase.activation_rate is not None and activations:
         groups.append(_Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
     return groups
+
+
+def _trained_objectives(phase: Phase) -> list[_Trained]:
+    objectives = [term.objective for term in phase.terms if isinstance(term.objective, TrainedObjective)]
+    return [_Trained(Adam(own.parameters()), own.rate, SCHEDULES["constant"]) for own in objectives]
+
+
+def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generator: torch.Generator) -> Phase:
+    """The phase with fresh parameters in those of its objectives that train some; ``target`` is a row of the unit's."""
+
+    def fresh(term: Term) -> Term:
+        if not isinstance(term.objective, TrainedObjective):
+            return term
+        return dataclasses.replace(term, objective=term.objective.for_unit(target, channel_axis, generator))
+
+    return dataclasses.replace(phase, terms=tuple(fresh(term) for term in phase.terms))
 
 
 @dataclasses.dataclass(frozen=True)

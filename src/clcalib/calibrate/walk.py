@@ -14,13 +14,13 @@ from clcalib.calibrate.caches import RANGE_IMAGES, dead_activation_warning, find
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
-from clcalib.calibrate.loop import optimise
+from clcalib.calibrate.loop import optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.recipe import Pass, Phase, Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
-from clcalib.calibrate.streams import StepStream
+from clcalib.calibrate.streams import StepStream, stream
 from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.chain import Chain
@@ -167,6 +167,8 @@ class Walk:
 
     def _run_phase(self, index: int, number: int, phase: Phase, data: UnitData, done: int) -> None:
         random = StepStream(self.seed, index, number)
+        own = stream(self.seed, index, number, -1)  # before the first step
+        phase = with_own_parameters(phase, data.target.first(1), data.channel_axis, own)
         body = self.quantized.chain.body(index)
         hardened = _with_float_activations(body) if phase.activations == "float" else body
         scales = _scales(phase, hardened, data)

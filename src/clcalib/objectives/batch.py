@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
@@ -74,6 +75,20 @@ class Objective(Protocol):
     def needs(self) -> frozenset[Need]: ...
 
     def __call__(self, batch: UnitBatch) -> Tensor: ...
+
+
+@runtime_checkable
+class TrainedObjective(Objective, Protocol):
+    """An objective with parameters of its own, which are trained beside the unit's and thrown away with the phase."""
+
+    @property
+    def rate(self) -> float: ...
+
+    def for_unit(self, target: Tensor, channel_axis: int, generator: torch.Generator) -> TrainedObjective:
+        """A copy with fresh parameters for a unit whose float output is like ``target`` (B, C, *spatial)."""
+
+    def parameters(self) -> Sequence[Tensor]:
+        """What is trained, at ``rate``."""
 
 
 def missing_need(objective: Objective, need: Need) -> ArgumentError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch, missing_need
 from clcalib.objectives.critics import Cosine, Critic
-from clcalib.objectives.keys import FALSE_NEGATIVES, as_vectors
+from clcalib.objectives.keys import FALSE_NEGATIVES, KeySet, as_vectors, outside_batch, outside_subset
 
 
 def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None) -> Tensor:
@@ -93,12 +94,15 @@ class Contrastive:
         read: ``"features"`` reads g at the penultimate feature, ``"logits"`` at the network's output.
         critic: how a query and a key are compared.
         false_negatives: a name in ``FALSE_NEGATIVES``; copies of the query's image are always masked.
+        keys: how many keys a query is compared with, its own among them: a fixed subset of this size, ``"batch"`` for
+            those of its batch, None for all calibration images.
     """
 
     loss: str = "info_nce"
     read: str = "features"
     critic: Critic = Cosine()  # noqa: RUF009 - a frozen value
     false_negatives: str = "keep"
+    keys: int | Literal["batch"] | None = None
 
     def __post_init__(self) -> None:
         for name, value, table in (
@@ -108,6 +112,9 @@ class Contrastive:
         ):
             if value not in table:
                 raise ArgumentError(name, f"one of {', '.join(table)}", repr(value))
+        is_count = isinstance(self.keys, int) and not isinstance(self.keys, bool) and self.keys >= 2
+        if self.keys not in (None, "batch") and not is_count:
+            raise ArgumentError("keys", 'at least 2, "batch", or None for all', repr(self.keys))
 
     @property
     def need(self) -> Need:
@@ -122,9 +129,18 @@ class Contrastive:
             raise missing_need(self, self.need)
         keys = batch.keys[self.need]
         scores = self.critic(as_vectors(batch.reads[self.need]), keys)
-        is_plain = self.false_negatives == "keep" and not keys.has_copies  # then nothing is masked
-        excluded = None if is_plain else FALSE_NEGATIVES[self.false_negatives](keys, batch.sample_index)
-        return LOSSES[self.loss](scores, batch.sample_index, excluded)
+        return LOSSES[self.loss](scores, batch.sample_index, self.excluded(keys, batch.sample_index))
+
+    def excluded(self, keys: KeySet, sample_index: Tensor) -> Tensor | None:  # -> (B, M) bool
+        """The pairs that are no negatives: false ones, and those with keys that are left out; None for none."""
+        if self.keys is None and self.false_negatives == "keep" and not keys.has_copies:
+            return None
+        excluded = FALSE_NEGATIVES[self.false_negatives](keys, sample_index)
+        if self.keys is None:
+            return excluded
+        if self.keys == "batch":
+            return excluded | outside_batch(len(keys), sample_index)
+        return excluded | outside_subset(len(keys), self.keys, sample_index)
 
 
 def _without(excluded: Tensor, positive: Tensor) -> Tensor:  # excluded pairs, the positives taken out of them

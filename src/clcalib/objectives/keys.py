@@ -7,12 +7,16 @@ Since the float chain is consistent, g_k(a_F) is the same vector for every unit 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clcalib.errors import ArgumentError
+
+BATCH_KEYS = 32  # a batch of the host methods
+_SUBSET_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,3 +93,36 @@ FALSE_NEGATIVES = {
     "same_prediction": excluded_same_prediction,
     "similar": excluded_similar,
 }
+
+
+def outside_subset(count: int, candidates: int, sample_index: Tensor) -> Tensor:  # -> (B, count) bool
+    """Mask all keys but the query's own and ``candidates - 1`` others, the same ones at every step.
+
+    The others are the first of a fixed order; a query that is among them takes the one that follows instead.
+    """
+    rank = _ranks(count).to(sample_index.device)
+    is_among = rank[sample_index] < candidates - 1
+    allowed = (rank < candidates - 1)[None] | (is_among[:, None] & (rank == candidates - 1)[None])
+    return ~allowed.scatter(1, sample_index[:, None], True)
+
+
+def outside_batch(count: int, sample_index: Tensor) -> Tensor:  # -> (B, count) bool
+    """Mask all keys but those of the query's own batch; a larger batch counts as several of ``BATCH_KEYS`` images.
+
+    So the loss is of the same size on the images that relative weights are measured on as it is in a step.
+    """
+    allowed = torch.zeros(len(sample_index), count, dtype=torch.bool, device=sample_index.device)
+    return ~allowed.scatter(1, sample_index.expand(len(sample_index), -1), together(sample_index))
+
+
+def together(sample_index: Tensor) -> Tensor:  # -> (B, B) bool
+    """Which images of a batch are in one group of ``BATCH_KEYS``."""
+    group = torch.arange(len(sample_index), device=sample_index.device) // BATCH_KEYS
+    return group[:, None] == group[None]
+
+
+@functools.cache
+def _ranks(count: int) -> Tensor:
+    """The place of each key in a fixed random order, so that sorted images make no difference."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SUBSET_SEED))
+    return order.argsort()

@@ -11,12 +11,16 @@ from typing import Literal
 
 from clcalib.calibrate.recipe import Pass, Phase, Recipe, Term
 from clcalib.errors import ArgumentError
+from clcalib.objectives.batch import Objective
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import CRITICS
+from clcalib.objectives.local import LearnedHead, LocalContrastive
 
 # This and the default temperature were chosen by the ablation of benchmarks/accuracy.py.
 SHARE = 0.1
 INTERVAL, IMAGES = 8, 8  # chosen by the cost of a step, as accuracy did not tell them apart (benchmarks/fewer_steps.py)
+
+LOCAL_READS = ("activations", "pooled_activations", "learned_head")
 
 
 def with_contrastive(
@@ -28,6 +32,7 @@ def with_contrastive(
     read: str = "features",
     critic: str = "cosine",
     false_negatives: str = "keep",
+    keys: int | Literal["batch"] | None = None,
     interval: int | None = None,
     images: int | Literal["all"] | None = None,
     on: Pass | None = None,
@@ -40,10 +45,12 @@ def with_contrastive(
         weight: of the contrastive term.  At weight 1 it is ``share`` times as large as the host's own loss.
         temperature: divides the cosines.  0.1 sees the hardest negatives, often images of the same class.
         loss: ``"info_nce"``, ``"sigmoid_nce"``, ``"crd_nce"`` or ``"normalised_crd_nce"``.
-        read: ``"features"`` (penultimate) or ``"logits"``.
+        read: ``"features"`` (penultimate) or ``"logits"`` behind the frozen float remainder.  For ablations, the
+            unit's own output in its place: ``"activations"``, ``"pooled_activations"``, or ``"learned_head"``, a
+            linear head that is trained along (``objectives/local.py``); their keys are those of the batch.
         critic: ``"cosine"`` or ``"centred_cosine"``.
         false_negatives: ``"keep"``, ``"same_prediction"`` or ``"similar"``.
-        interval: compute the term at every ``interval``-th step (``Term.interval``).
+        keys: how many keys a query is compared with: a number, ``"batch"`` or None for all (``Contrastive.keys``).
         interval: compute the term at every ``interval``-th step (``Term.interval``); by default every 8th, or every one
             where the host sends its quantized pass through the rest of the network anyway.
         images: compute it on this many images of each batch (``Term.images``), or on ``"all"``; by default on 8, or on
@@ -70,7 +77,11 @@ def with_contrastive(
         raise ArgumentError("images", "a number of images, 'all' or None", repr(images))
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
-    objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
+    objective: Objective
+    if read in LOCAL_READS:
+        objective = _local(Contrastive(loss, critic=CRITICS[critic](temperature)), read, false_negatives, keys)
+    else:
+        objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives, keys)
     term = Term(objective, weight * share, is_relative=True)
 
     def extended(phase: Phase) -> Phase:
@@ -84,6 +95,7 @@ def with_contrastive(
         "read": read,
         "critic": critic,
         "false_negatives": false_negatives,
+        "keys": keys,
         "interval": interval,
         "images": images,
         "on": on,
@@ -105,3 +117,13 @@ def _placed(
         some = None if any(own.images is None for own in shared) else max(own.images or 0 for own in shared)
     chosen = some if images is None else None if images == "all" else images
     return dataclasses.replace(term, on=on, interval=usual if interval is None else interval, images=chosen)
+
+
+def _local(term: Contrastive, read: str, false_negatives: str, keys: int | str | None) -> Objective:
+    if false_negatives != "keep":
+        raise ArgumentError("false_negatives", f"'keep' where read is {read!r}", repr(false_negatives))
+    if keys not in (None, "batch"):
+        raise ArgumentError("keys", f"'batch' or None where read is {read!r}", keys)
+    if read == "learned_head":
+        return LearnedHead(term.loss, term.critic)
+    return LocalContrastive(term.loss, term.critic, is_pooled=read == "pooled_activations")

@@ -1,0 +1,172 @@
+"""One run of the study: a cell and a seed -> a row of numbers, and where the row is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import clcalib
+from clcalib.calibrate.observer import SilentObserver
+from clcalib.evaluate.accuracy import logits, top1
+from clcalib.files import write_atomically
+from clcalib.report.record import OnImages, UnitRecord
+from common import NETWORKS, RESULTS, all_images, cifar10, provenance, shuffled
+from study.grid import CALIBRATION_IMAGES, Cell
+
+FOLDER = RESULTS / "study"
+HELD_OUT_IMAGES = 256
+SELECTION_IMAGES = 5000
+CONTRASTIVE_TERMS = ("Contrastive", "LocalContrastive", "LearnedHead")
+PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
+
+
+def path_of(cell: Cell, seed: int, folder: Path = FOLDER) -> Path:
+    return folder / f"{cell.key}-seed{seed}.json"
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process is to make the file: nobody has made it, and nobody is making it.
+
+    The claim is a lock on a file beside it, which the system gives up when its holder dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        # Another may have finished between the look at the folder and the lock.
+        yield not path.exists()
+        if path.exists():
+            lock.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Training images of one seed: to calibrate, to measure units on, and to select settings by; with their labels."""
+
+    calibration: torch.Tensor
+    held_out: torch.Tensor
+    selection: tuple[torch.Tensor, torch.Tensor]
+
+
+@functools.lru_cache(maxsize=1)  # runs go seed by seed
+def images_of(data: Path, seed: int) -> Images:
+    order = shuffled(seed)
+    pictures, _ = cifar10(data, "train", order[: CALIBRATION_IMAGES + HELD_OUT_IMAGES])
+    selection = cifar10(data, "train", order[-SELECTION_IMAGES:])
+    return Images(pictures[:CALIBRATION_IMAGES], pictures[CALIBRATION_IMAGES:], selection)
+
+
+@functools.cache
+def float_top1(data: Path, network: str) -> float:
+    images, labels = all_images(data, "test")
+    return 100 * top1(logits(NETWORKS[network].load(), images), labels)
+
+
+class Losses(SilentObserver):
+    """Keeps the first and the last value of each unit's contrastive term."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, list[float]] = {}
+        self._unit = ""
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        self._unit = name
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        for name in CONTRASTIVE_TERMS:
+            if name in losses:
+                ends = self.ends.setdefault(self._unit, [losses[name]])
+                ends[1:] = [losses[name]]
+
+
+def run_cell(cell: Cell, seed: int, data: Path) -> dict[str, Any]:
+    """Quantize, and measure on all test images; the selection is of training images that are not calibrated on."""
+    images, losses = images_of(data, seed), Losses()
+    start = time.process_time()
+    result = clcalib.quantize(
+        NETWORKS[cell.network].load(),
+        clcalib.CalibrationSet.from_tensor(images.calibration[: cell.calibration_images]),
+        recipe=cell.make(),
+        bits=clcalib.Bits(cell.weights, cell.activations),
+        seed=seed,
+        held_out=clcalib.CalibrationSet.from_tensor(images.held_out),
+        measured_images=HELD_OUT_IMAGES,
+        observer=losses,
+    )
+    seconds = time.process_time() - start
+    stages = result.record.seconds_per_stage
+    tests, labels = all_images(data, "test")
+    others, other_labels = images.selection
+    return {
+        "key": cell.key,
+        **dataclasses.asdict(cell),
+        "settings": result.record.contrastive,
+        "seed": seed,
+        "recipe": _described(cell.make()),
+        "test_top1": round(100 * top1(logits(result.model, tests), labels), 2),
+        "selection_top1": round(100 * top1(logits(result.model, others), other_labels), 2),
+        "float_top1": round(float_top1(data, cell.network), 2),
+        "cpu_seconds": round(seconds, 1),
+        "seconds_per_stage": {name: round(value, 1) for name, value in stages.items()},
+        "units": [_unit(unit, losses.ends.get(unit.name)) for unit in result.record.units],
+        "precision": result.record.precision,
+        "kernels": result.record.kernels,
+        **PROVENANCE,
+    }
+
+
+def finish(cell: Cell, seed: int, data: Path, nearest: Cell | None) -> dict[str, Any]:
+    """Run the cell, add the accuracy of nearest rounding, write the row; ``nearest`` is run too where it is not there.
+
+    What two processes compute at once here is the same, so that it does not matter whose file stays.
+    """
+    row = run_cell(cell, seed, data)
+    if nearest is not None:
+        place = path_of(nearest, seed)
+        if not place.exists():
+            finish(nearest, seed, data, None)
+        row["nearest_top1"] = json.loads(place.read_text())["test_top1"]
+    write_atomically(path_of(cell, seed), (json.dumps(row) + "\n").encode())
+    return row
+
+
+def _described(recipe: clcalib.Recipe) -> dict[str, Any]:
+    """What the phases are trained at, for the record."""
+    rates = ("rounding_rate", "weight_scale_rate", "activation_rate")
+    phases = [
+        {"name": phase.name, "steps": phase.steps, **{name: getattr(phase, name, None) for name in rates}}
+        for phase in recipe.phases
+    ]
+    return {"name": recipe.name, "phases": phases}
+
+
+def _unit(unit: UnitRecord, losses: list[float] | None) -> dict[str, Any]:
+    row = {
+        "name": unit.name,
+        "error": _pairs(unit.reconstruction_error),
+        "bound": None if unit.mutual_information_bound is None else _pairs(unit.mutual_information_bound),
+    }
+    if losses is not None and losses[0] > 0:
+        row["contrastive_loss_left"] = float(f"{losses[-1] / losses[0]:.4g}")
+    return row
+
+
+def _pairs(quantity: OnImages) -> dict[str, list[float]]:
+    """Before and after, on the calibration and on the held-out images, in five digits."""
+    sides = {"calibration": quantity.calibration, "held_out": quantity.held_out}
+    pairs = {name: (side.before, side.after) for name, side in sides.items() if side is not None}
+    return {name: [float(f"{value:.5g}") for value in pair] for name, pair in pairs.items()}

@@ -1,0 +1,192 @@
+"""Write docs/results.md from ``benchmarks/results/study.json`` and nothing else.
+
+python benchmarks/study/page.py            # writes
+python benchmarks/study/page.py --check    # fails where the page says something else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "study.json"
+PAGE = ROOT / "docs" / "results.md"
+IMAGES = ROOT / "docs" / "images"
+Row = dict[str, Any]
+
+PLOTS = {
+    "study_differences.svg": "Contrastive less plain: the mean over seeds and its 95 % interval.",
+    "study_bounds.svg": "The bound on the mutual information behind each unit, in nats, on held-out images.",
+    "study_bound_accuracy.svg": "The bound, mean over units, against the accuracy of the same run.",
+    "study_features.svg": "Penultimate features of test images on the two main axes of the float ones, by class.",
+}
+ABOUT = """\
+# What the contrastive term does: the study
+
+Written by `benchmarks/study/page.py` from `benchmarks/results/study.json`; the runs are made by
+`benchmarks/study/run.py` and the grid is declared in `benchmarks/study/grid.py`.
+
+CIFAR-10, {steps} steps for each unit (of each phase), QDrop setting; 1,024 training images to calibrate, another choice
+for each seed; top-1 in % on all 10,000 test images, mean ± standard deviation over seeds (their number).  The term is
+computed at every fourth step; all else is the default of `with_contrastive`.  *Difference* is contrastive less plain,
+seed by seed, with the 95 % interval of a bootstrap over seeds; with fewer than five seeds, that one is too narrow, and
+the t interval stands beside it.  Where the interval leaves out zero, the difference is in bold.  Settings are to be
+chosen by *selection*, the accuracy on 5,000 training images that are not calibrated on: the float networks were trained
+on them, so that its level is too high, and its order is what counts.
+"""
+
+
+def accuracy(spread: Row | None) -> str:
+    if spread is None:
+        return "-"
+    deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.2f}"
+    return f"{spread['mean']:.2f}{deviation} ({spread['n']})"
+
+
+def difference(row: Row | None) -> str:
+    """Mean and intervals; bold where the interval that is to be trusted, t's if it is there, leaves out zero."""
+    if row is None:
+        return "-"
+    text = f"{row['mean']:+.2f}"
+    if "bootstrap" not in row:
+        return f"{text} ({row['n']})"
+    low, high = row.get("t_interval", row["bootstrap"])
+    text = f"**{text}**" if low > 0 or high < 0 else text
+    text += " [{:+.2f}, {:+.2f}]".format(*row["bootstrap"])
+    return text + (" t [{:+.2f}, {:+.2f}]".format(*row["t_interval"]) if "t_interval" in row else "")
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
+
+
+def pair_cells(result: Row, row: Row, which: str = "test") -> list[str]:
+    cells = result["cells"]
+    return [accuracy(cells.get(row[name], {}).get(which)) for name in ("plain", "contrastive")]
+
+
+def host_tables(result: Row) -> list[str]:
+    lines = ["## Hosts"]
+    for network in dict.fromkeys(row["network"] for row in result["hosts"]):
+        own = [row for row in result["hosts"] if row["network"] == network]
+        rows = [
+            [row["widths"], row["host"], *pair_cells(result, row), difference(row["difference"]), *bounds(result, row)]
+            for row in own
+        ]
+        lines += ["", f"### {network}", "", base_line(result, network), ""]
+        lines += table(["widths", "host", "plain", "contrastive", "difference", "bound", "overfitting"], rows)
+    about = (
+        "*Bound*: on held-out images, mean over units, in nats, plain to contrastive.  *Overfitting*: the units' error"
+    )
+    return [
+        *lines,
+        "",
+        f"{about}\non held-out images over that on the calibration images, mean over units, the same way.",
+    ]
+
+
+def base_line(result: Row, network: str) -> str:
+    """The accuracy in float, and of nearest rounding at each pair of widths."""
+    prefix, suffix = f"hosts/{network}/", "-nearest"
+    cells = {key: cell for key, cell in result["cells"].items() if key.split("/")[1] == network}
+    nearest = {
+        key.removeprefix(prefix).removesuffix(suffix).upper(): accuracy(cell["test"])
+        for key, cell in cells.items()
+        if key.startswith(prefix) and key.endswith(suffix)
+    }
+    rounded = ", ".join(f"{widths} {value}" for widths, value in nearest.items()) or "not run"
+    return f"Float {next(iter(cells.values()))['float_top1']:.2f}; nearest rounding: {rounded}."
+
+
+def bounds(result: Row, row: Row) -> list[str]:
+    """Plain to contrastive: the bound, and the overfitting."""
+    both = [result["cells"].get(row[name]) for name in ("plain", "contrastive")]
+    return [
+        " to ".join("-" if cell is None else f"{cell[name]:.3f}" for cell in both)
+        for name in ("bound_after", "overfitting")
+    ]
+
+
+def rate_tables(result: Row) -> list[str]:
+    rows = [
+        [row["network"], row["host"], factor(row["factor"]), *pair_cells(result, row), difference(row["difference"])]
+        for row in result["rates"]
+    ]
+    about = "W2A2, the rounding rate of each host times a factor.  *Best*: each side at the rate of its best selection."
+    return ["## Rates", "", about, "", *table(["network", "host", "rate", "plain", "contrastive", "difference"], rows)]
+
+
+def factor(value: float | str) -> str:
+    return value if isinstance(value, str) else f"x {value:g}"
+
+
+def ablation_tables(result: Row) -> list[str]:
+    about = "One setting at a time, on QDrop, ResNet-20, W2A2.  *Loss left*: the term at the end over its start."
+    lines = ["## Ablations", "", about]
+    for name, own in result["ablations"].items():
+        rows = []
+        for row in own:
+            cell = result["cells"].get(row["contrastive"], {})
+            left = cell.get("loss_left")
+            selection = accuracy(cell.get("selection"))
+            share = "-" if left is None else f"{left:.2f}"
+            rows.append([row["level"], accuracy(cell.get("test")), difference(row["difference"]), selection, share])
+        lines += ["", f"### {name.capitalize()}", ""]
+        lines += table([name, "test", "difference from plain", "selection", "loss left"], rows)
+    return lines
+
+
+def correlation_table(result: Row) -> list[str]:
+    rows = []
+    for aggregate, groups in result["correlations"].items():
+        for over, own in groups.items():
+            values = ["-" if own[name] is None else f"{own[name]:+.2f}" for name in ("pearson", "spearman")]
+            rows.append([aggregate, over, *values, str(own["n"])])
+    about = "Of the units' bounds (held-out images, after calibration) with the test accuracy, over single runs."
+    return ["## Bound and accuracy", "", about, "", *table(["bound", "over", "Pearson", "Spearman", "runs"], rows)]
+
+
+def coverage(result: Row) -> list[str]:
+    lines = ["## Not run", ""]
+    for part, own in result["coverage"].items():
+        lines.append(f"* {part}: {own['run']} of {own['declared']} declared runs")
+        groups: dict[tuple[str, str], list[str]] = {}
+        for key, why in own["cells_not_run"].items():
+            _, network, name = key.split("/")
+            groups.setdefault((network, why or "not yet"), []).append(f"`{name}`")
+        for (network, why), names in groups.items():
+            lines.append(f"    * without any on {network} ({why}): {', '.join(names)}")
+    return lines
+
+
+def page(result: Row) -> str:
+    plots = [f"![{about}](images/{name})\n\n{about}" for name, about in PLOTS.items() if (IMAGES / name).exists()]
+    sections = [host_tables, rate_tables, ablation_tables, correlation_table, coverage]
+    commits = sorted({commit for cell in result["cells"].values() for commit in cell["commits"]})
+    where = f"torch {result['torch']}, {result['machine']}; commits of the runs: {', '.join(commits) or 'none'}."
+    blocks = [ABOUT.format(steps=result["steps"]).rstrip(), *plots]
+    blocks += ["\n".join(section(result)) for section in sections]
+    return "\n\n".join([*blocks, where]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page differs")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    if not arguments.result.exists():
+        sys.exit(0 if arguments.check else f"{arguments.result} is not there; run python benchmarks/study/summary.py")
+    wanted = page(json.loads(arguments.result.read_text()))
+    if not arguments.check:
+        arguments.out.write_text(wanted)
+    elif not arguments.out.exists() or arguments.out.read_text() != wanted:
+        sys.exit(f"{arguments.out.name} differs from {arguments.result.name}; run python benchmarks/study/page.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The statistics of the study against known cases, its grid, its claims and its page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the benchmarks are not part of this copy")
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def stats():
+    import study.stats
+
+    return study.stats
+
+
+@pytest.fixture
+def grid():
+    import study.grid
+
+    return study.grid
+
+
+@pytest.fixture
+def one():
+    return pytest.importorskip("study.one", exc_type=ImportError)  # fcntl: not on Windows
+
+
+def test_bootstrap_of_equal_values_has_no_width(stats):
+    assert stats.bootstrap_interval([1.5] * 5) == (1.5, 1.5)
+
+
+def test_bootstrap_is_the_quantile_of_all_resamples(stats):
+    """The ends of three values have a share of 1 / 27 in all samples, those of four 1 / 256: less than 2.5 %."""
+    assert stats.bootstrap_interval([0.0, 1.0, 5.0]) == (0.0, 5.0)
+    values = [0.0, 1.0, 5.0, 11.0]
+    means = [np.mean([a, b, c, d]) for a in values for b in values for c in values for d in values]
+    low, high = stats.bootstrap_interval(values)
+    assert (low, high) == pytest.approx((np.quantile(means, 0.025), np.quantile(means, 0.975)), abs=0.3)
+    assert low > 0
+    assert stats.bootstrap_interval(values) == (low, high)  # seeded
+
+
+def test_bootstrap_of_many_values_is_the_normal_interval(stats):
+    values = np.random.default_rng(3).normal(2.0, 1.0, 400)
+    low, high = stats.bootstrap_interval(list(values))
+    half = 1.96 * values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+
+
+def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says(stats):
+    random = np.random.default_rng(0)
+    samples = [list(random.normal(0.0, 1.0, 40)) for _ in range(200)]
+    intervals = [stats.bootstrap_interval(sample, resamples=500) for sample in samples]
+    assert 0.90 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.98
+
+
+def test_t_interval_by_hand(stats):
+    low, high = stats.t_interval([1.0, 2.0, 3.0])  # mean 2, s 1, t 4.303
+    assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+
+
+def test_differences_are_paired_by_seed(stats):
+    base = {0: 10.0, 1: 50.0, 2: 90.0, 7: 0.0}
+    ours = {seed: value + gain for (seed, value), gain in zip(base.items(), (1.0, 2.0, 3.0, 4.0), strict=True)}
+    del ours[7]
+    row = stats.paired_difference(ours, base)
+    assert (row["seeds"], row["values"], row["mean"], row["deviation"]) == ([0, 1, 2], [1.0, 2.0, 3.0], 2.0, 1.0)
+    assert row["t_interval"][0] < row["bootstrap"][0] <= row["bootstrap"][1] < row["t_interval"][1]
+    five = stats.paired_difference({seed: 1.0 + seed for seed in range(5)}, dict.fromkeys(range(5), 0.0))
+    assert "t_interval" not in five
+    assert "bootstrap" not in stats.paired_difference({0: 1.0}, {0: 0.5})
+    assert stats.paired_difference({0: 1.0}, {1: 0.5}) is None
+
+
+def test_correlations_of_known_cases(stats):
+    x = [1.0, 2.0, 3.0, 4.0]
+    assert stats.correlations(x, [2.0, 4.0, 6.0, 8.0]) == {"pearson": 1.0, "spearman": 1.0, "n": 4}
+    assert stats.spearman(x, [1.0, 10.0, 100.0, 1000.0]) == pytest.approx(1)
+    assert stats.pearson(x, [1.0, 10.0, 100.0, 1000.0]) < 0.9
+    # With ranks 1, 2.5, 2.5, 4 on one side: 4.5 / sqrt(5 * 4.5).
+    assert stats.spearman(x, [0.0, 5.0, 5.0, 9.0]) == pytest.approx(4.5 / (5 * 4.5) ** 0.5)
+    assert stats.pearson(x, [3.0] * 4) is None
+    assert stats.pearson([1.0, 2.0], [1.0, 2.0]) is None
+
+
+def test_every_cell_has_one_key_and_can_be_made(grid):
+    for part, make in grid.PARTS.items():
+        cells = make()
+        assert len({cell.key for cell in cells}) == len(cells)
+        for cell in cells:
+            if cell.missing() is None:
+                assert (cell.make().contrastive is None) == (cell.contrastive is None), (part, cell.key)
+    assert {cell.key for cell in grid.hosts(7)} & {cell.key for cell in grid.hosts()} == {
+        cell.key for cell in grid.hosts() if cell.host == "nearest"
+    }
+
+
+def test_tables_name_declared_cells_only(grid):
+    declared = {cell.key for make in grid.PARTS.values() for cell in make()}
+    for levels in grid.ablation_tables().values():
+        for pair in levels.values():
+            assert {cell.key for cell in pair} <= declared
+    for network in grid.RATE_NETWORKS:
+        for factor in grid.RATE_FACTORS:
+            assert grid.rate_key(network, "qdrop", factor, is_contrastive=True) in declared
+
+
+def test_one_factor_of_an_ablation_differs_from_the_default(grid):
+    default = grid.ablation({})
+    for factor, levels in grid.FACTORS.items():
+        cells = [grid.ablation(changes) for changes in levels.values()]
+        assert default in cells or factor == "loss and read", factor
+        assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_rates_are_multiplied(grid):
+    cells = {cell.name: cell for cell in grid.rates() if cell.network == "resnet20"}
+    plain = grid.Cell("hosts", "resnet20", "w2a2-brecq", "brecq", 2, 2).make()
+    double = cells["brecq-rate-x2"].make()
+    assert double.phases[0].rounding_rate == 2 * plain.phases[0].rounding_rate
+    assert double.phases[1] == plain.phases[1]
+
+
+def test_a_run_is_done_once(one, tmp_path):
+    path = tmp_path / "part" / "network" / "cell-seed0.json"
+    with one.claimed(path) as first, one.claimed(path) as second:
+        assert (first, second) == (True, False)
+    with one.claimed(path) as again:  # the first one died without a result
+        assert again
+        path.write_text("{}")
+    with one.claimed(path) as late:
+        assert not late
+    assert [file.name for file in path.parent.iterdir() if file.suffix != ".json"] == []
+
+
+def row_of(cell, seed, accuracy):
+    units = [{"name": "stem", "error": {"calibration": [2.0, 1.0], "held_out": [3.0, 2.0]}}]
+    units[0]["bound"] = {"calibration": [1.0, 2.0], "held_out": [0.5, accuracy / 50]}
+    numbers = {"test_top1": accuracy, "selection_top1": accuracy, "float_top1": 92.0, "cpu_seconds": 1.0}
+    place = {"network": cell.network, "contrastive": cell.contrastive, "commit": "abc", "units": units}
+    return {"key": cell.key, "seed": seed, **numbers, **place}
+
+
+def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
+    import study.page
+    import study.summary
+
+    cells = [grid.ablation(None), grid.ablation({}), grid.ablation({"temperature": 0.1})]
+    for gain, cell in enumerate(cells):
+        for seed in range(5):
+            path = one.path_of(cell, seed, tmp_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(row_of(cell, seed, 70.0 + 2 * gain + seed)))
+    result = study.summary.summarise(study.summary.read_runs(tmp_path), grid.STEPS)
+    (host,) = result["hosts"]
+    assert host["difference"]["bootstrap"] == [2.0, 2.0]
+    assert [row["level"] for row in result["ablations"]["temperature"]] == ["0.05", "0.1", "0.2", "0.5", "1"]
+    assert result["ablations"]["temperature"][1]["difference"]["mean"] == 4.0
+    assert result["correlations"]["least unit"]["all"]["pearson"] == 1.0
+    assert result["coverage"]["ablations"]["run"] == 9  # three seeds are declared
+    page = study.page.page(result)
+    assert "| W2A2 | qdrop | 72.00 ± 1.58 (5) | 74.00 ± 1.58 (5) | **+2.00** [+2.00, +2.00] |" in page
+    assert "not yet" in page
+
+
+def test_the_page_is_that_of_the_result():
+    script = [sys.executable, str(FOLDER / "study" / "page.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
