@@ -23,8 +23,8 @@ from common import NETWORKS, RESULTS, all_images, cifar10, provenance, shuffled
 from study.grid import CALIBRATION_IMAGES, Cell
 
 FOLDER = RESULTS / "study"
-HELD_OUT_IMAGES = 256
-SELECTION_IMAGES = 5000
+HELD_OUT_IMAGES = 128
+SELECTION_IMAGES = 2000
 CONTRASTIVE_TERMS = ("Contrastive", "LocalContrastive", "LearnedHead")
 PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
 
@@ -93,7 +93,7 @@ class Losses(SilentObserver):
                 ends[1:] = [losses[name]]
 
 
-def run_cell(cell: Cell, seed: int, data: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, seed: int, data: Path, precision: str) -> dict[str, Any]:
     """Quantize, and measure on all test images; the selection is of training images that are not calibrated on."""
     images, losses = images_of(data, seed), Losses()
     start = time.process_time()
@@ -105,6 +105,7 @@ def run_cell(cell: Cell, seed: int, data: Path) -> dict[str, Any]:
         seed=seed,
         held_out=clcalib.CalibrationSet.from_tensor(images.held_out),
         measured_images=HELD_OUT_IMAGES,
+        precision=precision,
         observer=losses,
     )
     seconds = time.process_time() - start
@@ -129,16 +130,16 @@ def run_cell(cell: Cell, seed: int, data: Path) -> dict[str, Any]:
     }
 
 
-def finish(cell: Cell, seed: int, data: Path, nearest: Cell | None) -> dict[str, Any]:
+def finish(cell: Cell, seed: int, data: Path, nearest: Cell | None, precision: str) -> dict[str, Any]:
     """Run the cell, add the accuracy of nearest rounding, write the row; ``nearest`` is run too where it is not there.
 
     What two processes compute at once here is the same, so that it does not matter whose file stays.
     """
-    row = run_cell(cell, seed, data)
+    row = run_cell(cell, seed, data, precision)
     if nearest is not None:
         place = path_of(nearest, seed)
         if not place.exists():
-            finish(nearest, seed, data, None)
+            finish(nearest, seed, data, None, precision)
         row["nearest_top1"] = json.loads(place.read_text())["test_top1"]
     write_atomically(path_of(cell, seed), (json.dumps(row) + "\n").encode())
     return row

@@ -35,7 +35,7 @@ for each seed; top-1 in % on all 10,000 test images, mean ± standard deviation 
 computed at every fourth step; all else is the default of `with_contrastive`.  *Difference* is contrastive less plain,
 seed by seed, with the 95 % interval of a bootstrap over seeds; with fewer than five seeds, that one is too narrow, and
 the t interval stands beside it.  Where the interval leaves out zero, the difference is in bold.  Settings are to be
-chosen by *selection*, the accuracy on 5,000 training images that are not calibrated on: the float networks were trained
+chosen by *selection*, the accuracy on 2,000 training images that are not calibrated on: the float networks were trained
 on them, so that its level is too high, and its order is what counts.
 """
 

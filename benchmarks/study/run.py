@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             return
         with claimed(path_of(cell, seed)) as is_ours:
             if is_ours:
-                row = finish(cell, seed, arguments.data, nearest_of(cell))
+                row = finish(cell, seed, arguments.data, nearest_of(cell), arguments.precision)
                 print(f"{cell.key} seed {seed}: {row['test_top1']:.2f} ({row['cpu_seconds']} CPU s)", flush=True)
 
 
@@ -74,6 +74,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="by default those declared for the part")
     parser.add_argument("--only", nargs="+", default=[""], help="run only cells whose key holds one of these")
     parser.add_argument("--steps", type=int, default=STEPS, help="another number goes to folders of its own")
+    precision = (
+        "of convolutions; a name, so that a busy machine does not choose for some runs otherwise than for others"
+    )
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help=precision)
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
     run(parser.parse_args())
 
