@@ -50,6 +50,9 @@ class Cell:
         start: the codes that units start from.
         activations: bits.
         contrastive: settings of the contrastive term, None for none.
+        images: how many are calibrated on.
+        augment: names of augmentations.
+        copies: how many augmented copies of each image are added.
     """
 
     name: str
@@ -60,6 +63,9 @@ class Cell:
     start: str = "nearest"
     activations: int = 2
     contrastive: dict[str, Any] | None = None
+    images: int = CALIBRATION_IMAGES
+    augment: tuple[str, ...] = ()
+    copies: int = 1
 
     def make(self) -> Recipe:
         recipe = RECIPES[self.recipe](**self.options)
@@ -70,6 +76,12 @@ class Cell:
             phases=tuple(self._changed(phase) for phase in recipe.phases),
             start="error_feedback" if self.start == "error_feedback" else recipe.start,
         )
+
+    def calibration(self, pictures: torch.Tensor, seed: int) -> clcalib.CalibrationSet:
+        originals = clcalib.CalibrationSet.from_tensor(pictures[: self.images])
+        if not self.augment:
+            return originals
+        return clcalib.augmented(originals, self.augment, copies=self.copies, seed=seed)
 
     def _changed(self, phase: Any) -> Any:
         terms = tuple(
@@ -180,6 +192,18 @@ def contrastive() -> list[Cell]:
     return cells
 
 
+def augmentation() -> list[Cell]:
+    """Augmented copies behind the calibration images, at the same number of steps."""
+    cells = []
+    for count in (128, 1024):
+        cells.append(Cell(f"qdrop-200-images-{count}", "qdrop", {"steps": 200}, images=count))
+        for names in (("flip",), ("flip", "crop"), ("cutmix",)):
+            for copies in (1, 3):
+                name = f"qdrop-200-images-{count}-{'-'.join(names)}-copies-{copies}"
+                cells.append(Cell(name, "qdrop", {"steps": 200}, images=count, augment=names, copies=copies))
+    return cells
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -205,6 +229,7 @@ GRIDS = {
     "together": together,
     "widths": widths,
     "contrastive": contrastive,
+    "augmentation": augmentation,
     "final": final,
     "curve": curve,
 }
@@ -226,7 +251,7 @@ def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any
     start = time.process_time()
     result = clcalib.quantize(
         network(public_weights()),
-        clcalib.CalibrationSet.from_tensor(pictures[chosen]),
+        cell.calibration(pictures[chosen], seed),
         recipe=cell.make(),
         bits=clcalib.Bits(2, cell.activations),
         seed=seed,

@@ -7,6 +7,7 @@ from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.describe import describe
+from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.pipeline import QuantizationResult, load, quantize
 from clcalib.quant.policy import Bits
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "RunRecord",
     "Term",
+    "augmented",
     "capture",
     "describe",
     "load",

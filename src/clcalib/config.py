@@ -17,6 +17,7 @@ from clcalib.calibrate.recipes import RECIPES, with_contrastive
 from clcalib.checks import BYTES, byte_count
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
 from clcalib.config_sources import Table, value_at
+from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.data.transform import Transform
 from clcalib.errors import ArgumentError, ClcalibError, ConfigError
 from clcalib.quant.policy import SETTINGS
@@ -87,6 +88,8 @@ class DataSection(ImagesSection):
 
     calibration: Path = Field(description="the path of the calibration images (--calibration)")
     count: int | None = Field(default=None, ge=1, description="a whole number of calibration images, at least 1")
+    augment: tuple[str, ...] = Field(default=(), description="a list of names of augmentations (--augment)")
+    augment_copies: int = Field(default=1, ge=1, description="a whole number of augmented copies, at least 1")
     held_out_count: int = Field(default=256, ge=0, description="a whole number of held-out images, at least 0")
 
 
@@ -231,8 +234,16 @@ def _name_problems(table: Table) -> Iterator[str]:
         name = value_at(table, "quantization", key)
         if isinstance(name, str) and name not in valid:
             yield unknown_name(f"quantization.{key}", name, valid)
+    yield from _augmentation_problems(value_at(table, "data", "augment"))
     yield from _transform_problems(table.get("data"))
     yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"))
+
+
+def _augmentation_problems(names: object) -> Iterator[str]:
+    texts = [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
+    yield from (unknown_name("data.augment", name, AUGMENTATIONS) for name in texts if name not in AUGMENTATIONS)
+    if len(set(texts)) < len(texts):
+        yield f"data.augment: expected each name once, got {', '.join(texts)}; raise data.augment_copies instead"
 
 
 def _transform_problems(data: object) -> Iterator[str]:

@@ -27,6 +27,7 @@ from clcalib.cli.flags import (
 from clcalib.cli.progress import observer_for
 from clcalib.config import RunConfig, build
 from clcalib.config_problems import options_model
+from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
 from clcalib.report.record import RunRecord
 from clcalib.report.tables import summary_table, unit_table
@@ -50,6 +51,17 @@ def quantize(
         typer.Option(
             "--calibration", metavar="PATH", help="Images: a folder, a tile sheet, a .safetensors file or CIFAR-10."
         ),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            "--augment",
+            metavar="NAMES",
+            help=f"Add changed copies of the calibration images: any of {', '.join(AUGMENTATIONS)}, as flip,crop.",
+        ),
+    ] = None,
+    augment_copies: Annotated[
+        int | None, typer.Option("--augment-copies", metavar="N", help="How many of each image; 1 by default.")
     ] = None,
     evaluation: EvaluationOption = None,
     bits: Annotated[str | None, typer.Option("--bits", metavar="W4A4", help="Widths, 2 to 8 (32 is float).")] = None,
@@ -99,7 +111,12 @@ def quantize(
     both = split_bits(bits)
     flags: dict[str, Any] = {
         "model": {"entry": model, "weights": weights},
-        "data": {"calibration": calibration, "evaluation": evaluation},
+        "data": {
+            "calibration": calibration,
+            "augment": None if augment is None else [name.strip() for name in augment.split(",") if name.strip()],
+            "augment_copies": augment_copies,
+            "evaluation": evaluation,
+        },
         "quantization": {"weights": weight_bits or both[0], "activations": activation_bits or both[1]},
         "recipe": {"name": recipe, "steps": steps},
         "run": {
