@@ -5,6 +5,7 @@ from __future__ import annotations
 from clcalib.calibrate import recipes
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.calibrate.recipes.last_phase import with_last_phase
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.describe import describe
 from clcalib.data.augmentation import augmented
@@ -32,4 +33,5 @@ __all__ = [
     "quantize",
     "recipes",
     "with_contrastive",
+    "with_last_phase",
 ]

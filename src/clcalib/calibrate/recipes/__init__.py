@@ -10,6 +10,7 @@ from clcalib.calibrate.recipes.brecq import brecq
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
 from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.gptq import gptq
+from clcalib.calibrate.recipes.last_phase import with_last_phase
 from clcalib.calibrate.recipes.nearest import nearest
 from clcalib.calibrate.recipes.qdrop import qdrop
 
@@ -22,4 +23,4 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "fast": fast,
 }
 
-__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "qdrop", "with_contrastive"]
+__all__ = ["RECIPES", "adaround", "brecq", "fast", "gptq", "nearest", "qdrop", "with_contrastive", "with_last_phase"]

@@ -30,7 +30,7 @@ def with_contrastive(
     images: int | None = None,
     share: float = SHARE,
 ) -> Recipe:
-    """Return the recipe with the contrastive term in every phase.
+    """Return the recipe with the contrastive term in every phase, the last one over the whole network included.
 
     Args:
         recipe: any recipe that optimises something.
@@ -49,7 +49,7 @@ def with_contrastive(
 
     Source: CL-Calib, CVPR 2024; deviations in docs/deviations.md.
     """
-    if not recipe.phases:
+    if not recipe.all_phases:
         raise ArgumentError("recipe", "one that optimises something", recipe.name, "use adaround, brecq or qdrop")
     if recipe.contrastive is not None:
         raise ArgumentError("recipe", "one without a contrastive term", recipe.name)
@@ -62,6 +62,9 @@ def with_contrastive(
     objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives)
     term = Term(objective, weight * share, is_relative=True, interval=interval, images=images)
     phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, term)) for phase in recipe.phases)
+    last = recipe.last_phase
+    if last is not None:
+        last = dataclasses.replace(last, terms=(*last.terms, term))
     settings = {
         "weight": weight,
         "temperature": temperature,
@@ -73,4 +76,5 @@ def with_contrastive(
         "images": images,
         "share": share,
     }
-    return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)
+    name = f"{recipe.name}+contrastive"
+    return dataclasses.replace(recipe, name=name, phases=phases, last_phase=last, contrastive=settings)
