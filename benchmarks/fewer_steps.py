@@ -50,6 +50,7 @@ class Cell:
         start: the codes that units start from.
         activations: bits.
         contrastive: settings of the contrastive term, None for none.
+        last_phase: settings of the phase over the whole network, None for none.
         images: how many are calibrated on.
         augment: names of augmentations.
         copies: how many augmented copies of each image are added.
@@ -63,6 +64,7 @@ class Cell:
     start: str = "nearest"
     activations: int = 2
     contrastive: dict[str, Any] | None = None
+    last_phase: dict[str, Any] | None = None
     images: int = CALIBRATION_IMAGES
     augment: tuple[str, ...] = ()
     copies: int = 1
@@ -71,6 +73,8 @@ class Cell:
         recipe = RECIPES[self.recipe](**self.options)
         if self.contrastive is not None:
             recipe = clcalib.with_contrastive(recipe, **self.contrastive)
+        if self.last_phase is not None:
+            recipe = clcalib.with_last_phase(recipe, **self.last_phase)
         return dataclasses.replace(
             recipe,
             phases=tuple(self._changed(phase) for phase in recipe.phases),

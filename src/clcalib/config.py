@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from clcalib.calibrate.recipe import Recipe
-from clcalib.calibrate.recipes import RECIPES, with_contrastive
+from clcalib.calibrate.recipes import RECIPES, with_contrastive, with_last_phase
 from clcalib.checks import BYTES, byte_count
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
 from clcalib.config_sources import Table, value_at
@@ -172,6 +172,7 @@ class RunConfig(_Section):
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     recipe: RecipeSection = Field(default_factory=RecipeSection)
     contrastive: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
+    last_phase: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     run: RunSection
 
 
@@ -195,13 +196,16 @@ def build(config_type: type[Model], table: Table, source: str) -> Model:
     return _parse(config_type, table)
 
 
-def make_recipe(recipe: RecipeSection, contrastive: Mapping[str, Any] | None) -> Recipe:
-    """The recipe that the sections ``[recipe]`` and ``[contrastive]`` stand for.
+def make_recipe(
+    recipe: RecipeSection, contrastive: Mapping[str, Any] | None, last_phase: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe that the sections ``[recipe]``, ``[contrastive]`` and ``[last_phase]`` stand for.
 
     Raises:
         ClcalibError: an option has a value that the recipe refuses.
     """
     host = RECIPES[recipe.name](**recipe.options)
+    host = host if last_phase is None else with_last_phase(host, **last_phase)
     return host if contrastive is None else with_contrastive(host, **contrastive)
 
 
@@ -236,7 +240,7 @@ def _name_problems(table: Table) -> Iterator[str]:
             yield unknown_name(f"quantization.{key}", name, valid)
     yield from _augmentation_problems(value_at(table, "data", "augment"))
     yield from _transform_problems(table.get("data"))
-    yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"))
+    yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"), table.get("last_phase"))
 
 
 def _augmentation_problems(names: object) -> Iterator[str]:
@@ -256,9 +260,11 @@ def _transform_problems(data: object) -> Iterator[str]:
             yield f"data.{error}"
 
 
-def _recipe_problems(recipe: object, contrastive: object) -> Iterator[str]:
+def _recipe_problems(recipe: object, contrastive: object, last_phase: object) -> Iterator[str]:
     settings = contrastive if isinstance(contrastive, Mapping) else None
+    last = last_phase if isinstance(last_phase, Mapping) else None
     term_problems = [] if settings is None else _option_problems("contrastive", with_contrastive, settings)
+    term_problems += [] if last is None else _option_problems("last_phase", with_last_phase, last)
     yield from term_problems
     name = recipe.get("name", RecipeSection().name) if isinstance(recipe, Mapping) else None
     if not isinstance(recipe, Mapping) or not isinstance(name, str):
@@ -273,6 +279,8 @@ def _recipe_problems(recipe: object, contrastive: object) -> Iterator[str]:
     section = "recipe"
     try:
         host = make_recipe(RecipeSection(**recipe), None)
+        section = "last_phase"
+        host = host if last is None else with_last_phase(host, **last)
         section = "contrastive"
         if settings is not None:
             with_contrastive(host, **settings)

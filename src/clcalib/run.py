@@ -37,7 +37,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         ClcalibError: the model or the images cannot be used; told before the optimisation begins.
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
-    recipe = make_recipe(config.recipe, config.contrastive)
+    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model = load_model(config.model)

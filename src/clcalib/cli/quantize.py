@@ -78,6 +78,12 @@ def quantize(
     contrastive: Annotated[
         bool | None, typer.Option("--contrastive/--no-contrastive", help="Add the contrastive term, or leave it out.")
     ] = None,
+    last_phase: Annotated[
+        bool | None,
+        typer.Option(
+            "--last-phase/--no-last-phase", help="Optimise the whole network when all units are done, or not."
+        ),
+    ] = None,
     settings: SetOption = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of everything random; 0 by default.")] = None,
     device: DeviceOption = None,
@@ -130,7 +136,8 @@ def quantize(
         },
     }
     table, source = collect(config, settings, flags)
-    table = _with_contrastive(_with_fitting_options(table, recipe, steps), contrastive)
+    table = _with_fitting_options(table, recipe, steps)
+    table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
     parsed = build(RunConfig, table, source)
     console, log = Console(highlight=False), Console(stderr=True, highlight=False)
     if quiet:
@@ -141,11 +148,11 @@ def quantize(
     _show(record, parsed.run.out, console)
 
 
-def _with_contrastive(table: dict[str, Any], contrastive: bool | None) -> dict[str, Any]:
-    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away."""
-    if contrastive is None:
+def _with_section(table: dict[str, Any], section: str, is_wanted: bool | None) -> dict[str, Any]:
+    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away; None does neither."""
+    if is_wanted is None:
         return table
-    return {**table, "contrastive": table.get("contrastive") or {} if contrastive else None}
+    return {**table, section: table.get(section) or {} if is_wanted else None}
 
 
 def _with_fitting_options(table: dict[str, Any], recipe: str | None, steps: int | None) -> dict[str, Any]:
