@@ -208,6 +208,17 @@ def augmentation() -> list[Cell]:
     return cells
 
 
+def last_phase() -> list[Cell]:
+    """A phase over the whole network behind the units: its rate and its steps."""
+    cells = []
+    for host in ("qdrop", "fast"):
+        cells.append(Cell(f"{host}-200", host, {"steps": 200}))
+        for steps, rate in ((200, 0.1), (100, 0.1), (100, 0.3)):
+            settings = {"steps": steps, "rounding_rate": rate}
+            cells.append(Cell(f"{host}-200-last-{steps}-rate-{rate:g}", host, {"steps": 200}, last_phase=settings))
+    return cells
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -234,6 +245,7 @@ GRIDS = {
     "widths": widths,
     "contrastive": contrastive,
     "augmentation": augmentation,
+    "last_phase": last_phase,
     "final": final,
     "curve": curve,
 }
@@ -247,11 +259,16 @@ def images(data: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     return cifar10(data, split)
 
 
+def parts(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of the training images that are calibrated on and of those that settings are selected on."""
+    order = torch.randperm(50000, generator=torch.Generator().manual_seed(seed))
+    return order[:CALIBRATION_IMAGES], order[-SELECTION_IMAGES:]
+
+
 def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any]:
     """One run; the test images are looked at in the final grid only."""
     pictures, labels = images(data, "train")
-    order = torch.randperm(50000, generator=torch.Generator().manual_seed(seed))
-    chosen, others = order[:CALIBRATION_IMAGES], order[-SELECTION_IMAGES:]
+    chosen, others = parts(seed)
     start = time.process_time()
     result = clcalib.quantize(
         network(public_weights()),
@@ -266,12 +283,18 @@ def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any
     if is_final:
         tests, test_labels = images(data, "test")
         test = 100 * top1(logits(result.model, tests), test_labels)
+    selection = 100 * top1(logits(result.model, pictures[others]), labels[others])
+    return row(cell, seed, selection, seconds) | {"test_top1": test}
+
+
+def row(cell: Cell, seed: int, selection: float, seconds: float) -> dict[str, Any]:
+    """What is written down about a run."""
     return {
         "cell": cell.name,
         "settings": dataclasses.asdict(cell),
         "seed": seed,
-        "selection_top1": 100 * top1(logits(result.model, pictures[others]), labels[others]),
-        "test_top1": test,
+        "selection_top1": selection,
+        "test_top1": None,
         "cpu_seconds": round(seconds, 1),
         **PROVENANCE,
     }

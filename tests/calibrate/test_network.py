@@ -51,9 +51,8 @@ def cuts(dtype=torch.float32):
         return torch.randn(shape, generator=generator, dtype=dtype)
 
     shapes = [(4, 3, 5, 5), (4, 6, 2, 2), (4, 7)]
-    return tuple(
-        Cut(random(*shape).requires_grad_(), random(*shape), error) for shape, error in zip(shapes, (2.0, 0.5, 30.0), strict=True)
-    )
+    columns = zip(shapes, (2.0, 0.5, 30.0), strict=True)
+    return tuple(Cut(random(*shape).requires_grad_(), random(*shape), error) for shape, error in columns)
 
 
 @pytest.mark.parametrize("end_weight", [0.0, 1.0, 5.0])

@@ -107,7 +107,7 @@ class _Network:
         """Of each inner unit, on the first images: the reconstruction error, and that of an output of zeros."""
         floats, body = self.floats(list(self.targets)), self.whole.quantized.chain.body(0)
         images, rows = images[:PROBE_IMAGES], list[list[float]]()
-        for part in images.split(BATCH):
+        for part in torch.split(images, BATCH):
             targets, outputs = floats(part), body(part)
             columns = zip(targets, self.positions(list(self.targets)), self.targets.values(), strict=True)
             pairs = [

@@ -149,7 +149,7 @@ def quantize(
 
 
 def _with_section(table: dict[str, Any], section: str, is_wanted: bool | None) -> dict[str, Any]:
-    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away; None does neither."""
+    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away; None: neither."""
     if is_wanted is None:
         return table
     return {**table, section: table.get(section) or {} if is_wanted else None}

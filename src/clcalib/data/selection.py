@@ -80,8 +80,7 @@ def uniforms(count: int, seed: int, *counters: int) -> NDArray[np.float64]:
     for counter in counters:
         start = _mix(start + np.array([counter + 1], dtype=np.uint64) * _GOLDEN_GAMMA)
     keys = _mix(start + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_GAMMA)
-    numbers: NDArray[np.float64] = (keys >> np.uint64(11)) * 2.0**-53
-    return numbers
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _check_seed(seed: int) -> None:
