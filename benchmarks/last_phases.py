@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--only", nargs="+", default=[""], help="last phases whose cell's name holds one of these")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pictures, labels = images(arguments.data, "train")
@@ -51,6 +52,7 @@ def main() -> None:
     labels = labels[parts(arguments.seed)[1]]
     start = time.process_time()
     cells = [cell for cell in last_phase() if cell.recipe == arguments.host]
+    cells = [cell for cell in cells if cell.last_phase is None or any(part in cell.name for part in arguments.only)]
     chain, units = make(cells[0], chosen)
     dtype = convolution_dtype("auto", torch.device("cpu"))
     unit_seconds = 0.0

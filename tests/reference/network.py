@@ -15,4 +15,4 @@ def network_error(cuts, end_weight):
             error += float(((output[image] - target[image]) ** 2).sum())
         error /= output.shape[0] * int(np.prod(output.shape[2:]))
         total += error / start * (end_weight if place == len(cuts) - 1 else 1.0)
-    return total
+    return total / len(cuts)

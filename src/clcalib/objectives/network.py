@@ -13,7 +13,7 @@ from clcalib.objectives.lp import lp_error
 
 
 def network_error(cuts: tuple[Cut, ...], end_weight: float = 1.0) -> Tensor:
-    """sum_k w_k e_k / e_k^0, with e_k the unit's ``lp_error``, w_k = 1 and w_K = end_weight for the network's end.
+    """mean_k w_k e_k / e_k^0, with e_k the unit's ``lp_error``, w_k = 1 and w_K = end_weight for the network's end.
 
     Divided by its value at the start, e_k^0, each unit counts the same, whatever its size: the gradient is that of the
     sum of log e_k there.
@@ -28,7 +28,7 @@ def network_error(cuts: tuple[Cut, ...], end_weight: float = 1.0) -> Tensor:
     Source: ours; local errors stay in the loss, since losses on the end alone overfit (docs/method.md, section 2).
     """
     errors = [lp_error(cut.output, cut.target.detach(), channel_axis=cut.channel_axis) / cut.error for cut in cuts]
-    return torch.stack([*errors[:-1], errors[-1] * end_weight]).sum()
+    return torch.stack([*errors[:-1], errors[-1] * end_weight]).mean()
 
 
 @dataclasses.dataclass(frozen=True)

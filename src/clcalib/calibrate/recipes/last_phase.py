@@ -25,7 +25,7 @@ def with_last_phase(
     steps: int = 200,
     rounding_rate: float = 0.1,
     activation_rate: float = 4e-4,
-    rounding_weight: float = 0.001,
+    rounding_weight: float = 25.0,
     start_share: float = 0.9,
     keep_quantized_probability: float = 1.0,
     end_weight: float = 1.0,
@@ -34,15 +34,16 @@ def with_last_phase(
 ) -> Recipe:
     """Return the recipe with a phase over the whole network behind all units.
 
-    L = sum_k e_k / e_k^0 + rounding_weight * penalty, over the units k and the network's end; where the recipe has a
-    contrastive term, it is added here as in the units (``with_contrastive`` may also come afterwards).
+    L = mean_k e_k / e_k^0 + rounding_weight * (mean penalty of a rounding), k over all units and so over the network's
+    end.  Where the recipe has a contrastive term, it is added here as in the units; ``with_contrastive`` may also come
+    afterwards.
 
     Args:
         recipe: any recipe, also one that optimises nothing itself.
         steps: optimiser steps, each through the whole network and back.
         rounding_rate: Adam's highest rate for the rounding; it rises for a short while, then falls by a cosine.
         activation_rate: Adam's rate for the activation scales, cosine to zero.
-        rounding_weight: weight of the rounding penalty.
+        rounding_weight: weight of the rounding penalty; at 25 it soon outweighs the errors, as it does in the units.
         start_share: how far the rounding starts from the float weight towards the codes that the units found.
         keep_quantized_probability: that an activation element is quantized in a step.
         end_weight: of the error at the network's end; 1 is as much as each unit.
@@ -72,7 +73,7 @@ def with_last_phase(
         keep_quantized_probability=keep_quantized_probability,
         terms=(
             Term(NetworkReconstruction(end_weight)),
-            Term(RoundingPenalty(), rounding_weight),
+            Term(RoundingPenalty(is_mean=True), rounding_weight),
             *prediction,
             *contrastive,
         ),
