@@ -49,6 +49,10 @@ class Cell:
         start: the codes that units start from.
         activations: bits.
         contrastive: settings of the contrastive term, None for none.
+        last_phase: settings of the phase over the whole network, None for none.
+        images: how many are calibrated on.
+        augment: names of augmentations.
+        copies: how many augmented copies of each image are added.
     """
 
     name: str
@@ -59,16 +63,28 @@ class Cell:
     start: str = "nearest"
     activations: int = 2
     contrastive: dict[str, Any] | None = None
+    last_phase: dict[str, Any] | None = None
+    images: int = CALIBRATION_IMAGES
+    augment: tuple[str, ...] = ()
+    copies: int = 1
 
     def make(self) -> Recipe:
         recipe = RECIPES[self.recipe](**self.options)
         if self.contrastive is not None:
             recipe = clcalib.with_contrastive(recipe, **self.contrastive)
+        if self.last_phase is not None:
+            recipe = clcalib.with_last_phase(recipe, **self.last_phase)
         return dataclasses.replace(
             recipe,
             phases=tuple(self._changed(phase) for phase in recipe.phases),
             start="error_feedback" if self.start == "error_feedback" else recipe.start,
         )
+
+    def calibration(self, pictures: torch.Tensor, seed: int) -> clcalib.CalibrationSet:
+        originals = clcalib.CalibrationSet.from_tensor(pictures[: self.images])
+        if not self.augment:
+            return originals
+        return clcalib.augmented(originals, self.augment, copies=self.copies, seed=seed)
 
     def _changed(self, phase: Any) -> Any:
         terms = tuple(
@@ -218,6 +234,29 @@ def straight_through() -> list[Cell]:
     return [*cells, Cell("200-feedback", "straight_through", same, **start)]
 
 
+def augmentation() -> list[Cell]:
+    """Augmented copies behind the calibration images, at the same number of steps."""
+    cells = []
+    for count in (128, 1024):
+        cells.append(Cell(f"qdrop-200-images-{count}", "qdrop", {"steps": 200}, images=count))
+        for names in (("flip",), ("flip", "crop"), ("cutmix",)):
+            for copies in (1, 3):
+                name = f"qdrop-200-images-{count}-{'-'.join(names)}-copies-{copies}"
+                cells.append(Cell(name, "qdrop", {"steps": 200}, images=count, augment=names, copies=copies))
+    return cells
+
+
+def last_phase() -> list[Cell]:
+    """A phase over the whole network behind the units: its rate and its steps."""
+    cells = []
+    for host in ("qdrop", "fast"):
+        cells.append(Cell(f"{host}-200", host, {"steps": 200}))
+        for steps, rate in ((200, 0.1), (100, 0.1), (100, 0.3)):
+            settings = {"steps": steps, "rounding_rate": rate}
+            cells.append(Cell(f"{host}-200-last-{steps}-rate-{rate:g}", host, {"steps": 200}, last_phase=settings))
+    return cells
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -246,6 +285,8 @@ GRIDS = {
     "scales": scales,
     "genie": genie,
     "straight_through": straight_through,
+    "augmentation": augmentation,
+    "last_phase": last_phase,
     "final": final,
     "curve": curve,
 }
@@ -254,15 +295,20 @@ GRIDS = {
 TESTED = ("final", "curve")  # the grids whose results are told with the test images
 
 
+def parts(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of the training images that are calibrated on and of those that settings are selected on."""
+    order = shuffled(seed)
+    return order[:CALIBRATION_IMAGES], order[-SELECTION_IMAGES:]
+
+
 def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any]:
     """One run; the test images are looked at in the final grid only."""
     pictures, labels = all_images(data, "train")
-    order = shuffled(seed)
-    chosen, others = order[:CALIBRATION_IMAGES], order[-SELECTION_IMAGES:]
+    chosen, others = parts(seed)
     start = time.process_time()
     result = clcalib.quantize(
         network(public_weights()),
-        clcalib.CalibrationSet.from_tensor(pictures[chosen]),
+        cell.calibration(pictures[chosen], seed),
         recipe=cell.make(),
         bits=clcalib.Bits(2, cell.activations),
         seed=seed,
@@ -273,12 +319,18 @@ def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any
     if is_final:
         tests, test_labels = all_images(data, "test")
         test = 100 * top1(logits(result.model, tests), test_labels)
+    selection = 100 * top1(logits(result.model, pictures[others]), labels[others])
+    return row(cell, seed, selection, seconds) | {"test_top1": test}
+
+
+def row(cell: Cell, seed: int, selection: float, seconds: float) -> dict[str, Any]:
+    """What is written down about a run."""
     return {
         "cell": cell.name,
         "settings": dataclasses.asdict(cell),
         "seed": seed,
-        "selection_top1": 100 * top1(logits(result.model, pictures[others]), labels[others]),
-        "test_top1": test,
+        "selection_top1": selection,
+        "test_top1": None,
         "cpu_seconds": round(seconds, 1),
         **PROVENANCE,
     }

@@ -45,10 +45,14 @@ def test_every_key_arrives(table: dict[str, Any]) -> None:
         "quantization": {"weights": 2, "activations": 32, "overrides": {"stem*": {"weights": 8}}},
         "recipe": {"name": "brecq", "steps": 7, "activation_steps": 3},
         "contrastive": {"weight": 2, "read": "logits"},
+        "last_phase": {"steps": 9, "start_share": 0.5},
         "run": {"seed": 5, "threads": 1, "overwrite": True},
     }
     config = build(RunConfig, merge(table, more), "run.toml")
-    recipe = make_recipe(config.recipe, config.contrastive)
+    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase)
+    assert recipe.last_phase is not None
+    assert (recipe.last_phase.steps, recipe.last_phase.start_share) == (9, 0.5)
+    assert recipe.name == "brecq+last_phase+contrastive"
     assert config.data.transform().crop == 32
     assert config.data.transform().mean == (0.5,)
     assert config.quantization.overrides["stem*"].weights == 8
@@ -159,6 +163,17 @@ def test_a_device_that_is_not_there_is_told(table: dict[str, Any], monkeypatch: 
     (told,) = problems(merge(table, {"run": {"device": "cuda:1"}}))
     assert "from 0 to 0" in told
     assert build(RunConfig, merge(table, {"run": {"device": "cuda:0"}}), "x").run.device == "cuda:0"
+
+
+def test_what_is_wrong_with_augmentation_and_last_phase_is_told(table: dict[str, Any]) -> None:
+    data = {"augment": ["flipp", "crop", "crop"], "augment_copies": 0}
+    told = problems(merge(table, {"data": data, "last_phase": {"step": 3}}))
+    assert any(line.startswith("data.augment: expected one of crop, cutmix, flip, mixup, got 'flipp'") for line in told)
+    assert any(line.startswith("data.augment: expected each name once") for line in told)
+    assert any(line.startswith("data.augment_copies: expected a whole number") for line in told)
+    assert any(line.startswith("last_phase.step: unknown key; did you mean 'steps'?") for line in told)
+    (refused,) = problems(merge(table, {"last_phase": {"steps": 0}}))
+    assert refused.startswith("last_phase: steps: expected a whole number above 0")
 
 
 def test_nearest_rounding_takes_no_contrastive_term(table: dict[str, Any]) -> None:

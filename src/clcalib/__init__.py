@@ -5,8 +5,10 @@ from __future__ import annotations
 from clcalib.calibrate import recipes
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.calibrate.recipes.last_phase import with_last_phase
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.describe import describe
+from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.pipeline import QuantizationResult, load, quantize
 from clcalib.quant.policy import Bits
@@ -24,10 +26,12 @@ __all__ = [
     "Recipe",
     "RunRecord",
     "Term",
+    "augmented",
     "capture",
     "describe",
     "load",
     "quantize",
     "recipes",
     "with_contrastive",
+    "with_last_phase",
 ]

@@ -60,7 +60,7 @@ def check_arguments(
             f"{len(calibration)} image",
             "add images, or use the recipe without the contrastive term",
         )
-    batch = max((phase.batch_size for phase in recipe.phases), default=1)
+    batch = max((phase.batch_size for phase in recipe.all_phases), default=1)
     if len(calibration) < batch:
         warnings.warn(
             f"calibration holds {len(calibration)} image(s), fewer than a mini-batch of {batch}: every step uses "
@@ -94,7 +94,7 @@ def check_negatives(recipe: Recipe, keys: Mapping[Need, KeySet]) -> None:
     Raises:
         ArgumentError: the contrastive term would be zero at every step.
     """
-    for phase in recipe.phases:
+    for phase in recipe.all_phases:
         for term in phase.terms:
             if not isinstance(term.objective, Contrastive) or term.objective.need not in keys:
                 continue

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from clcalib.calibrate.recipe import Recipe
-from clcalib.calibrate.recipes import RECIPES, with_contrastive
+from clcalib.calibrate.recipes import RECIPES, with_contrastive, with_last_phase
 from clcalib.checks import BYTES, byte_count
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
 from clcalib.config_sources import Table, value_at
+from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.data.transform import Transform
 from clcalib.errors import ArgumentError, ClcalibError, ConfigError
 from clcalib.quant.policy import SETTINGS
@@ -87,6 +88,8 @@ class DataSection(ImagesSection):
 
     calibration: Path = Field(description="the path of the calibration images (--calibration)")
     count: int | None = Field(default=None, ge=1, description="a whole number of calibration images, at least 1")
+    augment: tuple[str, ...] = Field(default=(), description="a list of names of augmentations (--augment)")
+    augment_copies: int = Field(default=1, ge=1, description="a whole number of augmented copies, at least 1")
     held_out_count: int = Field(default=256, ge=0, description="a whole number of held-out images, at least 0")
 
 
@@ -169,6 +172,7 @@ class RunConfig(_Section):
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     recipe: RecipeSection = Field(default_factory=RecipeSection)
     contrastive: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
+    last_phase: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     run: RunSection
 
 
@@ -192,13 +196,16 @@ def build(config_type: type[Model], table: Table, source: str) -> Model:
     return _parse(config_type, table)
 
 
-def make_recipe(recipe: RecipeSection, contrastive: Mapping[str, Any] | None) -> Recipe:
-    """The recipe that the sections ``[recipe]`` and ``[contrastive]`` stand for.
+def make_recipe(
+    recipe: RecipeSection, contrastive: Mapping[str, Any] | None, last_phase: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe that the sections ``[recipe]``, ``[contrastive]`` and ``[last_phase]`` stand for.
 
     Raises:
         ClcalibError: an option has a value that the recipe refuses.
     """
     host = RECIPES[recipe.name](**recipe.options)
+    host = host if last_phase is None else with_last_phase(host, **last_phase)
     return host if contrastive is None else with_contrastive(host, **contrastive)
 
 
@@ -231,8 +238,16 @@ def _name_problems(table: Table) -> Iterator[str]:
         name = value_at(table, "quantization", key)
         if isinstance(name, str) and name not in valid:
             yield unknown_name(f"quantization.{key}", name, valid)
+    yield from _augmentation_problems(value_at(table, "data", "augment"))
     yield from _transform_problems(table.get("data"))
-    yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"))
+    yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"), table.get("last_phase"))
+
+
+def _augmentation_problems(names: object) -> Iterator[str]:
+    texts = [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
+    yield from (unknown_name("data.augment", name, AUGMENTATIONS) for name in texts if name not in AUGMENTATIONS)
+    if len(set(texts)) < len(texts):
+        yield f"data.augment: expected each name once, got {', '.join(texts)}; raise data.augment_copies instead"
 
 
 def _transform_problems(data: object) -> Iterator[str]:
@@ -245,9 +260,11 @@ def _transform_problems(data: object) -> Iterator[str]:
             yield f"data.{error}"
 
 
-def _recipe_problems(recipe: object, contrastive: object) -> Iterator[str]:
+def _recipe_problems(recipe: object, contrastive: object, last_phase: object) -> Iterator[str]:
     settings = contrastive if isinstance(contrastive, Mapping) else None
+    last = last_phase if isinstance(last_phase, Mapping) else None
     term_problems = [] if settings is None else _option_problems("contrastive", with_contrastive, settings)
+    term_problems += [] if last is None else _option_problems("last_phase", with_last_phase, last)
     yield from term_problems
     name = recipe.get("name", RecipeSection().name) if isinstance(recipe, Mapping) else None
     if not isinstance(recipe, Mapping) or not isinstance(name, str):
@@ -262,6 +279,8 @@ def _recipe_problems(recipe: object, contrastive: object) -> Iterator[str]:
     section = "recipe"
     try:
         host = make_recipe(RecipeSection(**recipe), None)
+        section = "last_phase"
+        host = host if last is None else with_last_phase(host, **last)
         section = "contrastive"
         if settings is not None:
             with_contrastive(host, **settings)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.caches import round_to_nearest
+from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
 from clcalib.calibrate.recipe import Recipe
@@ -39,7 +40,15 @@ from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, LayerPolicy, Override, build_policy
 from clcalib.quant.ranges import RangeRule
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
-from clcalib.report.record import BeforeAfter, OnImages, RunRecord, SignalToNoise, UnitRecord, write_record
+from clcalib.report.record import (
+    BeforeAfter,
+    LastPhaseRecord,
+    OnImages,
+    RunRecord,
+    SignalToNoise,
+    UnitRecord,
+    write_record,
+)
 
 MEASURED_IMAGES = 256
 
@@ -153,7 +162,7 @@ def quantize(
         clock.stage("weight ranges")
         base = insert_quantizers(chain, policy, rules[0])
         with StoreSpace(budget, folder) as space:
-            before, after, traces = job.calibrate(base, _some(held_out, measured_images, place), space)
+            before, after, traces, network = job.calibrate(base, _some(held_out, measured_images, place), space)
         clock.stage("measures")
         units = job.measure(before, after, traces, _some(held_out, measured_images, place), measured_images)
         clock.stage("evaluation")
@@ -174,6 +183,7 @@ def quantize(
         seconds_per_stage=clock.seconds,
         peak_memory_bytes=peak_memory(place),
         units=units,
+        last_phase=None if network is None else _last_phase_record(network),
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
         device=str(place),
@@ -219,8 +229,8 @@ class _Job:
 
     def calibrate(
         self, base: QuantizedChain, held_out: Tensor | None, space: StoreSpace
-    ) -> tuple[QuantizedChain, QuantizedChain, list[UnitTrace]]:
-        """Return the chain under nearest rounding, the calibrated chain, and what happened to each unit."""
+    ) -> tuple[QuantizedChain, QuantizedChain, list[UnitTrace], NetworkTrace | None]:
+        """Return the chain under nearest rounding, the calibrated one, and what happened to the units and the whole."""
         self.clock.stage("keys")
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
         keys = _keys(self.chain, self.images) if needs else {}
@@ -235,7 +245,10 @@ class _Job:
         walk = Walk(
             self.chain, base, self.recipe, self.activation_rule, keys, self.seed, self.observer, self.dtype, space
         )
-        return reference, base, list(walk.run(self.images, held_out))
+        traces = list(walk.run(self.images, held_out))
+        if self.recipe.last_phase is not None:
+            self.clock.stage("last phase")
+        return reference, base, traces, run_last_phase(walk, self.images, held_out)
 
     def measure(
         self,
@@ -323,6 +336,14 @@ def _unit_record(
         ),
         layers=trace.layers,
     )
+
+
+def _last_phase_record(trace: NetworkTrace) -> LastPhaseRecord:
+    error = OnImages(
+        calibration=BeforeAfter(before=trace.error_before, after=trace.error_after),
+        held_out=_pair(trace.held_out_error_before, trace.held_out_error_after),
+    )
+    return LastPhaseRecord(steps=trace.steps, reconstruction_error=error, changed_codes=trace.changed_codes)
 
 
 def _pair(before: float | None, after: float | None) -> BeforeAfter | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clcalib.calibrate.observer import Observer
 from clcalib.config import FLOAT_BITS, EvaluationConfig, QuantizationSection, RunConfig, make_recipe
+from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.data.sources import load_calibration, load_evaluation
 from clcalib.errors import ArgumentError, OutputExistsError
@@ -36,7 +37,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         ClcalibError: the model or the images cannot be used; told before the optimisation begins.
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
-    recipe = make_recipe(config.recipe, config.contrastive)
+    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model = load_model(config.model)
@@ -125,13 +126,16 @@ def _image_digests(images: Tensor) -> list[str]:
 
 def _calibration_images(config: RunConfig) -> CalibrationSet:
     data = config.data
-    return load_calibration(
+    originals = load_calibration(
         data.calibration,
         transform=data.transform(),
         count=data.count,
         seed=config.run.seed,
         at_most=USUAL_CALIBRATION_IMAGES,
     )
+    if not data.augment:
+        return originals
+    return augmented(originals, data.augment, copies=data.augment_copies, seed=config.run.seed)
 
 
 def _overrides(section: QuantizationSection) -> dict[str, Override]:

@@ -56,6 +56,20 @@ def test_quantize_leaves_a_model_a_record_and_its_configuration(workplace: Path,
     assert max(len(line) for line in printed.out.splitlines() if str(out) not in line) <= 80
 
 
+def test_augmentation_and_last_phase_by_flags(workplace: Path, capsys: Capture) -> None:
+    arguments = ["quantize", "run.toml", "--augment", "flip, cutmix", "--augment-copies", "2", "--out", "out"]
+    assert main([*arguments, "--last-phase", "--set", "last_phase.steps=6"]) == 0
+    record = read_record(workplace / "out" / "run.json")
+    section = json.loads((workplace / "out" / "config.json").read_text())["data"]
+    assert (section["augment"], section["augment_copies"]) == (["flip", "cutmix"], 2)
+    assert record.calibration_images % 3 == 0
+    assert record.last_phase is not None
+    assert record.last_phase.steps == 6
+    printed = capsys.readouterr()
+    assert "unit 1 of 1  whole network" in printed.err
+    assert "qdrop + last phase" in printed.out
+
+
 def test_evaluate_gives_what_the_run_recorded(workplace: Path, capsys: Capture) -> None:
     assert main(["quantize", "run.toml", "--bits", "W2A2", "--out", "out", "--quiet"]) == 0
     assert capsys.readouterr().out == ""

@@ -166,6 +166,7 @@ class Recipe:
         phases: run one after the other in each unit; none means nearest rounding.
         start: the codes that each unit starts from: those of nearest rounding, or of error feedback on what the units
             before it send into it.
+        last_phase: run once, on the network as a whole, when all units are done; see ``with_last_phase``.
         skips_first_unit: leave the stem at nearest rounding (BRECQ, GENIE-M).
         correction: how the float inputs of units are brought nearer to the statistics of batch norm; None leaves them.
         contrastive: the settings of the contrastive term, for the record.
@@ -175,6 +176,7 @@ class Recipe:
     unit: Literal["layer", "block"] = "block"
     phases: tuple[Phase, ...] = ()
     start: Literal["nearest", "error_feedback"] = "nearest"
+    last_phase: Phase | None = None
     skips_first_unit: bool = False
     correction: Correction | None = None
     contrastive: dict[str, Any] | None = None
@@ -184,9 +186,14 @@ class Recipe:
             raise ArgumentError("start", "nearest or error_feedback", repr(self.start))
 
     @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """Those of the units, then the last one."""
+        return self.phases if self.last_phase is None else (*self.phases, self.last_phase)
+
+    @property
     def steps_per_unit(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset[Need]().union(*(phase.needs for phase in self.phases))
+        return frozenset[Need]().union(*(phase.needs for phase in self.all_phases))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.recipe import Pass, Phase, Term, needs_of
@@ -12,8 +13,34 @@ from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight
 from clcalib.capture.running import State
-from clcalib.objectives.batch import READS, Need, UnitBatch
+from clcalib.objectives.batch import READS, Cut, Need, UnitBatch
 from clcalib.objectives.keys import KeySet
+
+
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """The units inside a network that is optimised as a whole.
+
+    Their float outputs are computed anew at each step, since those of all images would not fit into memory.
+
+    Attributes:
+        floats: images -> the float units' outputs, in the order of the three lists.
+        positions: where these units' quantized outputs stand among the outputs of the whole.
+        errors: their reconstruction errors as the phase found them, above 0.
+        channel_axes: where they have their channels.
+    """
+
+    floats: fx.GraphModule
+    positions: tuple[int, ...]
+    errors: tuple[float, ...]
+    channel_axes: tuple[int, ...]
+
+    def cuts(self, outputs: State, images: State) -> tuple[Cut, ...]:
+        """The units' outputs beside their targets, the network's own output last."""
+        with torch.no_grad():
+            targets = self.floats(*images)
+        columns = zip(self.positions, targets, self.errors, self.channel_axes, strict=True)
+        return tuple(Cut(outputs[position], target, error, axis) for position, target, error, axis in columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +57,7 @@ class UnitData:
         keys: by need, g(a_F) of all images.
         float_gradient: squared gradients at the target, or None.
         channel_axis: where the target has its channels.
+        inside: the units inside, where the unit is the whole network.
     """
 
     quantized: RowState
@@ -41,6 +69,7 @@ class UnitData:
     keys: Mapping[Need, KeySet]
     float_gradient: Rows | None = None
     channel_axis: int = 1
+    inside: Inside | None = None
 
     def batches(
         self,
@@ -60,9 +89,11 @@ class UnitData:
             terms: those that are computed in this step.
         """
         needs = needs_of(terms)
+        inside = self.inside if Need.CUTS in needs else None
         with_gradient = self.float_gradient is not None and Need.FLOAT_GRADIENT in needs
+        first = next(iter(outputs.values()))  # the training pass, wherever there is one
         whole = UnitBatch(
-            output=next(iter(outputs.values()))[self.target_position],
+            output=first[self.target_position],
             target=self.target.take(index),
             sample_index=index,
             progress=progress,
@@ -70,6 +101,7 @@ class UnitData:
             keys=self.keys,
             float_gradient=self.float_gradient.take(index) if with_gradient and self.float_gradient else None,
             channel_axis=self.channel_axis,
+            cuts=() if inside is None else inside.cuts(first, tuple(rows.take(index) for rows in self.floating)),
         )
         found = dict[Pass, UnitBatch]()
         for name, state in outputs.items():

@@ -22,7 +22,7 @@ from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
-from clcalib.calibrate.unit_data import UnitData
+from clcalib.calibrate.unit_data import Inside, UnitData
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
@@ -88,12 +88,12 @@ class Walk:
         if self.recipe.correction is not None and not has_norms(self.floating):
             message = "the network has no batch norm, so the correction of distributions is left out"
             warnings.warn(message, NoBatchNormWarning, stacklevel=2)
-        calibration = _Pair.of(images)
-        other = None if held_out is None else _Pair.of(held_out)
+        calibration = Pair.of(images)
+        other = None if held_out is None else Pair.of(held_out)
         for index in range(len(self.floating.units)):
             yield self._visit(index, calibration, other)
 
-    def _visit(self, index: int, pair: _Pair, other: _Pair | None) -> UnitTrace:
+    def _visit(self, index: int, pair: Pair, other: Pair | None) -> UnitTrace:
         unit = self.floating.units[index]
         is_skipped = self.recipe.skips_first_unit and index == 0
         phases = () if is_skipped else self.recipe.phases
@@ -112,16 +112,16 @@ class Walk:
         if phases:
             if self.recipe.correction is not None:
                 pair.floating = corrected(self.floating, index, pair.floating, self.recipe.correction, self.space)
-            self._optimise(index, phases, pair, targets)
+            self.optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
-        _check_finite(body, unit.name)
+        check_finite(body, unit.name)
         after, other_after = self._move(unit, body, pair, targets), None
         if other is not None:
             other_after = self._move(unit, body, other, other_targets)
         self.observer.unit_finished(index, unit.name, before, after)
         return UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after)
 
-    def _move(self, unit: Unit, body: fx.GraphModule, pair: _Pair, targets: RowState) -> float:
+    def _move(self, unit: Unit, body: fx.GraphModule, pair: Pair, targets: RowState) -> float:
         """Bring the pair behind the unit; return the unit's error."""
         pair.floating = targets  # frees the stores of the float input, before those of the quantized output are made
         pair.quantized = advance_rows(body, pair.quantized, self.space)
@@ -144,10 +144,21 @@ class Walk:
         for name, quantizer in compensated(body, weights, take(state, HESSIAN_IMAGES)).items():
             self.quantized.replace(name, quantizer)
 
-    def _optimise(self, index: int, phases: tuple[Phase, ...], pair: _Pair, targets: RowState) -> None:
+    def optimise(
+        self, index: int, phases: tuple[Phase, ...], pair: Pair, targets: RowState, inside: Inside | None = None
+    ) -> None:
+        """Run phases on one unit, and put the quantizers that they find into their places.
+
+        Args:
+            index: of the unit.
+            phases: one after the other.
+            pair: the stores at the unit's input.
+            targets: its float outputs; only the one of its target is read.
+            inside: the units inside, where it is the whole network.
+        """
         unit = self.floating.units[index]
         position = unit.outputs.index(unit.target)
-        needs = self.recipe.needs
+        needs = frozenset[Need]().union(*(phase.needs for phase in phases))
         points = tuple(need for need in (Need.FEATURES, Need.LOGITS) if need in needs)
         data = UnitData(
             quantized=pair.quantized,
@@ -159,6 +170,7 @@ class Walk:
             keys={need: self._keys_behind(index, need) for need in points},
             float_gradient=self._float_gradient(index, pair, targets) if Need.FLOAT_GRADIENT in needs else None,
             channel_axis=unit.channel_axis,
+            inside=inside,
         )
         done = 0
         for number, phase in enumerate(phases):
@@ -201,8 +213,8 @@ class Walk:
         if not points:
             return None
         chain, unit = self.floating, self.floating.units[index]
-        is_last = index == len(chain.units) - 1
-        names = {Need.FEATURES: chain.output_name if is_last else chain.feature_name, Need.LOGITS: chain.output_name}
+        feature = chain.feature_name if self._has_feature(index) else chain.output_name
+        names = {Need.FEATURES: feature, Need.LOGITS: chain.output_name}
         return fuse(chain.subgraph(unit.outputs, [names[point] for point in points]), self.dtype)
 
     def _open_layers(self, index: int, body: fx.GraphModule) -> dict[str, str]:
@@ -220,17 +232,21 @@ class Walk:
 
     def _keys_behind(self, index: int, need: Need) -> KeySet:
         """Behind the penultimate feature the remainder is the identity, so the keys are the logits."""
-        is_last = index == len(self.floating.units) - 1
-        return self.keys[Need.LOGITS if is_last else need]
+        return self.keys[need if self._has_feature(index) else Need.LOGITS]
 
-    def _float_gradient(self, index: int, pair: _Pair, targets: RowState) -> Rows:
+    def _has_feature(self, index: int) -> bool:
+        """Whether the penultimate feature can still be read behind the unit."""
+        is_last = index == len(self.floating.units) - 1
+        return not is_last or self.floating.feature_name in self.floating.units[index].outputs
+
+    def _float_gradient(self, index: int, pair: Pair, targets: RowState) -> Rows:
         unit, rest = self.floating.units[index], self.floating.suffix(index, "logits")
         body, position = self.quantized.chain.body(index), unit.outputs.index(unit.target)
         return squared_gradient(body, rest, pair.quantized, targets, position, self.space)
 
 
 @dataclasses.dataclass
-class _Pair:
+class Pair:
     """The stores of all images at one cut, behind the quantized and behind the float prefix.
 
     It moves with the walk: as nothing else refers to the stores, each is freed as soon as the next one takes its place.
@@ -240,7 +256,7 @@ class _Pair:
     floating: RowState
 
     @classmethod
-    def of(cls, images: Tensor) -> _Pair:
+    def of(cls, images: Tensor) -> Pair:
         rows = (as_rows(images),)
         return cls(rows, rows)
 
@@ -289,7 +305,8 @@ def _scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[flo
     return tuple(scales)
 
 
-def _check_finite(body: fx.GraphModule, unit: str) -> None:
+def check_finite(body: fx.GraphModule, unit: str) -> None:
+    """Raise where something in a finished unit is not finite."""
     for name, tensor in body.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"unit {unit}: {name} is not finite after optimisation; try a smaller rate")

@@ -27,6 +27,7 @@ from clcalib.cli.flags import (
 from clcalib.cli.progress import observer_for
 from clcalib.config import RunConfig, build
 from clcalib.config_problems import options_model
+from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
 from clcalib.report.record import RunRecord
 from clcalib.report.tables import summary_table, unit_table
@@ -51,6 +52,17 @@ def quantize(
             "--calibration", metavar="PATH", help="Images: a folder, a tile sheet, a .safetensors file or CIFAR-10."
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            "--augment",
+            metavar="NAMES",
+            help=f"Add changed copies of the calibration images: any of {', '.join(AUGMENTATIONS)}, as flip,crop.",
+        ),
+    ] = None,
+    augment_copies: Annotated[
+        int | None, typer.Option("--augment-copies", metavar="N", help="How many of each image; 1 by default.")
+    ] = None,
     evaluation: EvaluationOption = None,
     bits: Annotated[str | None, typer.Option("--bits", metavar="W4A4", help="Widths, 2 to 8 (32 is float).")] = None,
     weight_bits: Annotated[int | None, typer.Option("--weight-bits", metavar="N", help="Width of weights.")] = None,
@@ -65,6 +77,12 @@ def quantize(
     ] = None,
     contrastive: Annotated[
         bool | None, typer.Option("--contrastive/--no-contrastive", help="Add the contrastive term, or leave it out.")
+    ] = None,
+    last_phase: Annotated[
+        bool | None,
+        typer.Option(
+            "--last-phase/--no-last-phase", help="Optimise the whole network when all units are done, or not."
+        ),
     ] = None,
     settings: SetOption = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of everything random; 0 by default.")] = None,
@@ -99,7 +117,12 @@ def quantize(
     both = split_bits(bits)
     flags: dict[str, Any] = {
         "model": {"entry": model, "weights": weights},
-        "data": {"calibration": calibration, "evaluation": evaluation},
+        "data": {
+            "calibration": calibration,
+            "augment": None if augment is None else [name.strip() for name in augment.split(",") if name.strip()],
+            "augment_copies": augment_copies,
+            "evaluation": evaluation,
+        },
         "quantization": {"weights": weight_bits or both[0], "activations": activation_bits or both[1]},
         "recipe": {"name": recipe, "steps": steps},
         "run": {
@@ -113,7 +136,8 @@ def quantize(
         },
     }
     table, source = collect(config, settings, flags)
-    table = _with_contrastive(_with_fitting_options(table, recipe, steps), contrastive)
+    table = _with_fitting_options(table, recipe, steps)
+    table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
     parsed = build(RunConfig, table, source)
     console, log = Console(highlight=False), Console(stderr=True, highlight=False)
     if quiet:
@@ -124,11 +148,11 @@ def quantize(
     _show(record, parsed.run.out, console)
 
 
-def _with_contrastive(table: dict[str, Any], contrastive: bool | None) -> dict[str, Any]:
-    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away."""
-    if contrastive is None:
+def _with_section(table: dict[str, Any], section: str, is_wanted: bool | None) -> dict[str, Any]:
+    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away; None: neither."""
+    if is_wanted is None:
         return table
-    return {**table, "contrastive": table.get("contrastive") or {} if contrastive else None}
+    return {**table, section: table.get(section) or {} if is_wanted else None}
 
 
 def _with_fitting_options(table: dict[str, Any], recipe: str | None, steps: int | None) -> dict[str, Any]:

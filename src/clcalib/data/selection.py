@@ -67,9 +67,29 @@ def choose_balanced(labels: Sequence[int], count: int, seed: int) -> tuple[int, 
     return tuple(index for _, _, index in sorted(chosen, key=lambda entry: entry[1]))
 
 
-def _keys(total: int, seed: int) -> NDArray[np.uint64]:  # (total,)
+def uniforms(count: int, seed: int, *counters: int) -> NDArray[np.float64]:
+    """Return ``count`` numbers, uniform from 0 to below 1, fixed by the seed and the counters; (count,) float64.
+
+    Number i does not depend on ``count``.
+
+    Raises:
+        DataError: ``seed`` is negative.
+    """
+    _check_seed(seed)
+    start = _mix(np.array([seed], dtype=np.uint64))
+    for counter in counters:
+        start = _mix(start + np.array([counter + 1], dtype=np.uint64) * _GOLDEN_GAMMA)
+    keys = _mix(start + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_GAMMA)
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _check_seed(seed: int) -> None:
     if seed < 0 or seed >= 2**64:
         raise DataError("seed", "a whole number from 0 to 2**64 - 1", seed)
+
+
+def _keys(total: int, seed: int) -> NDArray[np.uint64]:  # (total,)
+    _check_seed(seed)
     start = _mix(np.array([seed], dtype=np.uint64))
     return _mix(start + np.arange(1, total + 1, dtype=np.uint64) * _GOLDEN_GAMMA)
 

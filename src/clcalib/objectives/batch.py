@@ -21,9 +21,27 @@ class Need(enum.Enum):
     FEATURES = "features"  # the unit's output behind the frozen float remainder, at the penultimate feature
     LOGITS = "logits"  # the same at the network's output
     FLOAT_GRADIENT = "float_gradient"  # squared gradient of the network's divergence in the unit's output
+    CUTS = "cuts"  # outputs of all units; only in the phase over the whole network
 
 
 READS = frozenset({Need.FEATURES, Need.LOGITS})  # what takes a pass through the rest of the network
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The output of one unit inside the network that is optimised as a whole.
+
+    Attributes:
+        output: of the quantized unit, (B, C, *spatial); carries gradients.
+        target: of the float unit, same shape; never carries gradients.
+        error: the unit's reconstruction error as the phase found it, above 0.
+        channel_axis: which axis of both holds the channels.
+    """
+
+    output: Tensor
+    target: Tensor
+    error: float
+    channel_axis: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +58,7 @@ class UnitBatch:
         keys: the static float keys, by the same needs.
         float_gradient: squared gradients at the target, same shape, mean one.
         channel_axis: which axis of output and target holds the channels.
+        cuts: the outputs of all units, where the network is optimised as a whole.
     """
 
     output: Tensor
@@ -51,6 +70,7 @@ class UnitBatch:
     keys: Mapping[Need, KeySet] = dataclasses.field(default_factory=dict)
     float_gradient: Tensor | None = None
     channel_axis: int = 1
+    cuts: tuple[Cut, ...] = ()
 
     def first(self, images: int | None) -> UnitBatch:
         """The first images only (all, for None); what was read for fewer images stays as it is."""
@@ -64,6 +84,9 @@ class UnitBatch:
             sample_index=self.sample_index[:images],
             reads={need: read[:images] for need, read in self.reads.items()},
             float_gradient=None if gradient is None else gradient[:images],
+            cuts=tuple(
+                dataclasses.replace(cut, output=cut.output[:images], target=cut.target[:images]) for cut in self.cuts
+            ),
         )
 
 

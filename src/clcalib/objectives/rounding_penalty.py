@@ -28,11 +28,13 @@ class RoundingPenalty:
     Args:
         warm_up: share of the steps without penalty.
         beta_start, beta_end: ends of the linear schedule of beta.
+        is_mean: divide by the number of weights, so that one weight of the term fits networks of every size.
     """
 
     warm_up: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
+    is_mean: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.warm_up < 1:
@@ -46,4 +48,5 @@ class RoundingPenalty:
         if batch.progress < self.warm_up or not batch.rounding:
             return torch.zeros((), device=batch.output.device)
         beta = annealed_beta(batch.progress, self.warm_up, self.beta_start, self.beta_end)
-        return functools.reduce(torch.add, (rounding_penalty(v, beta) for v in batch.rounding))
+        total = functools.reduce(torch.add, (rounding_penalty(v, beta) for v in batch.rounding))
+        return total / sum(v.numel() for v in batch.rounding) if self.is_mean else total

@@ -80,6 +80,20 @@ class UnitRecord(_Frozen):
     layers: tuple[str, ...] = ()
 
 
+class LastPhaseRecord(_Frozen):
+    """What the phase over the whole network did; the units' own errors are those from before it.
+
+    Attributes:
+        steps: of the phase.
+        reconstruction_error: at the network's end, before and after the phase.
+        changed_codes: the share of the weights that it gave another code.
+    """
+
+    steps: Count
+    reconstruction_error: OnImages
+    changed_codes: Fraction
+
+
 class RunRecord(_Frozen):
     """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
 
@@ -89,6 +103,7 @@ class RunRecord(_Frozen):
         quantized_top1: top-1 accuracy of the result.
         agreement: fraction of the evaluation images on which the result and the float model predict the same class.
         contrastive: the settings of the contrastive term, or None without it.
+        last_phase: what the phase over the whole network did, or None without one.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         versions: the versions of Python, clcalib and torch.
@@ -115,6 +130,7 @@ class RunRecord(_Frozen):
     seconds_per_stage: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: Count
     units: tuple[UnitRecord, ...] = ()
+    last_phase: LastPhaseRecord | None = None
     calibration_images: Count
     evaluation_images: Count = 0
     device: str

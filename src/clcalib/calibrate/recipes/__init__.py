@@ -11,6 +11,7 @@ from clcalib.calibrate.recipes.cl_calib import with_contrastive
 from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.genie_m import genie_m
 from clcalib.calibrate.recipes.gptq import gptq
+from clcalib.calibrate.recipes.last_phase import with_last_phase
 from clcalib.calibrate.recipes.nearest import nearest
 from clcalib.calibrate.recipes.pd_quant import pd_quant
 from clcalib.calibrate.recipes.qdrop import qdrop
@@ -43,4 +44,5 @@ __all__ = [
     "scale_only",
     "straight_through",
     "with_contrastive",
+    "with_last_phase",
 ]

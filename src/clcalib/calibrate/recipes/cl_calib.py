@@ -38,7 +38,7 @@ def with_contrastive(
     on: Pass | None = None,
     share: float = SHARE,
 ) -> Recipe:
-    """Return the recipe with the contrastive term in every phase.
+    """Return the recipe with the contrastive term in every phase, the last one over the whole network included.
 
     Args:
         recipe: any recipe that optimises something.
@@ -65,7 +65,7 @@ def with_contrastive(
 
     Source: CL-Calib, CVPR 2024; deviations in docs/deviations.md.
     """
-    if not recipe.phases:
+    if not recipe.all_phases:
         raise ArgumentError("recipe", "one that optimises something", recipe.name, "use adaround, brecq or qdrop")
     if recipe.contrastive is not None:
         raise ArgumentError("recipe", "one without a contrastive term", recipe.name)
@@ -88,6 +88,7 @@ def with_contrastive(
         return dataclasses.replace(phase, terms=(*phase.terms, _placed(term, phase, interval, images, on)))
 
     phases = tuple(extended(phase) for phase in recipe.phases)
+    last = None if recipe.last_phase is None else extended(recipe.last_phase)
     settings = {
         "weight": weight,
         "temperature": temperature,
@@ -101,7 +102,8 @@ def with_contrastive(
         "on": on,
         "share": share,
     }
-    return dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, contrastive=settings)
+    name = f"{recipe.name}+contrastive"
+    return dataclasses.replace(recipe, name=name, phases=phases, last_phase=last, contrastive=settings)
 
 
 def _placed(

@@ -1,0 +1,170 @@
+"""The last phase: when all units are done, the network as one unit, with the outputs of all its units as targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from clcalib.calibrate.fuse import fuse
+from clcalib.calibrate.moving import advance_rows
+from clcalib.calibrate.recipe import Phase
+from clcalib.calibrate.streams import counter_hash
+from clcalib.calibrate.unit_data import Inside
+from clcalib.calibrate.walk import PROBE_IMAGES, Pair, Walk, check_finite
+from clcalib.capture.chain import Chain
+from clcalib.capture.running import BATCH
+from clcalib.capture.units import Unit
+from clcalib.objectives.lp import lp_error
+
+NAME = "whole network"
+LEAST_ERROR = 1e-6  # relative to the target's own size; below it a unit is as good as float and is left out of the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkTrace:
+    """What the last phase did: reconstruction errors of the network's end on both image sets, and changed codes.
+
+    Attributes:
+        steps: of the phase.
+        error_before, error_after: at the network's end, on calibration images.
+        held_out_error_before, held_out_error_after: the same on held-out images, or None.
+        changed_codes: share of the weights whose code is another than that which the units found.
+    """
+
+    steps: int
+    error_before: float
+    error_after: float
+    held_out_error_before: float | None
+    held_out_error_after: float | None
+    changed_codes: float
+
+
+def run_last_phase(walk: Walk, images: Tensor, held_out: Tensor | None) -> NetworkTrace | None:
+    """Optimise roundings and activation scales of the whole network together, from what the walk found.
+
+    Args:
+        walk: one that has visited all units; its quantized chain is changed.
+        images: calibration images (N, ...), on the device of the chains.
+        held_out: other images, only measured on.
+
+    Returns:
+        what was done, or None where the recipe has no last phase.
+
+    Raises:
+        NumericalError: a loss or a value is not finite.
+    """
+    phase = walk.recipe.last_phase
+    if phase is None:
+        return None
+    network, codes = _Network.of(walk), _codes(walk)
+    walk.observer.unit_started(0, 1, NAME, "network", phase.steps)
+    before = network.errors(images)
+    other_before = None if held_out is None else network.end_error(held_out)
+    inside = network.inside(before)
+    if inside.positions:
+        network.optimise(phase, images, inside)
+    check_finite(walk.quantized.chain.module, NAME)
+    after = network.end_error(images)
+    other_after = None if held_out is None else network.end_error(held_out)
+    walk.observer.unit_finished(0, NAME, before[-1][0], after)
+    return NetworkTrace(phase.steps, before[-1][0], after, other_before, other_after, _changed(codes, _codes(walk)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """The walk over both networks as single units, and the outputs of the units inside, the network's end last.
+
+    Attributes:
+        whole: its chains have one unit; its random streams are those of no unit.
+        targets: by the name of its node in the float chain, where an inner unit's target has its channels.
+    """
+
+    whole: Walk
+    targets: dict[str, int]
+
+    @classmethod
+    def of(cls, walk: Walk) -> _Network:
+        quantized = dataclasses.replace(walk.quantized, chain=_joined(walk.quantized.chain))
+        seed = counter_hash(walk.seed, len(walk.floating.units))
+        whole = dataclasses.replace(walk, floating=_joined(walk.floating), quantized=quantized, seed=seed)
+        return cls(whole, {unit.target: unit.channel_axis for unit in walk.floating.units})
+
+    def floats(self, names: Sequence[str]) -> fx.GraphModule:
+        """Images -> the float network's values at some nodes."""
+        chain = self.whole.floating
+        return chain.subgraph((chain.input_name,), names)
+
+    def positions(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Where the values of nodes stand among the outputs of the one unit."""
+        (unit,) = self.whole.floating.units
+        return tuple(unit.outputs.index(name) for name in names)
+
+    @torch.no_grad()
+    def errors(self, images: Tensor) -> list[tuple[float, float]]:
+        """Of each inner unit, on the first images: the reconstruction error, and that of an output of zeros."""
+        floats, body = self.floats(list(self.targets)), self.whole.quantized.chain.body(0)
+        images, rows = images[:PROBE_IMAGES], list[list[float]]()
+        for part in torch.split(images, BATCH):
+            targets, outputs = floats(part), body(part)
+            columns = zip(targets, self.positions(list(self.targets)), self.targets.values(), strict=True)
+            pairs = [
+                (
+                    lp_error(outputs[position], target, channel_axis=axis),
+                    lp_error(target, target * 0, channel_axis=axis),
+                )
+                for target, position, axis in columns
+            ]
+            rows.append([float(value) * len(part) / len(images) for pair in pairs for value in pair])
+        sums = [sum(column) for column in zip(*rows, strict=True)]
+        return list(zip(sums[::2], sums[1::2], strict=True))
+
+    def end_error(self, images: Tensor) -> float:
+        """The reconstruction error at the network's end."""
+        return self.errors(images)[-1][0]
+
+    def inside(self, errors: Sequence[tuple[float, float]]) -> Inside:
+        """The inner units that are not as good as float."""
+        columns = zip(self.targets.items(), errors, strict=True)
+        kept = [(name, axis, error) for (name, axis), (error, size) in columns if error > LEAST_ERROR * size]
+        names = [name for name, _, _ in kept]
+        return Inside(
+            floats=fuse(self.floats(names), self.whole.dtype),
+            positions=self.positions(names),
+            errors=tuple(error for _, _, error in kept),
+            channel_axes=tuple(axis for _, axis, _ in kept),
+        )
+
+    def optimise(self, phase: Phase, images: Tensor, inside: Inside) -> None:
+        """Run the phase; of what it compares with, only the logits of all images are stored."""
+        pair, end = Pair.of(images), self.floats((self.whole.floating.output_name,))
+        logits = advance_rows(end, pair.floating, self.whole.space)
+        self.whole.optimise(0, (phase,), pair, logits, inside)
+
+
+def _joined(chain: Chain) -> Chain:
+    """The chain with one unit from the images to the network's end; the outputs of the old ones leave it too."""
+    targets = dict.fromkeys((*(unit.target for unit in chain.units), chain.feature_name))
+    unit = Unit(
+        name=NAME,
+        kind="block",
+        nodes=tuple(name for unit in chain.units for name in unit.nodes),
+        inputs=(chain.input_name,),
+        outputs=(chain.output_name, *(name for name in targets if name != chain.output_name)),
+        target=chain.output_name,
+        layers=tuple(dict.fromkeys(layer for unit in chain.units for layer in unit.layers)),
+        channel_axis=chain.units[-1].channel_axis,
+    )
+    return dataclasses.replace(chain, units=(unit,))
+
+
+def _codes(walk: Walk) -> list[Tensor]:
+    return [walk.quantized.weight(layer).codes for layer in walk.quantized.weights]
+
+
+def _changed(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The share of codes that differ."""
+    differing = sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+    return differing / max(1, sum(codes.numel() for codes in before))

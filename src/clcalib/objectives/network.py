@@ -1,0 +1,55 @@
+"""Reconstruction error of all units at once, for the phase that optimises the network as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from clcalib.errors import ArgumentError
+from clcalib.objectives.batch import Cut, Need, UnitBatch, missing_need
+from clcalib.objectives.lp import lp_error
+
+
+def network_error(cuts: tuple[Cut, ...], end_weight: float = 1.0) -> Tensor:
+    """mean_k w_k e_k / e_k^0, with e_k the unit's ``lp_error``, w_k = 1 and w_K = end_weight for the network's end.
+
+    Divided by its value at the start, e_k^0, each unit counts the same, whatever its size: the gradient is that of the
+    sum of log e_k there.
+
+    Args:
+        cuts: the units' outputs, at least one, the network's own output last.
+        end_weight: of the last one.
+
+    Returns:
+        A scalar.
+
+    Source: ours; local errors stay in the loss, since losses on the end alone overfit (docs/method.md, section 2).
+    """
+    errors = [lp_error(cut.output, cut.target.detach(), channel_axis=cut.channel_axis) / cut.error for cut in cuts]
+    return torch.stack([*errors[:-1], errors[-1] * end_weight]).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkReconstruction:
+    """``network_error`` of a batch.
+
+    Args:
+        end_weight: how much the network's end counts; 1 is as much as each unit.
+    """
+
+    end_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.end_weight < float("inf"):
+            raise ArgumentError("end_weight", "a number of at least 0", self.end_weight)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.CUTS})
+
+    def __call__(self, batch: UnitBatch) -> Tensor:
+        if not batch.cuts:
+            raise missing_need(self, Need.CUTS)
+        return network_error(batch.cuts, self.end_weight)
