@@ -12,10 +12,11 @@ from torch import nn
 import clcalib
 from clcalib.calibrate.caches import round_to_nearest
 from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.probes import term_scales
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.store import as_rows
 from clcalib.calibrate.unit_data import UnitData
-from clcalib.calibrate.walk import Walk, _scales
+from clcalib.calibrate.walk import Walk
 from clcalib.capture.chain import capture
 from clcalib.capture.running import advance
 from clcalib.errors import ArgumentError
@@ -140,7 +141,7 @@ def test_a_relative_term_is_as_large_as_the_host_at_weight_one():
     rows = (as_rows(images()),)
     data = UnitData(rows, rows, as_rows(target + 1.0), 0, None, (), {})
     terms = (Term(Reconstruction()), Term(Constant(4.0), 0.5, is_relative=True))
-    scales = _scales(Phase("p", 1, terms), body, data)
+    scales = term_scales(Phase("p", 1, terms), body, data)
     host = 8.0  # eight channels, each off by one
     assert scales[0] == 1.0
     assert scales[1] * 4.0 == pytest.approx(0.5 * host, rel=1e-4)

@@ -227,3 +227,10 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_second_derivatives_are_refused_and_not_wrong() -> None:
+    v = torch.randn(40, requires_grad=True)
+    (first,) = torch.autograd.grad(rounding_penalty(v, 3.0), v, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -10,10 +10,11 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.moving import advance_rows
+from clcalib.calibrate.probes import PROBE_IMAGES, check_finite
 from clcalib.calibrate.recipe import Phase
 from clcalib.calibrate.streams import counter_hash
 from clcalib.calibrate.unit_data import Inside
-from clcalib.calibrate.walk import PROBE_IMAGES, Pair, Walk, check_finite
+from clcalib.calibrate.walk import Pair, Walk
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import BATCH
 from clcalib.capture.units import Unit

@@ -17,7 +17,8 @@ from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.loop import optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
-from clcalib.calibrate.recipe import Pass, Phase, Recipe
+from clcalib.calibrate.probes import PROBE_IMAGES, check_finite, probe_error, term_scales
+from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream, stream
@@ -26,16 +27,14 @@ from clcalib.calibrate.unit_data import Inside, UnitData
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
-from clcalib.errors import NoBatchNormWarning, NumericalError
+from clcalib.errors import NoBatchNormWarning
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet
-from clcalib.objectives.lp import lp_error
 from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
 
 HESSIAN_IMAGES = 256  # images that error feedback sees
-PROBE_IMAGES = 256  # images that errors and relative weights are measured on
 _WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 
 
@@ -102,11 +101,11 @@ class Walk:
         float_body = self.floating.body(index)
         targets = advance_rows(float_body, pair.floating, self.space)
         nearest = self._find_ranges(index, pair.quantized)
-        before, other_before = _probe_error(unit, nearest, targets), None
+        before, other_before = probe_error(unit, nearest, targets), None
         if other is not None:
             other_targets = advance_rows(float_body, other.floating, self.space)
             nearest = advance(self.quantized.chain.body(index), take(other.quantized, PROBE_IMAGES))
-            other_before = _probe_error(unit, nearest, other_targets)
+            other_before = probe_error(unit, nearest, other_targets)
         if self.recipe.start == "error_feedback" and not is_skipped:
             self._feed_back(index, pair.quantized)
         if phases:
@@ -125,7 +124,7 @@ class Walk:
         """Bring the pair behind the unit; return the unit's error."""
         pair.floating = targets  # frees the stores of the float input, before those of the quantized output are made
         pair.quantized = advance_rows(body, pair.quantized, self.space)
-        return _probe_error(unit, take(pair.quantized, PROBE_IMAGES), targets)
+        return probe_error(unit, take(pair.quantized, PROBE_IMAGES), targets)
 
     def _find_ranges(self, index: int, state: RowState) -> State:
         """Set the unit's ranges; return its outputs with them and with nearest weights, on the first images."""
@@ -183,7 +182,7 @@ class Walk:
         phase = with_own_parameters(phase, data.target.first(1), data.channel_axis, own)
         body = self.quantized.chain.body(index)
         hardened = _with_float_activations(body) if phase.activations == "float" else body
-        scales = _scales(phase, hardened, data)
+        scales = term_scales(phase, hardened, data)
         working = fuse(self._working_body(index, phase, random), self.dtype, casts_inputs=False)
 
         def report(step: int, losses: Mapping[str, float]) -> None:
@@ -261,12 +260,6 @@ class Pair:
         return cls(rows, rows)
 
 
-def _probe_error(unit: Unit, outputs: State, targets: RowState) -> float:
-    position = unit.outputs.index(unit.target)
-    target = targets[position].first(PROBE_IMAGES)
-    return float(lp_error(outputs[position][: len(target)], target, channel_axis=unit.channel_axis))
-
-
 def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:
     if phase.activations == "float":
         return nn.Identity()
@@ -284,29 +277,3 @@ def _with_float_activations(body: fx.GraphModule) -> fx.GraphModule:
         if isinstance(module, ActivationQuantizer):
             body.set_submodule(name, nn.Identity())
     return body
-
-
-@torch.no_grad()
-def _scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[float, ...]:
-    """Weights of the terms; relative ones are made as large as the host's terms for the unit as the phase finds it."""
-    if not any(term.is_relative for term in phase.terms):
-        return tuple(term.weight for term in phase.terms)
-    index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
-    terms = [dataclasses.replace(term, images=None) for term in phase.terms]
-    mixed = data.quantized if phase.quantized_input_probability > 0 else data.floating
-    states: dict[Pass, RowState] = {"training": mixed, "quantized": data.quantized}
-    outputs = {on: hardened(*(rows.take(index) for rows in states[on])) for on in dict.fromkeys(t.on for t in terms)}
-    batches = data.batches(outputs, index, 0.0, [], terms)
-    values = [float(term.objective(batches[term.on])) for term in terms]
-    host = sum(value * term.weight for term, value in zip(terms, values, strict=True) if not term.is_relative)
-    scales = []
-    for term, own in zip(terms, values, strict=True):
-        scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
-    return tuple(scales)
-
-
-def check_finite(body: fx.GraphModule, unit: str) -> None:
-    """Raise where something in a finished unit is not finite."""
-    for name, tensor in body.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NumericalError(f"unit {unit}: {name} is not finite after optimisation; try a smaller rate")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from clcalib.fused import calls, device
 
@@ -53,6 +54,7 @@ class _RoundingPenalty(torch.autograd.Function):
         return torch.tensor(total)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0], None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from clcalib.fused import calls
 
@@ -38,6 +39,7 @@ class _MeanSquaredError(torch.autograd.Function):
         return torch.tensor(total * weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = ctx.saved_tensors
         upstream = gradients[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from clcalib.errors import ArgumentError
 from clcalib.fused import calls, device
@@ -157,6 +158,7 @@ class _Activation(torch.autograd.Function):
         return calls.activation_forward(x, residual, limits, grid, draw, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, residual = ctx.saved_tensors
         gradient, total = calls.activation_backward(device.in_order_of(x, gradients[0]), x, residual, *ctx.settings)
@@ -173,6 +175,7 @@ class _SoftRound(torch.autograd.Function):
         return calls.soft_round_forward(floor_codes, v, scale, zero_point, ctx.bounds, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         floor_codes, v, scale, zero_point = ctx.saved_tensors
         gradient, of_scale = device.in_order_of(v, gradients[0]), None

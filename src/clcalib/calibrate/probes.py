@@ -1,0 +1,51 @@
+"""What is measured on the first images of a unit: its error, the sizes of the terms of its loss, what is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import fx
+
+from clcalib.calibrate.recipe import Pass, Phase
+from clcalib.calibrate.store import RowState
+from clcalib.calibrate.unit_data import UnitData
+from clcalib.capture.running import State
+from clcalib.capture.units import Unit
+from clcalib.errors import NumericalError
+from clcalib.objectives.lp import lp_error
+
+PROBE_IMAGES = 256  # images that errors and relative weights are measured on
+
+
+def probe_error(unit: Unit, outputs: State, targets: RowState) -> float:
+    """The reconstruction error of a unit's outputs on the first images."""
+    position = unit.outputs.index(unit.target)
+    target = targets[position].first(PROBE_IMAGES)
+    return float(lp_error(outputs[position][: len(target)], target, channel_axis=unit.channel_axis))
+
+
+@torch.no_grad()
+def term_scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[float, ...]:
+    """Weights of the terms; relative ones are made as large as the host's terms for the unit as the phase finds it."""
+    if not any(term.is_relative for term in phase.terms):
+        return tuple(term.weight for term in phase.terms)
+    index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
+    terms = [dataclasses.replace(term, images=None) for term in phase.terms]
+    mixed = data.quantized if phase.quantized_input_probability > 0 else data.floating
+    states: dict[Pass, RowState] = {"training": mixed, "quantized": data.quantized}
+    outputs = {on: hardened(*(rows.take(index) for rows in states[on])) for on in dict.fromkeys(t.on for t in terms)}
+    batches = data.batches(outputs, index, 0.0, [], terms)
+    values = [float(term.objective(batches[term.on])) for term in terms]
+    host = sum(value * term.weight for term, value in zip(terms, values, strict=True) if not term.is_relative)
+    scales = []
+    for term, own in zip(terms, values, strict=True):
+        scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
+    return tuple(scales)
+
+
+def check_finite(body: fx.GraphModule, unit: str) -> None:
+    """Raise where something in a finished unit is not finite."""
+    for name, tensor in body.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"unit {unit}: {name} is not finite after optimisation; try a smaller rate")
