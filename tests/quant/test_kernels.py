@@ -232,5 +232,5 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 def test_second_derivatives_are_refused_and_not_wrong() -> None:
     v = torch.randn(40, requires_grad=True)
     (first,) = torch.autograd.grad(rounding_penalty(v, 3.0), v, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad|twice"):
         first.sum().backward()
