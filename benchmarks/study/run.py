@@ -35,7 +35,9 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[int, Cell]]:
     found: dict[tuple[int, str], Cell] = {}
     for part in arguments.part:
         for cell in PARTS[part](arguments.steps):
-            if cell.network in arguments.networks and any(word in cell.key for word in arguments.only):
+            is_wanted = any(word in cell.key for word in arguments.only)
+            is_wanted = is_wanted and not any(word in cell.key for word in arguments.without)
+            if cell.network in arguments.networks and is_wanted:
                 for seed in arguments.seeds or SEEDS[part]:
                     found.setdefault((seed, cell.key), cell)
     return [(seed, cell) for (seed, _), cell in sorted(found.items(), key=lambda item: item[0][0])]
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORK_NAMES, default=list(NETWORK_NAMES))
     parser.add_argument("--seeds", type=int, nargs="+", help="by default those declared for the part")
     parser.add_argument("--only", nargs="+", default=[""], help="run only cells whose key holds one of these")
+    parser.add_argument("--without", nargs="+", default=[], help="and none whose key holds one of these")
     parser.add_argument("--steps", type=int, default=STEPS, help="another number goes to folders of its own")
     precision = (
         "of convolutions; a name, so that a busy machine does not choose for some runs otherwise than for others"
