@@ -177,7 +177,8 @@ def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
     assert "not yet" in page
 
 
-def test_the_page_is_that_of_the_result():
-    script = [sys.executable, str(FOLDER / "study" / "page.py"), "--check"]
+@pytest.mark.parametrize("name", ["page.py", "methods.py"])
+def test_the_pages_are_those_of_the_result(name):
+    script = [sys.executable, str(FOLDER / "study" / name), "--check"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
