@@ -125,7 +125,7 @@ def factor(value: float | str) -> str:
 
 
 def ablation_tables(result: Row) -> list[str]:
-    about = "One setting at a time, on QDrop, ResNet-20, W2A2.  *Loss left*: the term at the end over its start."
+    about = "One setting at a time, on QDrop, ResNet-20, W2A2.  *Loss left*: the term, as last shown, over its start."
     lines = ["## Ablations", "", about]
     for name, own in result["ablations"].items():
         rows = []
