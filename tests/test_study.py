@@ -81,7 +81,7 @@ def test_differences_are_paired_by_seed(stats):
     assert (row["seeds"], row["values"], row["mean"], row["deviation"]) == ([0, 1, 2], [1.0, 2.0, 3.0], 2.0, 1.0)
     assert row["t_interval"][0] < row["bootstrap"][0] <= row["bootstrap"][1] < row["t_interval"][1]
     five = stats.paired_difference({seed: 1.0 + seed for seed in range(5)}, dict.fromkeys(range(5), 0.0))
-    assert "t_interval" not in five
+    assert five["t_interval"][0] < five["bootstrap"][0]  # what five seeds show is decided by the wider one
     assert "bootstrap" not in stats.paired_difference({0: 1.0}, {0: 0.5})
     assert stats.paired_difference({0: 1.0}, {1: 0.5}) is None
 
@@ -151,7 +151,8 @@ def row_of(cell, seed, accuracy):
     units = [{"name": "stem", "error": {"calibration": [2.0, 1.0], "held_out": [3.0, 2.0]}}]
     units[0]["bound"] = {"calibration": [1.0, 2.0], "held_out": [0.5, accuracy / 50]}
     numbers = {"test_top1": accuracy, "selection_top1": accuracy, "float_top1": 92.0, "cpu_seconds": 1.0}
-    place = {"network": cell.network, "contrastive": cell.contrastive, "commit": "abc", "units": units}
+    fields = ("network", "contrastive", "host", "steps", "calibration_images")
+    place = {**{name: getattr(cell, name) for name in fields}, "commit": "abc", "units": units}
     return {"key": cell.key, "seed": seed, **numbers, **place}
 
 
@@ -165,7 +166,7 @@ def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
             path = one.path_of(cell, seed, tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(row_of(cell, seed, 70.0 + 2 * gain + seed)))
-    result = study.summary.summarise(study.summary.read_runs(tmp_path), grid.STEPS)
+    result = study.summary.summarise(study.summary.read_runs(tmp_path, grid.STEPS), grid.STEPS)
     (host,) = result["hosts"]
     assert host["difference"]["bootstrap"] == [2.0, 2.0]
     assert [row["level"] for row in result["ablations"]["temperature"]] == ["0.05", "0.1", "0.2", "0.5", "1"]
@@ -173,7 +174,7 @@ def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
     assert result["correlations"]["least unit"]["all"]["pearson"] == 1.0
     assert result["coverage"]["ablations"]["run"] == 9  # three seeds are declared
     page = study.page.page(result)
-    assert "| W2A2 | qdrop | 72.00 ± 1.58 (5) | 74.00 ± 1.58 (5) | **+2.00** [+2.00, +2.00] |" in page
+    assert "| W2A2 | qdrop | 72.00 ± 1.58 (5) | 74.00 ± 1.58 (5) | **+2.00** [+2.00, +2.00] t [+2.00, +2.00] |" in page
     assert "not yet" in page
 
 
@@ -182,3 +183,33 @@ def test_the_pages_are_those_of_the_result(name):
     script = [sys.executable, str(FOLDER / "study" / name), "--check"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid, one):
+    """At each common seed x1 is better; its two other seeds are low."""
+    import study.summary
+
+    runs = {}
+    for factor in grid.RATE_FACTORS:
+        for own in (True, False):
+            key = grid.rate_key("resnet20", "qdrop", factor, is_contrastive=own)
+            cell = grid.Cell("hosts", "resnet20", key, "qdrop", 2, 2)
+            values = {seed: 70.0 + seed - abs(factor - 1.0) for seed in range(3)}
+            if factor == 1.0:
+                values |= {3: 40.0, 4: 40.0}
+            runs[key] = {seed: row_of(cell, seed, value) for seed, value in values.items()}
+    best = [row for row in study.summary.rate_table(runs, grid.STEPS) if row["factor"] == "best"]
+    assert [row["plain"] for row in best] == [grid.rate_key("resnet20", "qdrop", 1.0, is_contrastive=False)]
+
+
+def test_other_steps_and_bounds_of_fewer_images_are_left_out(grid, one, tmp_path):
+    import study.summary
+
+    cells = [grid.ablation(None), grid.ablation(None, steps=10), grid.ablation(None, 32)]
+    for cell in cells:
+        path = one.path_of(cell, 0, tmp_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row_of(cell, 0, 70.0)))
+    runs = study.summary.read_runs(tmp_path, grid.STEPS)
+    assert set(runs) == {cells[0].key, cells[2].key}
+    assert study.summary.bound_correlations(runs)["least unit"]["all"]["n"] == 1

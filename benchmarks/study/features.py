@@ -39,7 +39,9 @@ def quantized(changes: dict[str, Any] | None, model: nn.Module, data: Path) -> A
     cell = ablation(changes)
     calibration = clcalib.CalibrationSet.from_tensor(images_of(data, SEED).calibration)
     bits = clcalib.Bits(cell.weights, cell.activations)
-    result = clcalib.quantize(model, calibration, recipe=cell.make(), bits=bits, seed=SEED, measured_images=0)
+    result = clcalib.quantize(
+        model, calibration, recipe=cell.make(), bits=bits, seed=SEED, measured_images=0, precision="bfloat16"
+    )
     return result._quantized.chain
 
 

@@ -72,8 +72,8 @@ over the whole network, `augmented` changed copies of the calibration images.  `
 measured in [speed.md](speed.md).
 
 ResNet-20 with public weights, CIFAR-10, {widths}, {steps} steps for each unit (of each phase), 1,024 images; top-1 in %
-on all 10,000 test images, mean ± standard deviation (seeds).  *With the term*: paired difference, see
-[results.md](results.md).
+on all 10,000 test images, mean ± standard deviation (seeds).  PD-Quant's correction has 20
+steps of its 500.  *With the term*: paired difference, see [results.md](results.md).
 """
 ORDER = """\
 The published order at W2A2 (ImageNet, 20,000 steps) is nearest < AdaRound < BRECQ < QDrop < PD-Quant.  {verdict}

@@ -8,14 +8,13 @@ import fcntl
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import clcalib
-from clcalib.calibrate.observer import SilentObserver
 from clcalib.evaluate.accuracy import logits, top1
 from clcalib.files import write_atomically
 from clcalib.report.record import OnImages, UnitRecord
@@ -25,7 +24,6 @@ from study.grid import CALIBRATION_IMAGES, Cell
 FOLDER = RESULTS / "study"
 HELD_OUT_IMAGES = 128
 SELECTION_IMAGES = 2000
-CONTRASTIVE_TERMS = ("Contrastive", "LocalContrastive", "LearnedHead")
 PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
 
 
@@ -76,26 +74,9 @@ def float_top1(data: Path, network: str) -> float:
     return 100 * top1(logits(NETWORKS[network].load(), images), labels)
 
 
-class Losses(SilentObserver):
-    """Keeps the first and the last value of each unit's contrastive term."""
-
-    def __init__(self) -> None:
-        self.ends: dict[str, list[float]] = {}
-        self._unit = ""
-
-    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
-        self._unit = name
-
-    def step(self, step: int, losses: Mapping[str, float]) -> None:
-        for name in CONTRASTIVE_TERMS:
-            if name in losses:
-                ends = self.ends.setdefault(self._unit, [losses[name]])
-                ends[1:] = [losses[name]]
-
-
 def run_cell(cell: Cell, seed: int, data: Path, precision: str) -> dict[str, Any]:
     """Quantize, and measure on all test images; the selection is of training images that are not calibrated on."""
-    images, losses = images_of(data, seed), Losses()
+    images = images_of(data, seed)
     start = time.process_time()
     result = clcalib.quantize(
         NETWORKS[cell.network].load(),
@@ -106,7 +87,6 @@ def run_cell(cell: Cell, seed: int, data: Path, precision: str) -> dict[str, Any
         held_out=clcalib.CalibrationSet.from_tensor(images.held_out),
         measured_images=HELD_OUT_IMAGES,
         precision=precision,
-        observer=losses,
     )
     seconds = time.process_time() - start
     stages = result.record.seconds_per_stage
@@ -123,7 +103,7 @@ def run_cell(cell: Cell, seed: int, data: Path, precision: str) -> dict[str, Any
         "float_top1": round(float_top1(data, cell.network), 2),
         "cpu_seconds": round(seconds, 1),
         "seconds_per_stage": {name: round(value, 1) for name, value in stages.items()},
-        "units": [_unit(unit, losses.ends.get(unit.name)) for unit in result.record.units],
+        "units": [_unit(unit) for unit in result.record.units],
         "precision": result.record.precision,
         "kernels": result.record.kernels,
         **PROVENANCE,
@@ -155,15 +135,12 @@ def _described(recipe: clcalib.Recipe) -> dict[str, Any]:
     return {"name": recipe.name, "phases": phases}
 
 
-def _unit(unit: UnitRecord, losses: list[float] | None) -> dict[str, Any]:
-    row = {
+def _unit(unit: UnitRecord) -> dict[str, Any]:
+    return {
         "name": unit.name,
         "error": _pairs(unit.reconstruction_error),
         "bound": None if unit.mutual_information_bound is None else _pairs(unit.mutual_information_bound),
     }
-    if losses is not None and losses[0] > 0:
-        row["contrastive_loss_left"] = float(f"{losses[-1] / losses[0]:.4g}")
-    return row
 
 
 def _pairs(quantity: OnImages) -> dict[str, list[float]]:

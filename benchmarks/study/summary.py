@@ -33,17 +33,19 @@ from study.grid import (
     host_key,
     rate_key,
 )
-from study.one import FOLDER
+from study.one import FOLDER, HELD_OUT_IMAGES
 from study.stats import correlations, paired_difference, spread
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # by key, by seed
 
 
-def read_runs(folder: Path) -> Runs:
+def read_runs(folder: Path, steps: int) -> Runs:
+    """The runs with this number of steps, and those of nearest rounding, which takes none."""
     runs: Runs = {}
     for path in sorted(folder.glob("*/*/*-seed*.json")):
         row = json.loads(path.read_text())
-        runs.setdefault(row["key"], {})[row["seed"]] = row
+        if row["steps"] == steps or row["host"] == "nearest":
+            runs.setdefault(row["key"], {})[row["seed"]] = row
     return runs
 
 
@@ -65,24 +67,18 @@ def cell_summary(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "bound_before": _mean_over_units(ordered, lambda unit: unit["bound"]["held_out"][0]),
         "bound_after": _mean_over_units(ordered, lambda unit: unit["bound"]["held_out"][1]),
         "bound_after_calibration": _mean_over_units(ordered, lambda unit: unit["bound"]["calibration"][1]),
-        "loss_left": _loss_left(ordered),
         "commits": sorted({row["commit"] for row in ordered}),
     }
 
 
-def _mean_over_units(rows: list[dict[str, Any]], quantity: Callable[[dict[str, Any]], float]) -> float:
-    return round(fmean(quantity(unit) for row in rows for unit in row["units"]), 4)
+def _mean_over_units(rows: list[dict[str, Any]], quantity: Callable[[dict[str, Any]], float]) -> float | None:
+    units = [unit for row in rows for unit in row["units"] if unit["bound"] is not None]
+    return round(fmean(quantity(unit) for unit in units), 4) if units else None
 
 
 def _overfitting(unit: dict[str, Any]) -> float:
     """The unit's error on held-out images over that on the calibration images."""
     return float(unit["error"]["held_out"][1] / max(unit["error"]["calibration"][1], 1e-12))
-
-
-def _loss_left(rows: list[dict[str, Any]]) -> float | None:
-    """The contrastive loss at the end as a share of that at the start, mean over units and seeds."""
-    shares = [unit["contrastive_loss_left"] for row in rows for unit in row["units"] if "contrastive_loss_left" in unit]
-    return round(fmean(shares), 4) if shares else None
 
 
 def compared(runs: Runs, ours: str, base: str) -> dict[str, Any] | None:
@@ -126,15 +122,21 @@ def rate_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
                 if pair is not None:
                     rows.append({"network": network, "host": host, "factor": factor, **pair})
             if all(key in runs for keys in at.values() for key in keys.values()):
-                best = {own: max(keys.values(), key=lambda key: selected(runs[key])) for own, keys in at.items()}
+                everywhere = set[int].intersection(*(set(runs[key]) for keys in at.values() for key in keys.values()))
+                if not everywhere:
+                    continue
+                best = {
+                    own: max(keys.values(), key=lambda key: selected(runs[key], everywhere)) for own, keys in at.items()
+                }
                 rows.append(
                     {"network": network, "host": host, "factor": "best", **(compared(runs, *best.values()) or {})}
                 )
     return rows
 
 
-def selected(rows: dict[int, dict[str, Any]]) -> float:
-    return fmean(row["selection_top1"] for row in rows.values())
+def selected(rows: dict[int, dict[str, Any]], seeds: set[int]) -> float:
+    """The selection accuracy over the seeds that all candidates have, so that all saw the same images."""
+    return fmean(rows[seed]["selection_top1"] for seed in seeds)
 
 
 def ablation_rows(runs: Runs, steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -158,7 +160,7 @@ def bound_correlations(runs: Runs) -> dict[str, Any]:
 
     Over all runs; inside each network; and of what the term changes in both, over pairs of runs of one seed.
     """
-    points = [(row, _bounds(row)) for rows in runs.values() for row in rows.values()]
+    points = [(row, _bounds(row)) for rows in runs.values() for row in rows.values() if _has_whole_bounds(row)]
     networks = sorted({row["network"] for row, _ in points})
     result: dict[str, Any] = {}
     for name, aggregate in AGGREGATES.items():
@@ -177,6 +179,12 @@ def _columns(pairs: Iterable[tuple[float, float]]) -> tuple[list[float], list[fl
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
+def _has_whole_bounds(row: dict[str, Any]) -> bool:
+    """Whether the bounds are there and of as many images as elsewhere: the number caps them."""
+    is_whole = row["calibration_images"] >= HELD_OUT_IMAGES
+    return is_whole and all(unit["bound"] is not None for unit in row["units"])
+
+
 def _bounds(row: dict[str, Any]) -> list[float]:
     return [unit["bound"]["held_out"][1] for unit in row["units"]]
 
@@ -185,7 +193,7 @@ def _changes(runs: Runs, aggregate: Callable[[list[float]], float]) -> Iterable[
     for key, rows in runs.items():
         for seed, row in rows.items():
             other = runs.get(key.removesuffix("-contrastive"), {}).get(seed) if key.endswith("-contrastive") else None
-            if other is not None:
+            if other is not None and _has_whole_bounds(row) and _has_whole_bounds(other):
                 yield aggregate(_bounds(row)) - aggregate(_bounds(other)), row["test_top1"] - other["test_top1"]
 
 
@@ -219,7 +227,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     name = "study" if arguments.steps == STEPS else f"study-steps-{arguments.steps}"
-    print(write_result(name, summarise(read_runs(FOLDER), arguments.steps)))
+    print(write_result(name, summarise(read_runs(FOLDER, arguments.steps), arguments.steps)))
 
 
 if __name__ == "__main__":
