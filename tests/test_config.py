@@ -172,6 +172,8 @@ def test_what_is_wrong_with_augmentation_and_last_phase_is_told(table: dict[str,
     assert any(line.startswith("data.augment: expected each name once") for line in told)
     assert any(line.startswith("data.augment_copies: expected a whole number") for line in told)
     assert any(line.startswith("last_phase.step: unknown key; did you mean 'steps'?") for line in told)
+    (alone,) = problems(merge(table, {"data": {"augment_copies": 3}}))
+    assert alone.startswith("data.augment_copies: expected names in data.augment too (--augment")
     (refused,) = problems(merge(table, {"last_phase": {"steps": 0}}))
     assert refused.startswith("last_phase: steps: expected a whole number above 0")
 

@@ -22,6 +22,7 @@ from clcalib.errors import (
     TrainModeWarning,
 )
 from clcalib.quant.modules import IntegerWeight
+from clcalib.report.record import read_record
 from tests.tiny import images, tiny
 
 QDROP = clcalib.recipes.qdrop(steps=5)
@@ -54,6 +55,18 @@ def test_the_record_tells_everything():
     assert record.seconds == pytest.approx(sum(record.seconds_per_stage.values()))
     assert record.peak_memory_bytes > 0
     assert len({record.model_digest, record.calibration_digest, record.evaluation_digest}) == 3
+
+
+def test_the_record_tells_what_the_contrastive_term_came_to(tmp_path):
+    host = clcalib.with_last_phase(clcalib.recipes.pd_quant(steps=2, correction_steps=0), steps=2)
+    result = quantize(recipe=clcalib.with_contrastive(host))
+    result.save(tmp_path)
+    settings = read_record(tmp_path / "run.json").contrastive
+    assert (settings["interval"], settings["images"], settings["on"]) == (None, None, None)
+    assert settings["resolved"] == [
+        {"phase": "rounding and activation scales", "interval": 1, "images": 16, "on": "quantized"},
+        {"phase": "whole network", "interval": 8, "images": 8, "on": "training"},
+    ]
 
 
 def test_without_evaluation_images_there_is_no_accuracy():
@@ -151,6 +164,36 @@ class TestBadInput:
         same = clcalib.CalibrationSet.from_tensor(images(1).repeat(40, 1, 1, 1))
         with pytest.raises(ArgumentError, match="1 of them distinct"):
             clcalib.quantize(tiny(), same, recipe=clcalib.with_contrastive(QDROP), bits=clcalib.Bits(4, 4))
+
+    @pytest.mark.parametrize("settings", [{"read": "activations"}, {"read": "learned_head"}, {}], ids=str)
+    def test_the_same_image_is_told_before_any_work(self, settings, monkeypatch):
+        monkeypatch.setattr("clcalib.pipeline.capture", None)
+        same = clcalib.CalibrationSet.from_tensor(images(1).repeat(40, 1, 1, 1))
+        with pytest.raises(ArgumentError, match="calibration: expected at least two different images"):
+            clcalib.quantize(tiny(), same, recipe=clcalib.with_contrastive(QDROP, **settings), bits=BITS)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"keys": "batch"}, {"read": "activations"}, {"read": "pooled_activations"}, {"read": "learned_head"}],
+        ids=str,
+    )
+    def test_batches_of_one_image_whose_keys_are_those_of_the_batch(self, settings, monkeypatch):
+        monkeypatch.setattr("clcalib.pipeline.capture", None)
+        recipe = clcalib.with_contrastive(clcalib.recipes.qdrop(steps=2, batch_size=1), **settings)
+        with pytest.raises(ArgumentError, match="batch_size: expected at least 2 images a step"):
+            quantize(recipe=recipe)
+
+    def test_batches_of_one_image_with_the_keys_of_all(self):
+        recipe = clcalib.with_contrastive(clcalib.recipes.qdrop(steps=2, batch_size=1))
+        assert torch.isfinite(quantize(recipe=recipe).model(images(3))).all()
+
+    @pytest.mark.parametrize("copies", [1, 40])
+    @pytest.mark.filterwarnings("ignore::clcalib.errors.SmallCalibrationWarning")
+    def test_one_image_with_a_prediction_term(self, copies):
+        same = clcalib.CalibrationSet.from_tensor(images(1).repeat(copies, 1, 1, 1))
+        recipe = clcalib.recipes.pd_quant(steps=2, correction_steps=2)
+        result = clcalib.quantize(tiny(), same, recipe=recipe, bits=BITS, measured_images=0)
+        assert torch.isfinite(result.model(images(3))).all()
 
     def test_one_image_with_a_plain_recipe(self):
         with pytest.warns(SmallCalibrationWarning, match="fewer than a mini-batch"):

@@ -20,6 +20,7 @@ from clcalib.errors import ArgumentError, SmallCalibrationWarning
 from clcalib.objectives.batch import Need
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.keys import KeySet
+from clcalib.objectives.local import CONTRASTIVE, batch_of
 from clcalib.quant.policy import Bits
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 
@@ -38,7 +39,7 @@ def check_arguments(
     """Raise for what no run can begin with; warn of too few images.
 
     Raises:
-        ArgumentError: a type or shape is wrong, or one image comes with a contrastive recipe.
+        ArgumentError: a type or shape is wrong, or a contrastive term has no negatives.
     """
     for name, value, kind, remedy in (
         ("calibration", calibration, CalibrationSet, "make one with CalibrationSet.from_tensor(images)"),
@@ -53,13 +54,7 @@ def check_arguments(
             raise ArgumentError(
                 name, f"images of shape {tuple(shape)}, as in calibration", str(tuple(other.images.shape[1:]))
             )
-    if recipe.contrastive is not None and len(calibration) < 2:
-        raise ArgumentError(
-            "calibration",
-            "at least two different images for a contrastive objective",
-            f"{len(calibration)} image",
-            "add images, or use the recipe without the contrastive term",
-        )
+    _check_has_negatives(recipe, calibration)
     batch = max((phase.batch_size for phase in recipe.all_phases), default=1)
     if len(calibration) < batch:
         warnings.warn(
@@ -68,6 +63,29 @@ def check_arguments(
             SmallCalibrationWarning,
             stacklevel=3,
         )
+
+
+def _check_has_negatives(recipe: Recipe, calibration: CalibrationSet) -> None:
+    """Raise where a contrastive term would be zero at every step: it has one image in all, or one a step."""
+    terms = [(phase, term) for phase in recipe.all_phases for term in phase.terms]
+    terms = [(phase, term) for phase, term in terms if isinstance(term.objective, CONTRASTIVE)]
+    images = calibration.images
+    if terms and not bool((images != images[:1]).any()):
+        raise ArgumentError(
+            "calibration",
+            "at least two different images for a contrastive objective",
+            f"{len(images)} image(s), 1 of them distinct",
+            "add images, or use the recipe without the contrastive term",
+        )
+    for phase, term in terms:
+        size = min(phase.batch_size, term.images or phase.batch_size)
+        if size < 2 and batch_of(term.objective) is not None:
+            raise ArgumentError(
+                "batch_size",
+                "at least 2 images a step where the keys of the contrastive term are those of the batch",
+                f"{size} in phase {phase.name!r}",
+                'raise batch_size, or take keys=None with read="features" or "logits"',
+            )
 
 
 def check_output(chain: Chain, recipe: Recipe, evaluation: EvaluationSet | None) -> None:

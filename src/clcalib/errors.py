@@ -78,5 +78,9 @@ class SmallCalibrationWarning(ClcalibWarning):
     """There are fewer calibration images than a mini-batch holds."""
 
 
+class EqualCopiesWarning(ClcalibWarning):
+    """Augmented copies of calibration images are equal to others, so they add nothing but time."""
+
+
 def _listed(source: str, problems: Sequence[str]) -> str:
     return f"{source}: {len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)

@@ -12,8 +12,11 @@ from tests.tiny import images, tiny
 from torch import nn
 
 import clcalib
+from clcalib.calibrate import probes
 from clcalib.calibrate.network import NAME, _Network
 from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.probes import term_scales
+from clcalib.calibrate.unit_data import UnitData
 from clcalib.calibrate.walk import Walk
 from clcalib.capture.chain import capture
 from clcalib.errors import ArgumentError
@@ -52,14 +55,31 @@ def cuts(dtype=torch.float32):
         return torch.randn(shape, generator=generator, dtype=dtype)
 
     shapes = [(4, 3, 5, 5), (4, 6, 2, 2), (4, 7)]
-    columns = zip(shapes, (2.0, 0.5, 30.0), strict=True)
-    return tuple(Cut(random(*shape).requires_grad_(), random(*shape), error) for shape, error in columns)
+    columns = zip(shapes, (2.0, 0.5, 30.0), (False, False, True), strict=True)
+    return tuple(
+        Cut(random(*shape).requires_grad_(), random(*shape), error, is_end=is_end) for shape, error, is_end in columns
+    )
 
 
 @pytest.mark.parametrize("end_weight", [0.0, 1.0, 5.0])
 def test_the_error_of_all_units_is_that_of_the_slow_reference(end_weight):
     given = [(cut.output.detach().numpy(), cut.target.numpy(), cut.error) for cut in cuts()]
     assert network_error(cuts(), end_weight).item() == pytest.approx(slow_network_error(given, end_weight), rel=1e-5)
+
+
+def test_the_weight_of_the_end_falls_on_no_other_unit():
+    """Where the end is as good as float it is not among the outputs."""
+    inner = cuts()[:-1]
+    assert network_error(inner, 5.0).item() == network_error(inner, 1.0).item()
+
+
+def test_which_output_is_the_networks_end_is_known():
+    chain = capture(tiny(), images(2))
+    quantized = insert_quantizers(chain, build_policy(chain.layers, BITS), RANGE_RULES["minmax"])
+    recipe = clcalib.recipes.nearest()
+    network = _Network.of(Walk(chain, quantized, recipe, RANGE_RULES["minmax"], {}, 0, SilentObserver()))
+    assert network.inside([(1.0, 1.0)] * 3).are_ends == (False, False, True)
+    assert network.inside([(1.0, 1.0), (1.0, 1.0), (0.0, 1.0)]).are_ends == (False, False)
 
 
 def test_its_gradient_reaches_every_output_and_no_target():
@@ -159,6 +179,58 @@ def test_the_contrastive_term_and_the_prediction_difference_apply(precision):
     assert Contrastive in kinds[1]
     assert recipe.needs == other.needs | {Need.LOGITS}
     assert Need.CUTS in other.needs
+
+
+@pytest.mark.parametrize("name", ["qdrop", "pd_quant"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"read": "activations"}, {"read": "learned_head"}, {"keys": "batch", "interval": 2, "images": 4}],
+    ids=str,
+)
+def test_the_order_of_the_two_additions_makes_no_difference(name, settings):
+    host = clcalib.recipes.RECIPES[name](steps=5)
+    first = clcalib.with_last_phase(clcalib.with_contrastive(host, **settings), prediction_weight=0.1)
+    second = clcalib.with_contrastive(clcalib.with_last_phase(host, prediction_weight=0.1), **settings)
+    assert first.last_phase == second.last_phase
+    assert dataclasses.replace(first, name="") == dataclasses.replace(second, name="")
+    assert len(first.last_phase.terms) == 4
+
+
+def test_the_temperature_of_the_predictions_can_be_set():
+    phase = clcalib.with_last_phase(clcalib.recipes.nearest(), prediction_weight=0.1, temperature=1.0).last_phase
+    assert [term.objective for term in phase.terms if isinstance(term.objective, Prediction)] == [Prediction(1.0)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"read": "activations"}, {"keys": "batch", "images": 6}, {"read": "activations", "images": 9}],
+    ids=str,
+)
+def test_relative_weights_of_the_whole_network_are_found_in_parts_as_at_once(settings, monkeypatch):
+    sizes, found = [], []
+    batches, scales = UnitData.batches, term_scales
+
+    def counted(self, outputs, index, *more):
+        sizes.append(len(index))
+        return batches(self, outputs, index, *more)
+
+    def both(phase, hardened, data):
+        for most in (64, 1000):
+            monkeypatch.setattr(probes, "BATCH", most)
+            found.append(scales(phase, hardened, data))
+            sizes.append(None)
+        return found[0]
+
+    monkeypatch.setattr(UnitData, "batches", counted)
+    monkeypatch.setattr("clcalib.calibrate.walk.term_scales", both)
+    recipe = clcalib.with_last_phase(clcalib.recipes.nearest(), steps=1)
+    calibration = clcalib.CalibrationSet.from_tensor(images(129))
+    clcalib.quantize(tiny(), calibration, recipe=clcalib.with_contrastive(recipe, **settings), bits=BITS)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    first = sizes[: sizes.index(None)]
+    assert sum(first) == 129
+    assert len(first) > 1
+    assert 1 < min(first) <= max(first) <= 72
 
 
 def test_the_penultimate_feature_is_read_inside_the_whole_network():

@@ -11,7 +11,7 @@ import torch
 from clcalib.calibrate.codes import CodeGrid
 from clcalib.calibrate.mixing import mix, mix_rows
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.recipes import RECIPES, adaround, brecq, fast, genie_m, gptq, qdrop, with_contrastive
+from clcalib.calibrate.recipes import RECIPES, adaround, brecq, fast, genie_m, gptq, pd_quant, qdrop, with_contrastive
 from clcalib.calibrate.recipes.cl_calib import SHARE
 from clcalib.calibrate.schedules import SCHEDULES, WARM_UP, cosine, short_run_rate, warm_up_cosine
 from clcalib.calibrate.space import StoreSpace
@@ -161,6 +161,14 @@ def test_the_contrastive_term_goes_on_any_host(name):
         (lambda: with_contrastive(qdrop(steps=1), temperature=-1), "temperature"),
         (lambda: with_contrastive(qdrop(steps=1), interval=0), "interval"),
         (lambda: with_contrastive(qdrop(steps=1), share=-1), "share"),
+        (lambda: with_contrastive(qdrop(steps=1), images="some"), "images"),
+        (
+            lambda: with_contrastive(qdrop(steps=1), read="foo"),
+            "read: expected one of features, logits, activations, pooled_activations, learned_head, got 'foo'",
+        ),
+        (lambda: pd_quant(correction_steps=-1), "^correction_steps: expected a whole number of at least 0"),
+        (lambda: pd_quant(correction_steps=1.5), "^correction_steps: expected"),
+        (lambda: pd_quant(correction_strength=0.0), "^correction_strength: expected a positive number"),
         (lambda: qdrop(steps=0), "steps"),
         (lambda: qdrop(steps=1.5), "steps"),
         (lambda: qdrop(steps=1, batch_size=0), "batch_size"),

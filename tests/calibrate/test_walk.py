@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -165,6 +166,45 @@ def test_all_terms_behind_the_unit_share_one_pass(monkeypatch):
     points = (Need.FEATURES, Need.LOGITS)
     units = 3
     assert passes == [(points, 48), (points, 16), (points, 16)] * units  # the first one finds the relative weight
+
+
+def test_what_the_error_before_is_measured_on_is_gone_when_a_unit_is_optimised(monkeypatch):
+    """It is not in the memory budget, so it must not lie beside the stores through all steps."""
+    outputs, alive = [], []
+    find, optimise = Walk._find_ranges, Walk.optimise
+
+    def found(self, *arguments):
+        made = find(self, *arguments)
+        outputs.extend(weakref.ref(tensor) for tensor in made)
+        return made
+
+    def counted(self, *arguments):
+        alive.append(sum(reference() is not None for reference in outputs))
+        return optimise(self, *arguments)
+
+    monkeypatch.setattr(Walk, "_find_ranges", found)
+    monkeypatch.setattr(Walk, "optimise", counted)
+    run(clcalib.recipes.qdrop(steps=2), held_out=clcalib.CalibrationSet.from_tensor(images(16, seed=8)))
+    assert alive == [0, 0, 0]
+
+
+def test_a_term_with_an_interval_is_reported_as_it_was_last_computed():
+    @dataclasses.dataclass(frozen=True)
+    class Step(Constant):
+        def __call__(self, batch: UnitBatch) -> torch.Tensor:
+            return batch.output.sum() * 0 + batch.progress * 60
+
+    told = []
+
+    class Told(SilentObserver):
+        def step(self, step, losses):
+            told.append((step, losses.get("Step")))
+
+    phase = Phase("p", 60, (Term(Reconstruction()), Term(Step(0.0), interval=4)), rounding_rate=1e-3)
+    run(Recipe("test", phases=(phase,)), observer=Told())
+    units = 3
+    assert [step for step, _ in told] == [0, 25, 50, 59] * units
+    assert [value for _, value in told] == pytest.approx([0, 24, 48, 56] * units)
 
 
 class OddCut(nn.Module):

@@ -94,6 +94,8 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "unknown name in the entry": (nothing, ["--model", "net.py:biuld"], "it has build"),
     "entry that fails": (network_code("def build(): raise KeyError('deep')"), [], "KeyError: 'deep'"),
     "output is a file": (nothing, ["--out", "net.py"], "run.out: expected a folder"),
+    "copies without an augmentation": (nothing, ["--augment-copies", "3"], "with --augment-copies"),
+    "no augmentation": (nothing, ["--augment", ""], "--augment: expected names of augmentations"),
     "usage": (nothing, ["--bogus"], "No such option"),
     "usage, not a number": (nothing, ["--steps", "many"], "--steps"),
 }

@@ -13,7 +13,7 @@ from clcalib.capture.chain import capture
 from clcalib.data.augmentation import AUGMENTATIONS, _Copy, augmented
 from clcalib.data.calibration import CalibrationSet
 from clcalib.data.selection import uniforms
-from clcalib.errors import DataError
+from clcalib.errors import DataError, EqualCopiesWarning
 from clcalib.objectives.batch import Need
 from clcalib.pipeline import _keys
 
@@ -27,6 +27,7 @@ def calibration(count=COUNT, size=16):
 
 @pytest.mark.parametrize("names", [[name] for name in AUGMENTATIONS] + [["flip", "crop", "cutmix"]])
 @pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.filterwarnings("ignore::clcalib.errors.EqualCopiesWarning")
 def test_originals_come_first_and_untouched(names, copies):
     originals = calibration()
     more = augmented(originals, names, copies=copies, seed=5)
@@ -50,7 +51,8 @@ def test_the_seed_decides_and_fewer_copies_are_the_beginning(name):
 
 def test_every_second_copy_is_mirrored():
     originals = calibration()
-    parts = augmented(originals, ["flip"], copies=3).images.split(COUNT)
+    with pytest.warns(EqualCopiesWarning, match="of 3 copies by flip alone only the first is new"):
+        parts = augmented(originals, ["flip"], copies=3).images.split(COUNT)
     assert torch.equal(parts[1], originals.images.flip(3))
     assert torch.equal(parts[2], originals.images)
     assert torch.equal(parts[3], parts[1])
@@ -126,7 +128,8 @@ def test_bad_arguments_are_told(change, options, message):
 
 
 def test_a_changed_image_has_a_key_of_its_own_and_a_copy_has_not():
-    more = augmented(CalibrationSet.from_tensor(images(8)), ["flip"], copies=2)  # the second copy equals the originals
+    with pytest.warns(EqualCopiesWarning):  # the second copy equals the originals
+        more = augmented(CalibrationSet.from_tensor(images(8)), ["flip"], copies=2)
     keys = _keys(capture(tiny(), images(2)), more.images)[Need.FEATURES]
     assert keys.identity.tolist() == [*range(16), *range(8)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.errors import ArgumentError
-from clcalib.objectives.batch import Need, TrainedObjective
+from clcalib.objectives.batch import Need, TrainedObjective, UnitBatch
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import Cosine
-from clcalib.objectives.keys import BATCH_KEYS, outside_batch, outside_subset
-from clcalib.objectives.local import LearnedHead, LocalContrastive
+from clcalib.objectives.keys import BATCH_KEYS, build_keys, outside_batch, outside_subset
+from clcalib.objectives.local import LearnedHead, LocalContrastive, batch_of
 
 QDROP = clcalib.recipes.qdrop(steps=100)
 
@@ -127,6 +128,42 @@ def test_a_large_batch_counts_as_several():
     allowed = ~outside_batch(100, index)
     assert allowed.sum(1).tolist() == [BATCH_KEYS] * len(index)
     assert set(allowed[0].nonzero().flatten().tolist()) == set(index[:BATCH_KEYS].tolist())
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "groups"), [(33, 32, [33]), (34, 32, [32, 2]), (16, 8, [8, 8]), (17, 8, [8, 9]), (5, 8, [5])]
+)
+def test_no_group_is_a_single_image(count, size, groups):
+    allowed = ~outside_batch(50, torch.arange(count), size)
+    assert allowed.sum(1).tolist() == [own for own in groups for _ in range(own)]
+
+
+@pytest.mark.parametrize("host", [QDROP, clcalib.recipes.pd_quant(steps=100)], ids=["qdrop", "pd_quant"])
+@pytest.mark.parametrize("settings", [{"keys": "batch"}, {"read": "activations"}, {"read": "learned_head"}], ids=str)
+def test_relative_weights_are_measured_on_groups_of_a_steps_size(host, settings):
+    """A term of equal scores is the logarithm of the number of keys, in a step and on the 256 images of the probe."""
+    term = clcalib.with_contrastive(host, **settings).phases[0].terms[-1]
+    size = term.images
+    assert size == (16 if host.name == "pd_quant" else 8)
+    assert batch_of(term.objective) == size
+    own = torch.eye(256)
+    for count in (size, 256):
+        index = torch.arange(count)
+        keys = build_keys(own, index.new_zeros(256), torch.arange(256))
+        output = torch.ones(count, 256)  # equal queries, so equal scores
+        batch = UnitBatch(output, own[:count], index, reads={Need.FEATURES: output}, keys={Need.FEATURES: keys})
+        objective = term.objective
+        if isinstance(objective, LearnedHead):
+            objective = dataclasses.replace(objective.for_unit(own[:1], 1, torch.Generator()), weight=own)
+        assert objective(batch).item() == pytest.approx(math.log(size), rel=1e-4)
+
+
+def test_all_images_count_as_many_as_the_batch():
+    term = (
+        clcalib.with_contrastive(clcalib.recipes.qdrop(batch_size=24), keys="batch", images="all").phases[0].terms[-1]
+    )
+    assert batch_of(term.objective) == 24
+    assert batch_of(clcalib.with_contrastive(QDROP).phases[0].terms[-1].objective) is None
 
 
 def test_equal_outputs_are_no_negatives():

@@ -11,6 +11,7 @@ from tests.contracts.objective_contract import ObjectiveContract, make_batch
 from tests.reference import contrastive as reference
 from tests.reference import reconstruction
 
+from clcalib.calibrate.recipes import scale_only
 from clcalib.errors import ArgumentError
 from clcalib.fused.soft import rectified_sigmoid
 from clcalib.objectives.batch import Need
@@ -185,9 +186,18 @@ def test_duplicates_are_no_negatives(loss):
         torch.testing.assert_close(values[0], values[1])
 
 
-def test_one_distinct_image_is_refused():
-    with pytest.raises(ArgumentError, match="at least two different images"):
-        build_keys(torch.ones(3, 2), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
+def test_keys_of_one_distinct_image_serve_terms_that_need_no_negatives():
+    keys = build_keys(torch.ones(3, 2), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
+    assert keys.has_copies
+    assert all(bool(part.isfinite().all()) for part in (keys.values, keys.directions, keys.centred_directions))
+
+
+@pytest.mark.parametrize("exponent", [0.0, -2.0, float("nan"), float("inf")])
+def test_the_exponent_must_be_positive(exponent):
+    with pytest.raises(ArgumentError, match="exponent: expected a positive number"):
+        Reconstruction(exponent)
+    with pytest.raises(ArgumentError, match="exponent: expected a positive number"):
+        scale_only(exponent=exponent)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("loss", "infonce"), ("read", "pixels"), ("false_negatives", "none")])

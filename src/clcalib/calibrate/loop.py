@@ -55,7 +55,7 @@ def optimise(
         phase: what to do.
         random: shared with the modules of ``body``.
         scales: the factor of each of the phase's terms, its weight included.
-        report: told of the losses every now and then.
+        report: told of the losses every now and then: of each term, that of the last step at which it was due.
 
     Raises:
         NumericalError: the loss stopped being finite.
@@ -65,7 +65,7 @@ def optimise(
     if not trained:
         return
     trained += _trained_objectives(phase)
-    count, shown = len(data.target), dict[str, float]()
+    count, latest = len(data.target), dict[str, Tensor]()
     unit = _Unit(body, data, phase.quantized_input_probability, random, input_dtypes(body))
     for step in range(phase.steps):
         random.advance(step)
@@ -81,8 +81,10 @@ def optimise(
         total.backward()  # type: ignore[no-untyped-call]
         for group in trained:
             group.optimizer.step(group.rate * group.schedule(step, phase.steps))
+        # Tensors, so that no other step than those below waits for a number.
+        latest |= {_name(term): loss.detach() for (term, _), loss in zip(due, losses, strict=True)}
         if step % REPORT_EVERY == 0 or step == phase.steps - 1:
-            shown |= {_name(term): float(loss.detach()) for (term, _), loss in zip(due, losses, strict=True)}
+            shown = {name: float(loss) for name, loss in latest.items()}
             _check_finite(shown, phase, step)
             report(step, shown)
 

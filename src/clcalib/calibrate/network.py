@@ -136,6 +136,7 @@ class _Network:
             positions=self.positions(names),
             errors=tuple(error for _, _, error in kept),
             channel_axes=tuple(axis for _, axis, _ in kept),
+            are_ends=tuple(name == self.whole.floating.output_name for name in names),
         )
 
     def optimise(self, phase: Phase, images: Tensor, inside: Inside) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from clcalib.calibrate.recipe import Pass, Phase
 from clcalib.calibrate.store import RowState
 from clcalib.calibrate.unit_data import UnitData
-from clcalib.capture.running import State
+from clcalib.capture.running import BATCH, State
 from clcalib.capture.units import Unit
 from clcalib.errors import NumericalError
+from clcalib.objectives.local import batch_of
 from clcalib.objectives.lp import lp_error
 
 PROBE_IMAGES = 256  # images that errors and relative weights are measured on
@@ -27,21 +29,43 @@ def probe_error(unit: Unit, outputs: State, targets: RowState) -> float:
 
 @torch.no_grad()
 def term_scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[float, ...]:
-    """Weights of the terms; relative ones are made as large as the host's terms for the unit as the phase finds it."""
+    """Weights of the terms; relative ones are made as large as the host's terms for the unit as the phase finds it.
+
+    The outputs of all units inside a whole network are many, so there the images go through it in parts and the values
+    are averaged over the images; a term that sets images against each other (``normalised_crd_nce``) sees those of a
+    part.
+    """
     if not any(term.is_relative for term in phase.terms):
         return tuple(term.weight for term in phase.terms)
     index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
+    parts = (index,) if data.inside is None else torch.split(index, _part_size(phase, len(index)))
+    shares = [len(part) / len(index) for part in parts]
+    columns = zip(*(_term_values(phase, hardened, data, part) for part in parts), strict=True)
+    values = [sum(share * value for share, value in zip(shares, column, strict=True)) for column in columns]
+    host = sum(value * term.weight for term, value in zip(phase.terms, values, strict=True) if not term.is_relative)
+    scales = []
+    for term, own in zip(phase.terms, values, strict=True):
+        scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
+    return tuple(scales)
+
+
+def _term_values(phase: Phase, hardened: fx.GraphModule, data: UnitData, index: Tensor) -> list[float]:
+    """The values of all terms on some images, as many as there are."""
     terms = [dataclasses.replace(term, images=None) for term in phase.terms]
     mixed = data.quantized if phase.quantized_input_probability > 0 else data.floating
     states: dict[Pass, RowState] = {"training": mixed, "quantized": data.quantized}
     outputs = {on: hardened(*(rows.take(index) for rows in states[on])) for on in dict.fromkeys(t.on for t in terms)}
     batches = data.batches(outputs, index, 0.0, [], terms)
-    values = [float(term.objective(batches[term.on])) for term in terms]
-    host = sum(value * term.weight for term, value in zip(terms, values, strict=True) if not term.is_relative)
-    scales = []
-    for term, own in zip(terms, values, strict=True):
-        scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
-    return tuple(scales)
+    return [float(term.objective(batches[term.on])) for term in terms]
+
+
+def _part_size(phase: Phase, count: int) -> int:
+    """About ``BATCH`` images, whole groups of those that are compared with each other; no part of a single one."""
+    group = math.lcm(*(batch_of(term.objective) or 1 for term in phase.terms))
+    size = group * max(1, BATCH // group)
+    while size < count and count % size == 1:
+        size += group
+    return size
 
 
 def check_finite(body: fx.GraphModule, unit: str) -> None:

@@ -169,7 +169,8 @@ class Recipe:
         last_phase: run once, on the network as a whole, when all units are done; see ``with_last_phase``.
         skips_first_unit: leave the stem at nearest rounding (BRECQ, GENIE-M).
         correction: how the float inputs of units are brought nearer to the statistics of batch norm; None leaves them.
-        contrastive: the settings of the contrastive term, for the record.
+        contrastive: the arguments of ``with_contrastive``, for the record and for phases that are added later, and as
+            ``resolved`` what they came to in each phase: its name, ``interval``, ``images`` and ``on`` of the term.
     """
 
     name: str

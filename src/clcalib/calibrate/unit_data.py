@@ -24,23 +24,25 @@ class Inside:
     Their float outputs are computed anew at each step, since those of all images would not fit into memory.
 
     Attributes:
-        floats: images -> the float units' outputs, in the order of the three lists.
+        floats: images -> the float units' outputs, in the order of the lists.
         positions: where these units' quantized outputs stand among the outputs of the whole.
         errors: their reconstruction errors as the phase found them, above 0.
         channel_axes: where they have their channels.
+        are_ends: which of them is the network's end, if it is among them.
     """
 
     floats: fx.GraphModule
     positions: tuple[int, ...]
     errors: tuple[float, ...]
     channel_axes: tuple[int, ...]
+    are_ends: tuple[bool, ...]
 
     def cuts(self, outputs: State, images: State) -> tuple[Cut, ...]:
-        """The units' outputs beside their targets, the network's own output last."""
+        """The units' outputs beside their targets."""
         with torch.no_grad():
             targets = self.floats(*images)
-        columns = zip(self.positions, targets, self.errors, self.channel_axes, strict=True)
-        return tuple(Cut(outputs[position], target, error, axis) for position, target, error, axis in columns)
+        columns = zip(self.positions, targets, self.errors, self.channel_axes, self.are_ends, strict=True)
+        return tuple(Cut(outputs[position], *others) for position, *others in columns)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,12 +100,12 @@ class Walk:
         self.observer.unit_started(index, len(self.floating.units), unit.name, unit.kind, steps)
         float_body = self.floating.body(index)
         targets = advance_rows(float_body, pair.floating, self.space)
-        nearest = self._find_ranges(index, pair.quantized)
-        before, other_before = probe_error(unit, nearest, targets), None
+        # Outputs on the first images are no store of the budget: no name may keep them through the optimisation.
+        before, other_before = probe_error(unit, self._find_ranges(index, pair.quantized), targets), None
         if other is not None:
             other_targets = advance_rows(float_body, other.floating, self.space)
-            nearest = advance(self.quantized.chain.body(index), take(other.quantized, PROBE_IMAGES))
-            other_before = probe_error(unit, nearest, other_targets)
+            body = self.quantized.chain.body(index)
+            other_before = probe_error(unit, advance(body, take(other.quantized, PROBE_IMAGES)), other_targets)
         if self.recipe.start == "error_feedback" and not is_skipped:
             self._feed_back(index, pair.quantized)
         if phases:

@@ -88,6 +88,20 @@ def split_bits(bits: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2])
 
 
+def split_names(names: str | None) -> list[str] | None:
+    """``"flip, crop"`` as a list.
+
+    Raises:
+        ArgumentError: there is no name in it.
+    """
+    if names is None:
+        return None
+    parts = [name.strip() for name in names.split(",") if name.strip()]
+    if not parts:
+        raise ArgumentError("--augment", "names of augmentations, such as flip,crop", repr(names), "leave it out")
+    return parts
+
+
 def split_shape(shape: str) -> tuple[int, ...]:
     """``"3,32,32"`` as the shape of one image.
 

@@ -23,6 +23,7 @@ from clcalib.cli.flags import (
     WeightsOption,
     collect,
     split_bits,
+    split_names,
 )
 from clcalib.cli.progress import observer_for
 from clcalib.config import RunConfig, build
@@ -119,7 +120,7 @@ def quantize(
         "model": {"entry": model, "weights": weights},
         "data": {
             "calibration": calibration,
-            "augment": None if augment is None else [name.strip() for name in augment.split(",") if name.strip()],
+            "augment": split_names(augment),
             "augment_copies": augment_copies,
             "evaluation": evaluation,
         },

@@ -6,6 +6,7 @@ beginning of one of more.  The images are normalised already; all operations are
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from clcalib.data.calibration import CalibrationSet
 from clcalib.data.selection import uniforms
-from clcalib.errors import DataError
+from clcalib.errors import DataError, EqualCopiesWarning
 
 Floats = NDArray[np.float64]
 PADDING_SHARE = 8  # a shift moves an image by at most an eighth of its smaller side
@@ -155,6 +156,9 @@ def _check(calibration: CalibrationSet, names: Sequence[str], copies: int) -> No
         raise DataError("calibration", "images (N, C, H, W)", tuple(images.shape), "leave the augmentation out")
     if len(images) < 2 and any(name in _MIXES for name in names):
         raise DataError("calibration", "at least two images to mix", "1 image", "use flip or crop")
+    if list(names) == ["flip"] and copies > 1:
+        message = f"of {copies} copies by flip alone only the first is new, every second equals the originals; add crop"
+        warnings.warn(message, EqualCopiesWarning, stacklevel=3)
 
 
 def _partners(copy: _Copy, count: int) -> Tensor:

@@ -36,12 +36,14 @@ class Cut:
         target: of the float unit, same shape; never carries gradients.
         error: the unit's reconstruction error as the phase found it, above 0.
         channel_axis: which axis of both holds the channels.
+        is_end: whether it is the network's own output.
     """
 
     output: Tensor
     target: Tensor
     error: float
     channel_axis: int = 1
+    is_end: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch, missing_need
 from clcalib.objectives.critics import Cosine, Critic
-from clcalib.objectives.keys import FALSE_NEGATIVES, KeySet, as_vectors, outside_batch, outside_subset
+from clcalib.objectives.keys import BATCH_KEYS, FALSE_NEGATIVES, KeySet, as_vectors, outside_batch, outside_subset
 
 
 def info_nce(scores: Tensor, positive: Tensor, excluded: Tensor | None = None) -> Tensor:
@@ -96,6 +96,8 @@ class Contrastive:
         false_negatives: a name in ``FALSE_NEGATIVES``; copies of the query's image are always masked.
         keys: how many keys a query is compared with, its own among them: a fixed subset of this size, ``"batch"`` for
             those of its batch, None for all calibration images.
+        batch: how many images of a step the term sees, for ``keys="batch"``; larger batches, such as those that
+            relative weights are measured on, count as several of this size.
     """
 
     loss: str = "info_nce"
@@ -103,6 +105,7 @@ class Contrastive:
     critic: Critic = Cosine()  # noqa: RUF009 - a frozen value
     false_negatives: str = "keep"
     keys: int | Literal["batch"] | None = None
+    batch: int = BATCH_KEYS
 
     def __post_init__(self) -> None:
         for name, value, table in (
@@ -139,7 +142,7 @@ class Contrastive:
         if self.keys is None:
             return excluded
         if self.keys == "batch":
-            return excluded | outside_batch(len(keys), sample_index)
+            return excluded | outside_batch(len(keys), sample_index, self.batch)
         return excluded | outside_subset(len(keys), self.keys, sample_index)
 
 

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clcalib.errors import ArgumentError
-
-BATCH_KEYS = 32  # a batch of the host methods
+BATCH_KEYS = 32  # a batch of the host methods, where no other size is said
 _SUBSET_SEED = 0
 
 
@@ -52,20 +50,9 @@ def as_vectors(features: Tensor) -> Tensor:
 
 
 def build_keys(raw: Tensor, predictions: Tensor, identity: Tensor) -> KeySet:
-    """Freeze features (M, d) or (M, d, *spatial) as keys.
-
-    Raises:
-        ArgumentError: there is only one distinct image, so no negative pair exists.
-    """
+    """Freeze features (M, d) or (M, d, *spatial) as keys."""
     raw = as_vectors(raw.detach())
     distinct = len(torch.unique(identity))
-    if distinct < 2:
-        raise ArgumentError(
-            "calibration",
-            "at least two different images for a contrastive objective",
-            f"{len(raw)} image(s), {distinct} of them distinct",
-            "add images, or use the recipe without the contrastive term",
-        )
     mean = raw.mean(0)
     directions = F.normalize(raw, dim=1), F.normalize(raw - mean, dim=1)
     return KeySet(raw, *directions, mean, predictions, identity, has_copies=distinct < len(raw))
@@ -106,18 +93,19 @@ def outside_subset(count: int, candidates: int, sample_index: Tensor) -> Tensor:
     return ~allowed.scatter(1, sample_index[:, None], True)
 
 
-def outside_batch(count: int, sample_index: Tensor) -> Tensor:  # -> (B, count) bool
-    """Mask all keys but those of the query's own batch; a larger batch counts as several of ``BATCH_KEYS`` images.
+def outside_batch(count: int, sample_index: Tensor, size: int = BATCH_KEYS) -> Tensor:  # -> (B, count) bool
+    """Mask all keys but those of the query's own batch; a larger batch counts as several of ``size`` images.
 
     So the loss is of the same size on the images that relative weights are measured on as it is in a step.
     """
     allowed = torch.zeros(len(sample_index), count, dtype=torch.bool, device=sample_index.device)
-    return ~allowed.scatter(1, sample_index.expand(len(sample_index), -1), together(sample_index))
+    return ~allowed.scatter(1, sample_index.expand(len(sample_index), -1), together(sample_index, size))
 
 
-def together(sample_index: Tensor) -> Tensor:  # -> (B, B) bool
-    """Which images of a batch are in one group of ``BATCH_KEYS``."""
-    group = torch.arange(len(sample_index), device=sample_index.device) // BATCH_KEYS
+def together(sample_index: Tensor, size: int = BATCH_KEYS) -> Tensor:  # -> (B, B) bool
+    """Which images of a batch are in one group of ``size``; a single image that is left over joins the last group."""
+    groups = max(1, (len(sample_index) + size - 2) // size)
+    group = (torch.arange(len(sample_index), device=sample_index.device) // size).clamp(max=groups - 1)
     return group[:, None] == group[None]
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clcalib.errors import ArgumentError
-from clcalib.objectives.batch import Need, UnitBatch
-from clcalib.objectives.contrastive import LOSSES
+from clcalib.objectives.batch import Need, Objective, UnitBatch
+from clcalib.objectives.contrastive import LOSSES, Contrastive
 from clcalib.objectives.critics import Cosine, Critic
-from clcalib.objectives.keys import KeySet, together
+from clcalib.objectives.keys import BATCH_KEYS, KeySet, together
 
 
-def in_batch(loss: str, critic: Critic, queries: Tensor, keys: Tensor) -> Tensor:
+def in_batch(loss: str, critic: Critic, queries: Tensor, keys: Tensor, size: int = BATCH_KEYS) -> Tensor:
     """A loss in ``LOSSES`` on queries and keys (B, d) of one batch; equal keys are no negatives.
 
     Args:
@@ -29,6 +29,7 @@ def in_batch(loss: str, critic: Critic, queries: Tensor, keys: Tensor) -> Tensor
         critic: how a query and a key are compared.
         queries: of the quantized side, (B, d).
         keys: of the float side, (B, d).
+        size: a larger batch counts as several of this many images.
 
     Returns:
         A scalar.
@@ -37,7 +38,7 @@ def in_batch(loss: str, critic: Critic, queries: Tensor, keys: Tensor) -> Tensor
     identity = torch.unique(keys.detach(), dim=0, return_inverse=True)[1]
     mean = keys.mean(0)
     points = KeySet(keys, F.normalize(keys, dim=1), F.normalize(keys - mean, dim=1), mean, own, identity)
-    excluded = (identity[:, None] == identity[None]) | ~together(own)
+    excluded = (identity[:, None] == identity[None]) | ~together(own, size)
     return LOSSES[loss](critic(queries, points), own, excluded)
 
 
@@ -55,11 +56,13 @@ class LocalContrastive:
         loss: a name in ``LOSSES``.
         critic: how a query and a key are compared.
         is_pooled: compare the means over space; else every element.
+        batch: how many images of a step the term sees (``Contrastive.batch``).
     """
 
     loss: str = "info_nce"
     critic: Critic = Cosine()  # noqa: RUF009 - a frozen value
     is_pooled: bool = False
+    batch: int = BATCH_KEYS
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -68,7 +71,7 @@ class LocalContrastive:
     def __call__(self, batch: UnitBatch) -> Tensor:
         sides = (batch.output, batch.target.detach())
         queries, keys = (flattened(side, batch.channel_axis, self.is_pooled) for side in sides)
-        return in_batch(self.loss, self.critic, queries, keys)
+        return in_batch(self.loss, self.critic, queries, keys, self.batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,7 @@ class LearnedHead:
         critic: how a query and a key are compared.
         width: rows of W.
         rate: Adam's rate for W.
+        batch: how many images of a step the term sees (``Contrastive.batch``).
         weight: W (width, C); ``for_unit`` makes it.
 
     Source: SimCLR (Chen et al., ICML 2020), section 2.1, here one linear layer.
@@ -92,6 +96,7 @@ class LearnedHead:
     critic: Critic = Cosine()  # noqa: RUF009 - a frozen value
     width: int = 32
     rate: float = 1e-3
+    batch: int = BATCH_KEYS
     weight: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -113,4 +118,21 @@ class LearnedHead:
             raise ArgumentError("weight", "the head of this unit", None, "make one with for_unit")
         sides = (batch.output, batch.target.detach())
         queries, keys = (flattened(side, batch.channel_axis, is_pooled=True) @ self.weight.T for side in sides)
-        return in_batch(self.loss, self.critic, queries, keys)
+        return in_batch(self.loss, self.critic, queries, keys, self.batch)
+
+
+CONTRASTIVE = Contrastive | LocalContrastive | LearnedHead
+
+
+def batch_of(objective: Objective) -> int | None:
+    """How many images a step of a contrastive term has, where its keys are those of the batch; else None."""
+    if isinstance(objective, LocalContrastive | LearnedHead):
+        return objective.batch
+    return objective.batch if isinstance(objective, Contrastive) and objective.keys == "batch" else None
+
+
+def for_batch(objective: Objective, size: int) -> Objective:
+    """The objective for steps of ``size`` images; the same one where its keys are not those of the batch."""
+    if batch_of(objective) is None or not isinstance(objective, CONTRASTIVE):
+        return objective
+    return dataclasses.replace(objective, batch=size)

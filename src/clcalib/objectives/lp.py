@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
+from clcalib.errors import ArgumentError
 from clcalib.fused.squared import mean_squared_error
 from clcalib.objectives.batch import Need, UnitBatch
 
@@ -46,9 +47,17 @@ def fisher_error(output: Tensor, target: Tensor, squared_gradient: Tensor, chann
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """``lp_error`` between the quantized and the float unit."""
+    """``lp_error`` between the quantized and the float unit.
+
+    Args:
+        exponent: of the difference, above 0.
+    """
 
     exponent: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.exponent < float("inf"):
+            raise ArgumentError("exponent", "a positive number", self.exponent, "2 or 2.4 in the papers")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -13,14 +13,14 @@ from clcalib.objectives.lp import lp_error
 
 
 def network_error(cuts: tuple[Cut, ...], end_weight: float = 1.0) -> Tensor:
-    """mean_k w_k e_k / e_k^0, with e_k the unit's ``lp_error``, w_k = 1 and w_K = end_weight for the network's end.
+    """mean_k w_k e_k / e_k^0, with e_k the unit's ``lp_error``, w_k = 1, and w_k = end_weight for the network's end.
 
     Divided by its value at the start, e_k^0, each unit counts the same, whatever its size: the gradient is that of the
     sum of log e_k there.
 
     Args:
-        cuts: the units' outputs, at least one, the network's own output last.
-        end_weight: of the last one.
+        cuts: the units' outputs, at least one.
+        end_weight: of the network's own output, where it is among them.
 
     Returns:
         A scalar.
@@ -28,7 +28,8 @@ def network_error(cuts: tuple[Cut, ...], end_weight: float = 1.0) -> Tensor:
     Source: ours; local errors stay in the loss, since losses on the end alone overfit (docs/method.md, section 2).
     """
     errors = [lp_error(cut.output, cut.target.detach(), channel_axis=cut.channel_axis) / cut.error for cut in cuts]
-    return torch.stack([*errors[:-1], errors[-1] * end_weight]).mean()
+    weighted = [error * end_weight if cut.is_end else error for cut, error in zip(cuts, errors, strict=True)]
+    return torch.stack(weighted).mean()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,7 +102,10 @@ class RunRecord(_Frozen):
         nearest_top1: top-1 accuracy with nearest rounding at the same widths.
         quantized_top1: top-1 accuracy of the result.
         agreement: fraction of the evaluation images on which the result and the float model predict the same class.
-        contrastive: the settings of the contrastive term, or None without it.
+        contrastive: the settings of the contrastive term as they were asked for, where None leaves the choice to
+            clcalib, or None without the term.  ``resolved`` is a list of what was computed, one table for each phase,
+            the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
+            and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).

@@ -7,20 +7,22 @@ the float activations of the other images; both sides are read behind the frozen
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from clcalib.calibrate.recipe import Pass, Phase, Recipe, Term
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Objective
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import CRITICS
-from clcalib.objectives.local import LearnedHead, LocalContrastive
+from clcalib.objectives.local import LearnedHead, LocalContrastive, for_batch
 
 # This and the default temperature were chosen by the ablation of benchmarks/accuracy.py.
 SHARE = 0.1
 INTERVAL, IMAGES = 8, 8  # chosen by the cost of a step, as accuracy did not tell them apart (benchmarks/fewer_steps.py)
 
 LOCAL_READS = ("activations", "pooled_activations", "learned_head")
+READS = ("features", "logits", *LOCAL_READS)
 
 
 def with_contrastive(
@@ -75,21 +77,11 @@ def with_contrastive(
         raise ArgumentError("share", "a positive number", share)
     if isinstance(images, str) and images != "all":
         raise ArgumentError("images", "a number of images, 'all' or None", repr(images))
+    if read not in READS:
+        raise ArgumentError("read", f"one of {', '.join(READS)}", repr(read))
     if critic not in CRITICS:
         raise ArgumentError("critic", f"one of {', '.join(CRITICS)}", repr(critic))
-    objective: Objective
-    if read in LOCAL_READS:
-        objective = _local(Contrastive(loss, critic=CRITICS[critic](temperature)), read, false_negatives, keys)
-    else:
-        objective = Contrastive(loss, read, CRITICS[critic](temperature), false_negatives, keys)
-    term = Term(objective, weight * share, is_relative=True)
-
-    def extended(phase: Phase) -> Phase:
-        return dataclasses.replace(phase, terms=(*phase.terms, _placed(term, phase, interval, images, on)))
-
-    phases = tuple(extended(phase) for phase in recipe.phases)
-    last = None if recipe.last_phase is None else extended(recipe.last_phase)
-    settings = {
+    settings: dict[str, Any] = {
         "weight": weight,
         "temperature": temperature,
         "loss": loss,
@@ -102,14 +94,41 @@ def with_contrastive(
         "on": on,
         "share": share,
     }
-    name = f"{recipe.name}+contrastive"
-    return dataclasses.replace(recipe, name=name, phases=phases, last_phase=last, contrastive=settings)
+    phases = tuple(extended(phase, settings) for phase in recipe.phases)
+    last = None if recipe.last_phase is None else extended(recipe.last_phase, settings)
+    made = dataclasses.replace(recipe, name=f"{recipe.name}+contrastive", phases=phases, last_phase=last)
+    return dataclasses.replace(made, contrastive=recorded(settings, made.all_phases))
 
 
-def _placed(
-    term: Term, phase: Phase, interval: int | None, images: int | Literal["all"] | None, on: Pass | None
-) -> Term:
+def extended(phase: Phase, settings: Mapping[str, Any]) -> Phase:
+    """A phase with the contrastive term behind its own ones.
+
+    Args:
+        phase: one without the term.
+        settings: the arguments of ``with_contrastive``, as ``Recipe.contrastive`` keeps them.
+    """
+    return dataclasses.replace(phase, terms=(*phase.terms, _placed(phase, settings)))
+
+
+def recorded(settings: Mapping[str, Any], phases: Iterable[Phase]) -> dict[str, Any]:
+    """The settings as they were asked for, and as ``resolved`` where the term, the last one, came to lie in each phase.
+
+    Args:
+        settings: the arguments of ``with_contrastive``.
+        phases: all phases of the recipe, extended.
+    """
+    rows = []
+    for phase in phases:
+        term = phase.terms[-1]
+        count = min(phase.batch_size, term.images or phase.batch_size)
+        rows.append({"phase": phase.name, "interval": term.interval, "images": count, "on": term.on})
+    return {**settings, "resolved": rows}
+
+
+def _placed(phase: Phase, settings: Mapping[str, Any]) -> Term:
     """The term on the pass that is asked for or the phase's quantized one, as often as asked for or as is cheap."""
+    interval, images = settings["interval"], settings["images"]
+    on: Pass | None = settings["on"]
     shared = [own for own in phase.terms if own.on == "quantized"]
     on = on or ("quantized" if shared else "training")
     usual: int = INTERVAL
@@ -118,7 +137,21 @@ def _placed(
         usual = min(own.interval for own in shared)
         some = None if any(own.images is None for own in shared) else max(own.images or 0 for own in shared)
     chosen = some if images is None else None if images == "all" else images
-    return dataclasses.replace(term, on=on, interval=usual if interval is None else interval, images=chosen)
+    return Term(
+        for_batch(_objective(settings), min(phase.batch_size, chosen or phase.batch_size)),
+        settings["weight"] * settings["share"],
+        is_relative=True,
+        interval=usual if interval is None else interval,
+        images=chosen,
+        on=on,
+    )
+
+
+def _objective(settings: Mapping[str, Any]) -> Objective:
+    loss, read, critic = settings["loss"], settings["read"], CRITICS[settings["critic"]](settings["temperature"])
+    if read in LOCAL_READS:
+        return _local(Contrastive(loss, critic=critic), read, settings["false_negatives"], settings["keys"])
+    return Contrastive(loss, read, critic, settings["false_negatives"], settings["keys"])
 
 
 def _local(term: Contrastive, read: str, false_negatives: str, keys: int | str | None) -> Objective:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.recipes.cl_calib import extended, recorded
 from clcalib.errors import ArgumentError
-from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.network import NetworkReconstruction
 from clcalib.objectives.prediction import Prediction
 from clcalib.objectives.rounding_penalty import RoundingPenalty
@@ -30,13 +30,14 @@ def with_last_phase(
     keep_quantized_probability: float = 1.0,
     end_weight: float = 1.0,
     prediction_weight: float = 0.0,
+    temperature: float = 4.0,
     batch_size: int = 32,
 ) -> Recipe:
     """Return the recipe with a phase over the whole network behind all units.
 
     L = mean_k e_k / e_k^0 + rounding_weight * (mean penalty of a rounding), k over all units and so over the network's
-    end.  Where the recipe has a contrastive term, it is added here as in the units; ``with_contrastive`` may also come
-    afterwards.
+    end.  Where the recipe has a contrastive term, it is added here too; ``with_contrastive`` may also come afterwards,
+    with the same result.
 
     Args:
         recipe: any recipe, also one that optimises nothing itself.
@@ -49,6 +50,7 @@ def with_last_phase(
         end_weight: of the error at the network's end; 1 is as much as each unit.
         prediction_weight: of the prediction difference (``objectives.prediction``), relative to the other terms; 0
             leaves it out.
+        temperature: of these predictions: 4 ResNet and RegNet, 1 MobileNetV2 and MNASNet.
         batch_size: images a step.
 
     Raises:
@@ -60,8 +62,8 @@ def with_last_phase(
         raise ArgumentError("recipe", "one without a last phase", recipe.name)
     if not 0 <= prediction_weight < float("inf"):
         raise ArgumentError("prediction_weight", "a number of at least 0", prediction_weight)
-    contrastive = [term for term in _last_terms(recipe) if isinstance(term.objective, Contrastive)]
-    prediction = [Term(Prediction(), prediction_weight, is_relative=True)] if prediction_weight > 0 else []
+    difference = Term(Prediction(temperature), prediction_weight, is_relative=True)
+    prediction = [difference] if prediction_weight > 0 else []
     phase = Phase(
         name="whole network",
         steps=steps,
@@ -75,11 +77,10 @@ def with_last_phase(
             Term(NetworkReconstruction(end_weight)),
             Term(RoundingPenalty(is_mean=True), rounding_weight),
             *prediction,
-            *contrastive,
         ),
     )
-    return dataclasses.replace(recipe, name=f"{recipe.name}{SUFFIX}", last_phase=phase)
-
-
-def _last_terms(recipe: Recipe) -> tuple[Term, ...]:
-    return recipe.phases[-1].terms if recipe.phases else ()
+    settings = recipe.contrastive
+    if settings is not None:
+        phase = extended(phase, settings)
+        settings = recorded(settings, (*recipe.phases, phase))
+    return dataclasses.replace(recipe, name=f"{recipe.name}{SUFFIX}", last_phase=phase, contrastive=settings)

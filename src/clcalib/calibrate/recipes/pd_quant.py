@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from clcalib.calibrate.recipe import Correction, Phase, Recipe, Term
 from clcalib.calibrate.schedules import short_run_rate
+from clcalib.errors import ArgumentError
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.prediction import Prediction
 from clcalib.objectives.rounding_penalty import RoundingPenalty
@@ -62,5 +63,14 @@ def pd_quant(
         has_scale_gradient_factor=False,
         terms=(Term(Reconstruction()), Term(RoundingPenalty(), rounding_weight), prediction),
     )
-    correction = Correction(steps=correction_steps, strength=correction_strength) if correction_steps else None
-    return Recipe("pd_quant", phases=(joint,), correction=correction)
+    return Recipe("pd_quant", phases=(joint,), correction=_correction(correction_steps, correction_strength))
+
+
+def _correction(steps: int, strength: float) -> Correction | None:
+    """The errors of ``Correction`` would name its own arguments."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ArgumentError("correction_steps", "a whole number of at least 0", repr(steps), "0 leaves it out")
+    if not 0 < strength < float("inf"):
+        hint = "to leave the correction out, give correction_steps=0"
+        raise ArgumentError("correction_strength", "a positive number", strength, hint)
+    return Correction(steps=steps, strength=strength) if steps else None

@@ -26,7 +26,7 @@ def scale_only(
     Args:
         steps: optimiser steps for each block.
         activation_rate: Adam's rate, cosine to zero; by default 4e-4, more in shorter runs (``short_run_rate``).
-        exponent: of the reconstruction error.
+        exponent: of the reconstruction error, above 0.
         quantized_input_probability: for the elements of the block's input; 0 is float input, QDrop has 0.5.
         keep_quantized_probability: for the elements of the activations inside the block; QDrop has 0.5.
         batch_size: images a step.
