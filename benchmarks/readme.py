@@ -87,6 +87,7 @@ def measurements() -> str:
             "optimistic.",
             "These runs are older than the compiled passes; the line on precision below is of the present code.",
             "",
+            *study_lines(),
             "Forms of the contrastive term on QDrop at W2A2 and 200 steps (weights relative to the host's loss,",
             "`share=1`; every fourth step and temperature 0.1 unless it says otherwise). One or two seeds each: leads",
             "that chose the defaults, not results (a name without a weight has weight 1):",
@@ -124,6 +125,25 @@ def precision_line(grid: dict[str, Any]) -> str:
         "Convolutions in float32 and in bfloat16 while units are optimised (QDrop, 2,000 steps, seeds 3 to 5, top-1 in "
         f"%): {'; '.join(parts)}."
     )
+
+
+def study_lines() -> list[str]:
+    """What the study says of the term at W2A2 on ResNet-20, in one paragraph."""
+    if not (RESULTS / "study.json").exists():
+        return []
+    result = load("study")
+    parts = []
+    for row in result["hosts"]:
+        own = row["difference"]
+        if (row["network"], row["widths"]) == ("resnet20", "W2A2") and own is not None and "t_interval" in own:
+            low, high = own["t_interval"]
+            parts.append(f"`{row['host']}` {own['mean']:+.2f} [{low:+.2f}, {high:+.2f}] ({own['n']})")
+    about = (
+        f"What the term adds with the present engine at {result['steps']} steps, every fourth one on whole batches "
+        "(same network, W2A2; contrastive less plain, mean over seeds, 95 % t interval, seeds)"
+    )
+    rest = "All hosts, networks and ablations that were run: [docs/results.md](docs/results.md)."
+    return [f"{about}: {'; '.join(parts)}. {rest}", ""]
 
 
 def range_line(ranges: dict[str, Any]) -> str:
