@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import torch
@@ -16,7 +17,7 @@ from clcalib.quant.spec import QParams
 LEAST_FACTOR = 1 / 64  # on its first value, which a trained weight scale does not fall below, so that it stays positive
 
 
-class TrainableWeight(nn.Module):
+class TrainableWeight(nn.Module, abc.ABC):
     """What all weights under training share: the float weight, the range, and the two things that may be trained.
 
     Attributes:
@@ -35,13 +36,13 @@ class TrainableWeight(nn.Module):
         self.scale_factor = nn.Parameter(torch.ones_like(quantizer.scale)) if is_scale_trained else None
 
     @property
+    @abc.abstractmethod
     def rounding(self) -> nn.Parameter:
         """What is trained at the phase's ``rounding_rate``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def hardened(self) -> IntegerWeight:
         """The finished quantizer."""
-        raise NotImplementedError
 
     def present_range(self) -> QParams:
         """The present scale, kept positive, and the zero point."""

@@ -6,12 +6,11 @@ stays, so that the scale s can be trained beside the rounding v: it moves the va
 
 from __future__ import annotations
 
-from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.schedules import short_run_rate
-from clcalib.objectives.lp import Reconstruction
-from clcalib.objectives.rounding_penalty import RoundingPenalty
+import dataclasses
 
-PAPER_STEPS = 20_000
+from clcalib.calibrate.recipe import Recipe
+from clcalib.calibrate.recipes.qdrop import PAPER_STEPS, qdrop
+from clcalib.calibrate.schedules import short_run_rate
 
 
 def genie_m(
@@ -40,22 +39,20 @@ def genie_m(
     the same for a scale of 0.1 and does not tear at the small scales of 8-bit layers.  Symmetric activations and the
     8-bit layers are settings of the quantizers, not of a recipe (docs/deviations.md).
     """
-    if rounding_rate is None:
-        rounding_rate = short_run_rate(1e-3, steps, PAPER_STEPS, 1e-2)
     if weight_scale_rate is None:
         weight_scale_rate = short_run_rate(1e-3, steps, PAPER_STEPS, 1e-2)
-    if activation_rate is None:
-        activation_rate = short_run_rate(4e-5, steps, PAPER_STEPS, 4e-4)
-    joint = Phase(
-        name="rounding and all scales",
+    (joint,) = qdrop(
         steps=steps,
-        batch_size=batch_size,
         rounding_rate=rounding_rate,
-        weight_scale_rate=weight_scale_rate,
         activation_rate=activation_rate,
-        has_scale_gradient_factor=False,
-        quantized_input_probability=keep_quantized_probability,
+        rounding_weight=rounding_weight,
         keep_quantized_probability=keep_quantized_probability,
-        terms=(Term(Reconstruction()), Term(RoundingPenalty(), rounding_weight)),
+        batch_size=batch_size,
+    ).phases
+    joint = dataclasses.replace(
+        joint,
+        name="rounding and all scales",
+        weight_scale_rate=weight_scale_rate,
+        has_scale_gradient_factor=False,
     )
     return Recipe("genie_m", phases=(joint,), skips_first_unit=True)
