@@ -61,9 +61,9 @@ def test_a_device_moves_all_parameters_together():
     starts = [torch.randn(shape) for shape in ((7,), (4, 3, 3, 3), ())]
     rows = [(start, torch.randn_like(start), torch.rand_like(start), torch.rand_like(start)) for start in starts]
     alone = [tuple(tensor.clone() for tensor in row) for row in rows]
-    _step_together(rows, 0.1, (0.3, 0.2))
+    _step_together(rows, -0.1 / 0.3, 0.2**0.5)
     for row in alone:
-        _step_together([row], 0.1, (0.3, 0.2))
+        _step_together([row], -0.1 / 0.3, 0.2**0.5)
     assert all(
         torch.equal(a, b) for one, other in zip(rows, alone, strict=True) for a, b in zip(one, other, strict=True)
     )

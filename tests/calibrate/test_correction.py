@@ -122,10 +122,10 @@ def test_a_unit_without_a_norm_keeps_its_stores():
 def test_the_rate_falls_when_the_loss_does_not():
     plateau = _Plateau(1e-3)
     for step in range(150):
-        plateau.saw(1.0 - 0.01 * min(step, 20))
+        plateau.saw(torch.tensor(1.0 - 0.01 * min(step, 20)))
     assert plateau.rate == pytest.approx(1e-4)
     for _ in range(300):
-        plateau.saw(1.0)
+        plateau.saw(torch.tensor(1.0))
     assert plateau.rate == pytest.approx(1e-4)
 
 

@@ -23,32 +23,85 @@ class Adam:
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = list(parameters)
-        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._is_on_cpu = all(parameter.device.type == "cpu" for parameter in self._parameters)
-        self._steps = [0] * len(self._parameters)
+        self.parameters = tuple(parameters)
+        self._means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._is_on_cpu = all(parameter.device.type == "cpu" for parameter in self.parameters)
+        self._steps = [0] * len(self.parameters)
 
     def forget_gradients(self) -> None:
         """Start a new step."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Move all parameters that have a gradient once."""
-        rows: dict[int, list[Sequence[Tensor]]] = {}  # by the number of steps, the first one apart from the hundredth
-        for at, (parameter, mean, square) in enumerate(zip(self._parameters, self._means, self._squares, strict=True)):
-            if parameter.grad is not None:
-                self._steps[at] += 1
-                rows.setdefault(self._steps[at], []).append((parameter, parameter.grad, mean, square))
-        for steps, together in rows.items():
-            biases = 1 - BETA_MEAN**steps, 1 - BETA_SQUARE**steps
+        moved, together = self._by_steps()
+        self.count(moved)
+        for members in together:
+            biases = _biases(self._steps[members[0]])
+            rows = [self._row(at) for at in members]
             if self._is_on_cpu:
-                for tensors in together:
+                for tensors in rows:
                     _step_alone(tensors, rate, biases)
             else:
-                _step_together(together, rate, biases)
+                _step_together(rows, *_factors(rate, biases))
+
+    @torch.no_grad()
+    def step_by(self, factors: Tensor) -> list[int]:
+        """As ``step``, with every number that changes from step to step in a tensor; the step is left to be counted.
+
+        Args:
+            factors: the numbers of ``factors``, on the parameters' device  # shape: (P, 2) float64
+
+        Returns:
+            the parameters that were moved, for ``count``.
+        """
+        moved, together = self._by_steps()
+        for members in together:
+            rows = [self._row(at) for at in members]
+            _step_together(rows, *factors[members[0]].to(rows[0][0].dtype).unbind())
+        return moved
+
+    def count(self, moved: Sequence[int]) -> None:
+        """Count a step of these parameters."""
+        for at in moved:
+            self._steps[at] += 1
+
+    def factors(self, rate: float) -> list[tuple[float, float]]:
+        """By parameter, what its next step depends on beside its gradients: -rate / (1 - b^t) and sqrt(1 - b'^t)."""
+        by_steps = {steps: _factors(rate, _biases(steps + 1)) for steps in set(self._steps)}
+        return [by_steps[steps] for steps in self._steps]
+
+    def partition(self) -> tuple[int, ...]:
+        """By parameter, the first one that has taken as many steps: those move together."""
+        return tuple(self._steps.index(steps) for steps in self._steps)
+
+    def state(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        return [*self.parameters, *self._means, *self._squares]
+
+    def _by_steps(self) -> tuple[list[int], list[list[int]]]:
+        """The parameters with a gradient; and in groups, by the number of steps, the first one apart from the 100th."""
+        moved = [at for at, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        together: dict[int, list[int]] = {}
+        for at in moved:
+            together.setdefault(self._steps[at], []).append(at)
+        return moved, list(together.values())
+
+    def _row(self, at: int) -> tuple[Tensor, ...]:
+        parameter = self.parameters[at]
+        assert parameter.grad is not None
+        return parameter, parameter.grad, self._means[at], self._squares[at]
+
+
+def _biases(steps: int) -> tuple[float, float]:
+    return 1 - BETA_MEAN**steps, 1 - BETA_SQUARE**steps
+
+
+def _factors(rate: float, biases: tuple[float, float]) -> tuple[float, float]:
+    return -rate / biases[0], math.sqrt(biases[1])
 
 
 def _step_alone(tensors: Sequence[Tensor], rate: float, biases: tuple[float, float]) -> None:
@@ -59,16 +112,24 @@ def _step_alone(tensors: Sequence[Tensor], rate: float, biases: tuple[float, flo
             gradient = torch.empty_like(parameter).copy_(gradient)
         calls.adam(parameter, gradient, mean, square, rate, BETA_MEAN, BETA_SQUARE, EPSILON, *biases)
     else:
-        _step_together([tensors], rate, biases)
+        _step_together([tensors], *_factors(rate, biases))
 
 
-def _step_together(rows: Sequence[Sequence[Tensor]], rate: float, biases: tuple[float, float]) -> None:
-    """Rows of parameter, gradient, mean and square: on a GPU each line is one launch for all of them."""
+def _step_together(rows: Sequence[Sequence[Tensor]], factor: float | Tensor, root: float | Tensor) -> None:
+    """Rows of parameter, gradient, mean and square: on a GPU each line is one launch for all of them.
+
+    Tensors () for -rate / (1 - b^t) and sqrt(1 - b'^t) have the type of the parameters.
+    """
     parameters, gradients, means, squares = (list(column) for column in zip(*rows, strict=True))
     torch._foreach_lerp_(means, gradients, 1 - BETA_MEAN)
     torch._foreach_mul_(squares, BETA_SQUARE)
     torch._foreach_addcmul_(squares, gradients, gradients, value=1 - BETA_SQUARE)
     roots = torch._foreach_sqrt(squares)
-    torch._foreach_div_(roots, math.sqrt(biases[1]))
+    torch._foreach_div_(roots, root)
     torch._foreach_add_(roots, EPSILON)
-    torch._foreach_addcdiv_(parameters, means, roots, value=-rate / biases[0])
+    if isinstance(factor, Tensor):
+        steps = torch._foreach_mul(means, factor)
+        torch._foreach_div_(steps, roots)
+        torch._foreach_add_(parameters, steps)
+    else:
+        torch._foreach_addcdiv_(parameters, means, roots, value=factor)

@@ -131,7 +131,7 @@ def _corrected_batch(
         optimizer.forget_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(plateau.rate)
-        plateau.saw(float(loss.detach()))
+        plateau.saw(loss.detach())
     return [value.detach() for value in free]
 
 
@@ -156,13 +156,25 @@ class _Moments(torch.autograd.Function):
 
 
 class _Plateau:
-    """A rate that falls when the loss has not come down for ``PATIENCE`` steps."""
+    """A rate that falls when the loss has not come down for ``PATIENCE`` steps.
+
+    Losses are read only when the rate may fall by them: on a GPU the host would wait at each step otherwise.
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate, self._least = rate, rate * LEAST
         self._best, self._waited = float("inf"), 0
+        self._unread: list[Tensor] = []
 
-    def saw(self, loss: float) -> None:
+    def saw(self, loss: Tensor) -> None:
+        """Be told of a step's loss, ()."""
+        self._unread.append(loss)
+        if self._waited + len(self._unread) > PATIENCE:
+            for value in torch.stack(self._unread).tolist():
+                self._read(value)
+            self._unread.clear()
+
+    def _read(self, loss: float) -> None:
         self._waited += 1
         if loss < self._best * (1 - 1e-4):
             self._best, self._waited = loss, 0

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 
-from clcalib.calibrate.adam import Adam
-from clcalib.calibrate.lower import input_dtypes
-from clcalib.calibrate.mixing import mix_rows
-from clcalib.calibrate.recipe import Pass, Phase, Term
-from clcalib.calibrate.schedules import SCHEDULES
+from clcalib.calibrate.device_step import RECORDERS, DeviceSteps
+from clcalib.calibrate.recipe import Phase, Term
+from clcalib.calibrate.step import Step, name_of
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
-from clcalib.capture.running import State
 from clcalib.errors import NumericalError
 from clcalib.objectives.batch import TrainedObjective
 
@@ -60,73 +57,57 @@ def optimise(
     Raises:
         NumericalError: the loss stopped being finite.
     """
-    soft = [module for module in body.modules() if isinstance(module, SoftWeight)]
-    trained = _trained(body, phase)
-    if not trained:
+    step = Step.of(body, data, phase, random, scales=scales)
+    if not step.trained:
         return
-    trained += _trained_objectives(phase)
-    count, latest = len(data.target), dict[str, Tensor]()
-    unit = _Unit(body, data, phase.quantized_input_probability, random, input_dtypes(body))
-    for step in range(phase.steps):
-        random.advance(step)
-        index = _on_device(random.batch(count, phase.batch_size), data.target.device)
-        due = [(term, scale) for term, scale in zip(phase.terms, scales, strict=True) if step % term.interval == 0]
-        terms = [term for term, _ in due]
-        batches = data.batches(unit.passes(index, terms), index, step / phase.steps, soft, terms)
-        data.prefetch(phase, random)
-        losses = [term.objective(batches[term.on].first(term.images)) * scale for term, scale in due]
-        total = functools.reduce(torch.add, (loss * term.interval for (term, _), loss in zip(due, losses, strict=True)))
-        for group in trained:
-            group.optimizer.forget_gradients()
-        total.backward()  # type: ignore[no-untyped-call]
-        for group in trained:
-            group.optimizer.step(group.rate * group.schedule(step, phase.steps))
-        # Tensors, so that no other step than those below waits for a number.
-        latest |= {_name(term): loss.detach() for (term, _), loss in zip(due, losses, strict=True)}
-        if step % REPORT_EVERY == 0 or step == phase.steps - 1:
-            shown = {name: float(loss) for name, loss in latest.items()}
-            _check_finite(shown, phase, step)
-            report(step, shown)
+    steps: Steps = DeviceSteps(step) if data.target.device.type in RECORDERS else HostSteps(step)
+    with steps.running():
+        for number in range(phase.steps):
+            steps.run(number)
+            if number % REPORT_EVERY == 0 or number == phase.steps - 1:
+                shown = steps.losses()
+                _check_finite(shown, phase, number)
+                report(number, shown)
 
 
-def _on_device(index: Tensor, device: torch.device) -> Tensor:
-    """A copy from pinned memory takes its place in the device's queue; from other memory the host would wait for it."""
-    if device.type != "cuda":
-        return index.to(device)
-    return index.pin_memory().to(device, non_blocking=True)
+class Steps(Protocol):
+    """Runs the steps of a phase one after the other."""
+
+    def running(self) -> AbstractContextManager[object]:
+        """Around all steps."""
+
+    def run(self, number: int) -> None:
+        """Do a step, or queue it."""
+
+    def losses(self) -> dict[str, float]:
+        """Of each term, the loss of the last step at which it was due."""
 
 
-def _name(term: Term) -> str:
-    return type(term.objective).__name__
+class HostSteps:
+    """Steps whose numbers are Python's."""
 
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._latest = dict[str, Tensor]()
 
-@dataclasses.dataclass(frozen=True)
-class _Trained:
-    """Parameters that are trained at one rate, on one schedule."""
+    def running(self) -> AbstractContextManager[object]:
+        """Around all steps."""
+        return contextlib.nullcontext()
 
-    optimizer: Adam
-    rate: float
-    schedule: Callable[[int, int], float]
+    def run(self, number: int) -> None:
+        """Do one step."""
+        step, due = self._step, self._step.due(number)
+        step.random.advance(number)
+        index = step.random.batch(len(step.data.target), step.phase.batch_size).to(step.data.target.device)
+        losses = step.losses(due, index, number / step.phase.steps)
+        for group, rate in zip(step.trained, step.rates(number), strict=True):
+            group.optimizer.step(rate)
+        # Tensors, so that no other step than those that are reported waits for a number.
+        self._latest |= {name_of(step.phase.terms[at]): loss for at, loss in zip(due, losses, strict=True)}
 
-
-def _trained(body: fx.GraphModule, phase: Phase) -> list[_Trained]:
-    groups = []
-    weights = [module for module in body.modules() if isinstance(module, TrainableWeight)]
-    if phase.rounding_rate is not None and weights:
-        rounding = Adam([weight.rounding for weight in weights])
-        groups.append(_Trained(rounding, phase.rounding_rate, SCHEDULES[phase.rounding_schedule]))
-    factors = [weight.scale_factor for weight in weights if weight.scale_factor is not None]
-    if phase.weight_scale_rate is not None and factors:
-        groups.append(_Trained(Adam(factors), phase.weight_scale_rate, SCHEDULES["cosine"]))
-    activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
-    if phase.activation_rate is not None and activations:
-        groups.append(_Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
-    return groups
-
-
-def _trained_objectives(phase: Phase) -> list[_Trained]:
-    objectives = [term.objective for term in phase.terms if isinstance(term.objective, TrainedObjective)]
-    return [_Trained(Adam(own.parameters()), own.rate, SCHEDULES["constant"]) for own in objectives]
+    def losses(self) -> dict[str, float]:
+        """Of each term, the loss of the last step at which it was due."""
+        return {name: float(loss) for name, loss in self._latest.items()}
 
 
 def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generator: torch.Generator) -> Phase:
@@ -138,37 +119,6 @@ def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generat
         return dataclasses.replace(term, objective=term.objective.for_unit(target, channel_axis, generator))
 
     return dataclasses.replace(phase, terms=tuple(fresh(term) for term in phase.terms))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unit:
-    """The unit, and what it reads."""
-
-    body: fx.GraphModule
-    data: UnitData
-    quantized_input_probability: float
-    random: StepStream
-    dtypes: tuple[torch.dtype, ...]
-
-    def passes(self, index: Tensor, terms: Sequence[Term]) -> dict[Pass, State]:
-        """Every pass that a term looks at, the quantized one on the first images, as many as its terms want."""
-        found = dict[Pass, State]()
-        if any(term.on == "training" for term in terms):
-            found["training"] = self._forward(index)
-        counts = [term.images or len(index) for term in terms if term.on == "quantized"]
-        if counts:
-            with self.random.undropped():
-                found["quantized"] = self._forward(index[: max(counts)])
-        return found
-
-    def _forward(self, index: Tensor) -> State:
-        columns = zip(self.data.quantized, self.data.floating, self.dtypes, strict=True)
-        inputs = [
-            mix_rows(quantized, floating, index, self.random.draw(self.quantized_input_probability), dtype)
-            for quantized, floating, dtype in columns
-        ]
-        outputs: State = self.body(*inputs)
-        return outputs
 
 
 def _check_finite(values: Mapping[str, float], phase: Phase, step: int) -> None:

@@ -36,6 +36,7 @@ class StepStream:
         self._counters = (seed, unit, phase)
         self._step, self._draws = 0, 0
         self._keeps_all = False
+        self._words: Tensor | None = None
 
     def advance(self, step: int) -> None:
         """Start the numbers of ``step``."""
@@ -54,10 +55,29 @@ class StepStream:
         finally:
             self._keeps_all = False
 
+    @contextlib.contextmanager
+    def reading(self, words: Tensor) -> Iterator[None]:
+        """Inside, the step's masks are those whose key and tweak stand in the rows of a tensor (draws, 2) int32."""
+        self._words = words
+        try:
+            yield
+        finally:
+            self._words = None
+
+    def numbers(self, count: int) -> list[int]:
+        """Of the step's first ``count`` masks, the 64 bits: the key, and above it the tweak."""
+        return [self._number(draw) for draw in range(1, count + 1)]
+
     def draw(self, probability: float) -> Draw:
         """The next mask of the step, of ones with the given probability."""
         if probability >= 1 or self._keeps_all:
             return ALL
         self._draws += 1
-        number = counter_hash(*self._counters, self._step, self._draws)
+        if self._words is not None:
+            key, tweak = self._words[self._draws - 1].unbind()
+            return Draw(key, tweak, threshold_of(probability))
+        number = self._number(self._draws)
         return Draw(number & 0xFFFFFFFF, number >> 32, threshold_of(probability))
+
+    def _number(self, draw: int) -> int:
+        return counter_hash(*self._counters, self._step, draw)

@@ -77,7 +77,7 @@ class UnitData:
         self,
         outputs: Mapping[Pass, State],
         index: Tensor,
-        progress: float,
+        progress: float | Tensor,
         soft: Sequence[SoftWeight],
         terms: Sequence[Term],
     ) -> dict[Pass, UnitBatch]:
@@ -121,12 +121,16 @@ class UnitData:
         some = outputs if count == size else tuple(tensor[:count] for tensor in outputs)
         return dict(zip(self.read_points, self.read(*some), strict=True))
 
-    def prefetch(self, phase: Phase, random: StepStream) -> None:
-        """Begin to read what the next step needs, where it is in files."""
+    def in_files(self, phase: Phase) -> list[Rows]:
+        """What a step of the phase reads from files."""
         quantized = self.quantized if phase.quantized_input_probability > 0 else ()
         floating = self.floating if phase.quantized_input_probability < 1 else ()
         gradient = () if self.float_gradient is None else (self.float_gradient,)
-        in_files = [rows for rows in (*quantized, *floating, self.target, *gradient) if rows.storage is None]
+        return [rows for rows in (*quantized, *floating, self.target, *gradient) if rows.storage is None]
+
+    def prefetch(self, phase: Phase, random: StepStream) -> None:
+        """Begin to read what the next step needs, where it is in files."""
+        in_files = self.in_files(phase)
         if in_files:
             index = random.batch(len(self.target), phase.batch_size, ahead=1)
             for rows in in_files:

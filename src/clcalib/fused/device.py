@@ -107,8 +107,10 @@ def soft_round(
     return result
 
 
-def rounding_penalty(v: Tensor, beta: float) -> Tensor:
+def rounding_penalty(v: Tensor, beta: float | Tensor) -> Tensor:
     """``soft.rounding_penalty`` of a float32 tensor that ``can_take`` takes."""
+    if not isinstance(beta, Tensor):
+        beta = torch.full((), beta, dtype=torch.float64, device=v.device)
     result: Tensor = _RoundingPenalty.apply(v, beta)
     return result
 
@@ -151,7 +153,7 @@ class _SoftRound(torch.autograd.Function):
 
 class _RoundingPenalty(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
+    def forward(ctx: Any, v: Tensor, beta: Tensor) -> Tensor:
         total, gradient = kernels().rounding_penalty(v, beta)
         ctx.save_for_backward(gradient)
         result: Tensor = total

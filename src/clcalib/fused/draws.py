@@ -17,10 +17,13 @@ from clcalib.errors import ArgumentError
 
 
 class Draw(NamedTuple):
-    """Which mask: two 32-bit numbers, and the bytes (0 to 256) that count as 1; 256 keeps every element."""
+    """Which mask: two 32-bit numbers, and the bytes (0 to 256) that count as 1; 256 keeps every element.
 
-    key: int
-    tweak: int
+    On a GPU the two numbers may be tensors (), int32 with the same bits, whose values are not known yet.
+    """
+
+    key: int | Tensor
+    tweak: int | Tensor
     threshold: int
 
 
@@ -61,10 +64,23 @@ def keep_mask(
     if draw.threshold in (0, 256):
         return mask.fill_(draw.threshold / 256)
     words = torch.arange((mask.numel() + 3) // 4, dtype=torch.int32, device=device)
-    words = _scramble(_scramble(words ^ signed(draw.key)) + signed(draw.tweak))
+    words = _scramble(_scramble(words ^ _word(draw.key)) + _word(draw.tweak))
     flat = mask.as_strided((mask.numel(),), (1,))
     flat.copy_(words.view(torch.uint8)[: mask.numel()]).lt_(float(draw.threshold))
     return mask
+
+
+def words_on(draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Key and tweak as tensors (), int32, on a device, written there without waiting for it."""
+    key, tweak = (
+        word if isinstance(word, Tensor) else torch.full((), signed(word), dtype=torch.int32, device=device)
+        for word in draw[:2]
+    )
+    return key, tweak
+
+
+def _word(word: int | Tensor) -> int | Tensor:
+    return word if isinstance(word, Tensor) else signed(word)
 
 
 def _scramble(words: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
     return torch.clamp((ZETA - GAMMA) * torch.sigmoid(v) + GAMMA, 0.0, 1.0)
 
 
-def rounding_penalty(v: Tensor, beta: float) -> Tensor:
+def rounding_penalty(v: Tensor, beta: float | Tensor) -> Tensor:
     """sum(1 - |2 h(v) - 1|^beta) for one layer; in one pass where the compiled kernels can be had.
 
     Args:
         v: the rounding variable  # shape: (*)
-        beta: at least 1.
+        beta: at least 1; on a GPU also a tensor (), float64, on the device of v.
 
     Returns:
         the sum  # shape: ()
@@ -39,7 +39,7 @@ def rounding_penalty(v: Tensor, beta: float) -> Tensor:
     Source: AdaRound (Nagel et al. 2020), eq. 24.
     """
     if v.dtype == torch.float32 and calls.can_take(v):
-        result: Tensor = _RoundingPenalty.apply(v, beta)
+        result: Tensor = _RoundingPenalty.apply(v, float(beta))
         return result
     if v.dtype == torch.float32 and device.can_take(v):
         return device.rounding_penalty(v, beta)

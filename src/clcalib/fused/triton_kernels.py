@@ -3,7 +3,8 @@
 Formulas, masks and the treatment of NaN and of ties are those of the C++ kernels.  Arrays are dense and lie in memory
 in the same order; arithmetic is float32; codes come from a division that is rounded as IEEE says (``/`` is not, on a
 GPU).  Sums are written down block by block and added afterwards in their order: no atomics, so the bits of a result
-do not depend on which block was done first.
+do not depend on which block was done first.  Numbers that change from step to step are read from memory: a launch that
+is recorded and played back would repeat those that it was given.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clcalib.fused.draws import Draw, signed
+from clcalib.fused.draws import Draw, words_on
 
 BLOCK = 1024
 NONE, SOME, ALL = 0, 1, 2  # of the elements keep the quantized value
@@ -34,8 +35,8 @@ def _scramble(x):
 
 @triton.jit
 def _keep(places, key, tweak, threshold):
-    words = (places >> 2).to(tl.uint32) ^ key.to(tl.uint32, bitcast=True)
-    words = _scramble(_scramble(words) + tweak.to(tl.uint32, bitcast=True))
+    words = (places >> 2).to(tl.uint32) ^ tl.load(key).to(tl.uint32, bitcast=True)
+    words = _scramble(_scramble(words) + tl.load(tweak).to(tl.uint32, bitcast=True))
     return ((words >> ((places & 3) * 8).to(tl.uint32)) & 255).to(tl.int32) < threshold
 
 
@@ -67,7 +68,7 @@ def _sum_of(a, residual, places, inside, has_residual: tl.constexpr):
 
 @triton.jit(do_not_specialize=["key", "tweak", "threshold", "floor", "ceiling"])
 def _activation_forward(
-    a, residual, scale, zero_point, out, count, q_min, q_max, floor, ceiling, key, tweak, threshold,
+    a, residual, scale, zero_point, key, tweak, out, count, q_min, q_max, floor, ceiling, threshold,
     has_residual: tl.constexpr, has_limits: tl.constexpr, kept: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     places, inside = _places(count, block)
@@ -85,7 +86,7 @@ def _activation_forward(
 
 @triton.jit(do_not_specialize=["key", "tweak", "threshold", "floor", "ceiling"])
 def _activation_backward(
-    gradient, a, residual, scale, zero_point, out, parts, count, q_min, q_max, floor, ceiling, key, tweak, threshold,
+    gradient, a, residual, scale, zero_point, key, tweak, out, parts, count, q_min, q_max, floor, ceiling, threshold,
     has_residual: tl.constexpr, has_limits: tl.constexpr, kept: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     places, inside = _places(count, block)
@@ -137,15 +138,16 @@ def _soft_round_backward(
 
 
 @triton.jit(do_not_specialize=["beta"])
-def _rounding_penalty(v, gradient, parts, count, beta, block: tl.constexpr):
+def _rounding_penalty(v, beta, gradient, parts, count, block: tl.constexpr):
     places, inside = _places(count, block)
     sigma = tl.sigmoid(tl.load(v + places, mask=inside, other=0.0))
     centred = 2.0 * _clamp(sigma * 1.2 - 0.1, 0.0, 1.0) - 1.0
     size = tl.abs(centred)
-    power = tl.exp2(tl.log2(tl.where(size < 1e-30, 1e-30, size)) * beta)
+    exponent = tl.load(beta).to(tl.float32)
+    power = tl.exp2(tl.log2(tl.where(size < 1e-30, 1e-30, size)) * exponent)
     tl.store(parts + tl.program_id(0), tl.sum(tl.where(inside, 1.0 - power, 0.0), axis=0))
     safe = tl.where(size < 1e-30, 1e-30, centred)
-    slope = -2.4 * beta * power / safe * (sigma * (1.0 - sigma))
+    slope = -2.4 * exponent * power / safe * (sigma * (1.0 - sigma))
     tl.store(gradient + places, tl.where(size < 1.0, slope, 0.0), mask=inside)
 
 
@@ -200,10 +202,10 @@ def soft_round_backward(
     return out
 
 
-def rounding_penalty(v: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """sum(1 - |2 h(v) - 1|^beta), (), and its gradient in v."""
+def rounding_penalty(v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(1 - |2 h(v) - 1|^beta), (), and its gradient in v; beta is (), on the device of v."""
     gradient, parts = torch.empty_like(v), _parts(v)
-    _launch(_rounding_penalty, v, (v, gradient, parts), {"beta": float(beta)})
+    _launch(_rounding_penalty, v, (v, beta, gradient, parts), {})
     return parts.sum(dtype=torch.float64).float(), gradient
 
 
@@ -214,8 +216,14 @@ def _launch(kernel: Any, like: Tensor, arrays: tuple[Tensor | None, ...], settin
         kernel[(blocks,)](*arrays, count=like.numel(), block=BLOCK, enable_fp_fusion=False, **settings)
 
 
-def _arrays(x: Tensor, grid: tuple[Tensor, Tensor, int, int], draw: Draw) -> tuple[Tensor, Tensor]:
-    return (x, x) if draw.threshold <= 0 else grid[:2]  # where nothing is quantized, the grid may be anywhere
+def _arrays(x: Tensor, grid: tuple[Tensor, Tensor, int, int], draw: Draw) -> tuple[Tensor, ...]:
+    """Scale, zero point, key and tweak; x stands for those that the kernel does not read, which may be anywhere."""
+    kept = _kept(draw)
+    return *((x, x) if kept == NONE else grid[:2]), *(words_on(draw, x.device) if kept == SOME else (x, x))
+
+
+def _kept(draw: Draw) -> int:
+    return NONE if draw.threshold <= 0 else ALL if draw.threshold >= 256 else SOME
 
 
 def _settings(
@@ -227,12 +235,10 @@ def _settings(
         "q_max": float(grid[3]),
         "floor": floor,
         "ceiling": ceiling,
-        "key": signed(draw.key),
-        "tweak": signed(draw.tweak),
         "threshold": draw.threshold,
         "has_residual": residual is not None,
         "has_limits": limits != (-float("inf"), float("inf")),
-        "kept": NONE if draw.threshold <= 0 else ALL if draw.threshold >= 256 else SOME,
+        "kept": _kept(draw),
     }
 
 

@@ -54,7 +54,8 @@ class UnitBatch:
         output: the quantized unit's output a_Q, (B, C, *spatial); carries gradients.
         target: the float unit's output a_F, same shape; never carries gradients.
         sample_index: which calibration images these are, (B,) int64.
-        progress: share of the phase's steps that is done, 0 to 1.
+        progress: share of the phase's steps that is done, 0 to 1; on a GPU a tensor (), float64.
+        annealed: what ``AnnealedObjective.annealed`` gives at this step, where it stands in a tensor (), float64.
         rounding: the rounding variable v of each layer, any shapes; h(v) is ``fused.soft.rectified_sigmoid``.
         reads: g(a_Q), (B, d), by need (``FEATURES``, ``LOGITS``).
         keys: the static float keys, by the same needs.
@@ -66,7 +67,8 @@ class UnitBatch:
     output: Tensor
     target: Tensor
     sample_index: Tensor
-    progress: float = 0.0
+    progress: float | Tensor = 0.0
+    annealed: Tensor | None = None
     rounding: tuple[Tensor, ...] = ()
     reads: Mapping[Need, Tensor] = dataclasses.field(default_factory=dict)
     keys: Mapping[Need, KeySet] = dataclasses.field(default_factory=dict)
@@ -100,6 +102,18 @@ class Objective(Protocol):
     def needs(self) -> frozenset[Need]: ...
 
     def __call__(self, batch: UnitBatch) -> Tensor: ...
+
+
+@runtime_checkable
+class AnnealedObjective(Objective, Protocol):
+    """An objective with a number of its own that follows the progress of the phase.
+
+    On a GPU, where a step is recorded once and played back, such a number cannot be computed in Python from
+    ``UnitBatch.progress``: it comes as ``UnitBatch.annealed``.
+    """
+
+    def annealed(self, progress: float) -> float | None:
+        """The number; None where the objective is zero at this point, and need not be called."""
 
 
 @runtime_checkable

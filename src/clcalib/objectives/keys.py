@@ -87,7 +87,7 @@ def outside_subset(count: int, candidates: int, sample_index: Tensor) -> Tensor:
 
     The others are the first of a fixed order; a query that is among them takes the one that follows instead.
     """
-    rank = _ranks(count).to(sample_index.device)
+    rank = _ranks(count, sample_index.device)
     is_among = rank[sample_index] < candidates - 1
     allowed = (rank < candidates - 1)[None] | (is_among[:, None] & (rank == candidates - 1)[None])
     return ~allowed.scatter(1, sample_index[:, None], True)
@@ -110,7 +110,7 @@ def together(sample_index: Tensor, size: int = BATCH_KEYS) -> Tensor:  # -> (B, 
 
 
 @functools.cache
-def _ranks(count: int) -> Tensor:
+def _ranks(count: int, device: torch.device) -> Tensor:
     """The place of each key in a fixed random order, so that sorted images make no difference."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(_SUBSET_SEED))
-    return order.argsort()
+    return order.argsort().to(device)  # once: a copy at each step would wait for the device

@@ -35,11 +35,24 @@ def in_batch(loss: str, critic: Critic, queries: Tensor, keys: Tensor, size: int
         A scalar.
     """
     own = torch.arange(len(keys), device=keys.device)
-    identity = torch.unique(keys.detach(), dim=0, return_inverse=True)[1]
+    identity = identity_of(keys.detach())
     mean = keys.mean(0)
     points = KeySet(keys, F.normalize(keys, dim=1), F.normalize(keys - mean, dim=1), mean, own, identity)
     excluded = (identity[:, None] == identity[None]) | ~together(own, size)
     return LOSSES[loss](critic(queries, points), own, excluded)
+
+
+def identity_of(keys: Tensor) -> Tensor:  # (B, d) -> (B,) int64
+    """Equal numbers for equal keys."""
+    if keys.device.type == "cpu":
+        return torch.unique(keys, dim=0, return_inverse=True)[1]
+    return _first_equal(keys)
+
+
+def _first_equal(keys: Tensor) -> Tensor:
+    """The place of the first equal key; slower than ``unique``, for whose shape the host would wait for the device."""
+    places: Tensor = (torch.cdist(keys, keys, p=math.inf) == 0).int().argmax(1)
+    return places
 
 
 def flattened(activations: Tensor, channel_axis: int, is_pooled: bool) -> Tensor:

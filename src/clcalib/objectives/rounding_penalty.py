@@ -44,9 +44,15 @@ class RoundingPenalty:
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.ROUNDING})
 
+    def annealed(self, progress: float) -> float | None:
+        """beta; None while the warm-up lasts."""
+        if progress < self.warm_up:
+            return None
+        return annealed_beta(progress, self.warm_up, self.beta_start, self.beta_end)
+
     def __call__(self, batch: UnitBatch) -> Tensor:
-        if batch.progress < self.warm_up or not batch.rounding:
+        beta = self.annealed(float(batch.progress)) if batch.annealed is None else batch.annealed
+        if beta is None or not batch.rounding:
             return torch.zeros((), device=batch.output.device)
-        beta = annealed_beta(batch.progress, self.warm_up, self.beta_start, self.beta_end)
         total = functools.reduce(torch.add, (rounding_penalty(v, beta) for v in batch.rounding))
         return total / sum(v.numel() for v in batch.rounding) if self.is_mean else total

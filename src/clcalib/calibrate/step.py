@@ -1,0 +1,176 @@
+"""One step of a phase on one unit, with all that changes from step to step as its arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from clcalib.calibrate.adam import Adam
+from clcalib.calibrate.lower import input_dtypes, module_of
+from clcalib.calibrate.mixing import mix_rows
+from clcalib.calibrate.recipe import Pass, Phase, Term
+from clcalib.calibrate.schedules import SCHEDULES
+from clcalib.calibrate.streams import StepStream
+from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableWeight
+from clcalib.calibrate.unit_data import UnitData
+from clcalib.capture.running import State
+from clcalib.objectives.batch import AnnealedObjective, TrainedObjective, UnitBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Parameters that are trained at one rate, on one schedule."""
+
+    optimizer: Adam
+    rate: float
+    schedule: Callable[[int, int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A phase on one unit: what it trains, on what, and by which terms.
+
+    Attributes:
+        body: the unit with ``TrainableWeight`` and ``TrainableActivation`` modules in it.
+        data: its inputs and targets.
+        phase: what to do.
+        random: shared with the modules of ``body``.
+        scales: the factor of each of the phase's terms, its weight included.
+        trained: the parameters; none where the phase has nothing to train in this unit.
+        soft: the weights under soft rounding.
+        dtypes: of the unit's inputs.
+    """
+
+    body: fx.GraphModule
+    data: UnitData
+    phase: Phase
+    random: StepStream
+    scales: Sequence[float]
+    trained: Sequence[Trained]
+    soft: Sequence[SoftWeight]
+    dtypes: Sequence[torch.dtype]
+
+    @classmethod
+    def of(
+        cls, body: fx.GraphModule, data: UnitData, phase: Phase, random: StepStream, *, scales: Sequence[float]
+    ) -> Step:
+        """The step, with optimisers that have not moved yet."""
+        soft = [module for module in body.modules() if isinstance(module, SoftWeight)]
+        own = _in_unit(body, phase)
+        trained = [*own, *_in_objectives(phase)] if own else []
+        return cls(body, data, phase, random, scales, trained, soft, input_dtypes(body))
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+        return min(self.phase.batch_size, len(self.data.target))
+
+    @property
+    def most_draws(self) -> int:
+        """As many masks as a step can draw, or more."""
+        quantizers = [
+            node for node in self.body.graph.nodes if isinstance(module_of(self.body, node), TrainableActivation)
+        ]
+        return len(self.dtypes) + len(quantizers)
+
+    def due(self, number: int) -> tuple[int, ...]:
+        """The places of the terms that are computed in this step."""
+        return tuple(at for at, term in enumerate(self.phase.terms) if number % term.interval == 0)
+
+    def losses(
+        self,
+        due: Sequence[int],
+        index: Tensor,
+        progress: float | Tensor,
+        annealed: Mapping[int, Tensor | None] | None = None,
+    ) -> list[Tensor]:
+        """The terms' losses; their gradients are put to the parameters.
+
+        Args:
+            due: the places of the terms that are computed.
+            index: the images  # shape: (B,) int64
+            progress: share of the phase's steps that is done.
+            annealed: by the place of an ``AnnealedObjective`` its number (), None where it is zero now; where this is
+                left out, the objectives have it from ``progress``.
+        """
+        terms = [self.phase.terms[at] for at in due]
+        batches = self.data.batches(self._passes(index, terms), index, progress, self.soft, terms)
+        self.data.prefetch(self.phase, self.random)
+        losses = [self._loss(at, batches, annealed or {}) for at in due]
+        total = functools.reduce(torch.add, (loss * term.interval for term, loss in zip(terms, losses, strict=True)))
+        self.forget_gradients()
+        total.backward()  # type: ignore[no-untyped-call]
+        return [loss.detach() for loss in losses]
+
+    def forget_gradients(self) -> None:
+        """Give the gradients' memory back."""
+        for group in self.trained:
+            group.optimizer.forget_gradients()
+
+    def rates(self, number: int) -> list[float]:
+        """By group, Adam's rate in this step."""
+        return [group.rate * group.schedule(number, self.phase.steps) for group in self.trained]
+
+    def _loss(self, at: int, batches: Mapping[Pass, UnitBatch], annealed: Mapping[int, Tensor | None]) -> Tensor:
+        term, scale = self.phase.terms[at], self.scales[at]
+        batch = batches[term.on].first(term.images)
+        if at in annealed:
+            if annealed[at] is None:
+                return torch.zeros((), device=batch.output.device)
+            batch = dataclasses.replace(batch, annealed=annealed[at])
+        return term.objective(batch) * scale
+
+    def _passes(self, index: Tensor, terms: Sequence[Term]) -> dict[Pass, State]:
+        """Every pass that a term looks at, the quantized one on the first images, as many as its terms want."""
+        found = dict[Pass, State]()
+        if any(term.on == "training" for term in terms):
+            found["training"] = self._forward(index)
+        counts = [term.images or len(index) for term in terms if term.on == "quantized"]
+        if counts:
+            with self.random.undropped():
+                found["quantized"] = self._forward(index[: max(counts)])
+        return found
+
+    def _forward(self, index: Tensor) -> State:
+        columns = zip(self.data.quantized, self.data.floating, self.dtypes, strict=True)
+        inputs = [
+            mix_rows(quantized, floating, index, self.random.draw(self.phase.quantized_input_probability), dtype)
+            for quantized, floating, dtype in columns
+        ]
+        outputs: State = self.body(*inputs)
+        return outputs
+
+
+def name_of(term: Term) -> str:
+    """What a term is reported as."""
+    return type(term.objective).__name__
+
+
+def annealed_at(phase: Phase, due: Sequence[int], progress: float) -> dict[int, float | None]:
+    """By the place of an ``AnnealedObjective`` among the terms that are due, its number at this point of the phase."""
+    objectives = [(at, phase.terms[at].objective) for at in due]
+    return {at: own.annealed(progress) for at, own in objectives if isinstance(own, AnnealedObjective)}
+
+
+def _in_unit(body: fx.GraphModule, phase: Phase) -> list[Trained]:
+    groups = []
+    weights = [module for module in body.modules() if isinstance(module, TrainableWeight)]
+    if phase.rounding_rate is not None and weights:
+        rounding = Adam([weight.rounding for weight in weights])
+        groups.append(Trained(rounding, phase.rounding_rate, SCHEDULES[phase.rounding_schedule]))
+    factors = [weight.scale_factor for weight in weights if weight.scale_factor is not None]
+    if phase.weight_scale_rate is not None and factors:
+        groups.append(Trained(Adam(factors), phase.weight_scale_rate, SCHEDULES["cosine"]))
+    activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
+    if phase.activation_rate is not None and activations:
+        groups.append(Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
+    return groups
+
+
+def _in_objectives(phase: Phase) -> list[Trained]:
+    objectives = [term.objective for term in phase.terms if isinstance(term.objective, TrainedObjective)]
+    return [Trained(Adam(own.parameters()), own.rate, SCHEDULES["constant"]) for own in objectives]
