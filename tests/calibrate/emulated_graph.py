@@ -1,4 +1,4 @@
-"""A CUDA graph where there is no GPU: what PyTorch is asked to compute is written down, and done again on the same memory.
+"""A CUDA graph where there is no GPU: PyTorch's operations are written down, and done again on the same memory.
 
 As in a real graph, numbers that Python passed to an operation are frozen, tensors are read where they lie, the work is
 not done while it is recorded, and waiting for a value is an error.  Kernels that PyTorch does not dispatch would not
@@ -61,7 +61,9 @@ class Tape(RefusesToWait):
 
 
 def changed_by(function, args, kwargs) -> list[Tensor]:
-    names = [argument for argument in function._schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    names = [
+        argument for argument in function._schema.arguments if argument.alias_info and argument.alias_info.is_write
+    ]
     places = {argument.name: at for at, argument in enumerate(function._schema.arguments)}
     given = [args[places[a.name]] if places[a.name] < len(args) else kwargs.get(a.name) for a in names]
     return [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]

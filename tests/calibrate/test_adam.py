@@ -45,6 +45,32 @@ def test_a_late_gradient_has_its_own_bias_correction():
     torch.testing.assert_close(late.detach(), torch.full((2,), 0.9))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_in_a_tensor_give_the_same_bits(dtype, monkeypatch):
+    """Also of a parameter that has its gradients late, and of one that is left alone."""
+    monkeypatch.setattr(calls, "is_available", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator, dtype=dtype) for shape in [(7,), (16, 8, 3, 3), (), (2,)]]
+    ours, theirs = ([start.clone().requires_grad_() for start in starts] for _ in range(2))
+    plain, by_tensor = Adam(ours), Adam(theirs)
+    partitions = set()
+    for step in range(12):
+        rate = 0.01 * (1 + step % 3)
+        for adam in (plain, by_tensor):
+            adam.forget_gradients()
+        for at, (one, other) in enumerate(zip(ours[:3], theirs, strict=False)):
+            if at != 2 or step % 4 == 2:
+                one.grad = torch.randn(one.shape, generator=generator, dtype=dtype)
+                other.grad = one.grad.clone()
+        partitions.add(by_tensor.partition())
+        plain.step(rate)
+        moved = by_tensor.step_by(torch.tensor(by_tensor.factors(rate), dtype=torch.float64))
+        assert moved == ([0, 1, 2] if step % 4 == 2 else [0, 1])
+        by_tensor.count(moved)
+        assert all(torch.equal(one, other) for one, other in zip(plain.state(), by_tensor.state(), strict=True))
+    assert partitions == {(0, 0, 0, 0), (0, 0, 2, 2), (0, 0, 2, 3)}
+
+
 def test_parameters_without_a_gradient_stay():
     parameter = torch.ones(3, requires_grad=True)
     Adam([parameter]).step(1.0)

@@ -129,6 +129,18 @@ def test_the_rate_falls_when_the_loss_does_not():
     assert plateau.rate == pytest.approx(1e-4)
 
 
+def test_the_rate_is_that_of_a_plateau_that_reads_every_loss_and_few_are_read():
+    losses = torch.rand(1500, generator=torch.Generator().manual_seed(0)).cumsum(0).neg().exp().clamp(min=1e-3)
+    lazy, eager, reads = _Plateau(1e-3), _Plateau(1e-3), 0
+    for loss in losses:
+        lazy.saw(loss)
+        eager._read(float(loss))
+        assert lazy.rate == eager.rate
+        reads += not lazy._unread
+    assert lazy.rate < 1e-3
+    assert reads <= 20
+
+
 def quantize(model, recipe, **options):
     calibration = clcalib.CalibrationSet.from_tensor(images())
     return clcalib.quantize(

@@ -10,8 +10,9 @@ import itertools
 
 CAPABILITIES = (80, 90)
 ARRAYS = {"a", "residual", "scale", "zero_point", "out", "gradient", "parts", "floors", "v"}
-WHOLE = {"key", "tweak", "threshold", "count", "row"}
-LOW = {"a", "out", "gradient"}  # bfloat16 in every second variant
+WHOLE = {"threshold", "count", "row"}
+NUMBERS = {"key": "*i32", "tweak": "*i32", "beta": "*fp64"}  # read from memory
+LOW = {"a", "out", "gradient", "key", "tweak"}  # bfloat16 in every second variant
 FLAGS = [
     {"has_residual": both, "has_limits": both, "kept": kept}
     for both, kept in itertools.product((True, False), range(3))
@@ -30,7 +31,9 @@ def signature(names: list[str], constants: dict[str, object], is_low: bool) -> d
     for name in names:
         if name in constants:
             types[name] = "constexpr"
-        elif name in ARRAYS:
+        elif name in NUMBERS and constants.get("kept", 1) == 1:
+            types[name] = NUMBERS[name]
+        elif name in ARRAYS or name in NUMBERS:  # x stands for numbers that are not read
             types[name] = "*bf16" if is_low and name in LOW else "*fp32"
         else:
             types[name] = "i32" if name in WHOLE else "fp32"

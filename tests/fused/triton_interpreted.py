@@ -11,10 +11,14 @@ import os
 
 import pytest
 import torch
+from tests.tiny import images, tiny
 from torch import Tensor
 
+import clcalib
+from clcalib.calibrate import device_step
+from clcalib.calibrate.device_step import CudaGraphs
 from clcalib.fused import calls, device, soft
-from clcalib.fused.draws import ALL, NONE, Draw, keep_mask
+from clcalib.fused.draws import ALL, NONE, Draw, keep_mask, signed
 from clcalib.fused.soft import rounding_penalty
 from clcalib.quant import kernels, passes
 from clcalib.quant.kernels import activation, add_and_clamp, soft_round
@@ -113,6 +117,24 @@ def test_masks_are_those_of_every_device(on_device, shape: tuple[int, ...], thre
     assert torch.equal(kept.float(), keep_mask(shape, draw))
 
 
+@pytest.mark.parametrize("draw", [HALF, WORDS])
+def test_a_draw_in_tensors_is_read_when_the_kernel_runs(on_device, draw) -> None:
+    words = torch.zeros(2, dtype=torch.int32)
+    later = Draw(words[0], words[1], draw.threshold)
+    x, scale = torch.randn(3, 1000), torch.tensor(0.3)
+
+    def run(x: Tensor, scale: Tensor, draw: Draw) -> Tensor:
+        return activation(x, scale, torch.tensor(1.0), 0, 3, draw=draw)
+
+    first = on_device(gradients, run, [x, scale], later)
+    words.copy_(torch.tensor([signed(draw.key), signed(draw.tweak)]))
+    found, expected = (on_device(gradients, run, [x, scale], one) for one in (later, draw))
+    assert not torch.equal(first[0], expected[0])
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(one, other) for one, other in zip(found[1], expected[1], strict=True))
+    assert torch.equal(keep_mask(x.shape, later), keep_mask(x.shape, draw))
+
+
 def test_nan_is_passed_on(on_device) -> None:
     x = torch.tensor([math.nan, 1.0])
     for draw in (ALL, HALF):
@@ -168,3 +190,22 @@ def test_rounding_penalty(on_device, beta, count) -> None:
     fast, slow = on_device(gradients, rounding_penalty, [v], beta), gradients(rounding_penalty, [v], beta)
     torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-6)
     torch.testing.assert_close(fast[1], slow[1], rtol=1e-4, atol=1e-5)
+    in_tensor = on_device(gradients, rounding_penalty, [v], torch.tensor(beta, dtype=torch.float64))
+    assert torch.equal(in_tensor[0], fast[0])
+    assert torch.equal(in_tensor[1][0], fast[1][0])
+
+
+def test_steps_with_their_numbers_on_the_device_are_those_of_the_host(on_device, monkeypatch) -> None:
+    """A whole run, but for the recording: that the kernels get what stands in the tensors."""
+    monkeypatch.setenv("CLCALIB_GRAPHS", "0")
+    calibration = clcalib.CalibrationSet.from_tensor(images(24))
+    recipe = clcalib.with_contrastive(clcalib.recipes.qdrop(steps=3, batch_size=8), interval=2, images=8)
+    settings = {"recipe": recipe, "bits": clcalib.Bits(2, 4), "measured_images": 0, "precision": "float32"}
+
+    def run() -> dict[str, Tensor]:
+        return on_device(clcalib.quantize, tiny(), calibration, **settings).model.state_dict()
+
+    expected = run()
+    monkeypatch.setitem(device_step.RECORDERS, "cpu", CudaGraphs)
+    found = run()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

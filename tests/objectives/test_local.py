@@ -18,7 +18,7 @@ from clcalib.objectives.batch import Need, TrainedObjective, UnitBatch
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.critics import Cosine
 from clcalib.objectives.keys import BATCH_KEYS, build_keys, outside_batch, outside_subset
-from clcalib.objectives.local import LearnedHead, LocalContrastive, batch_of
+from clcalib.objectives.local import LearnedHead, LocalContrastive, _first_equal, batch_of, identity_of
 
 QDROP = clcalib.recipes.qdrop(steps=100)
 
@@ -173,6 +173,14 @@ def test_equal_outputs_are_no_negatives():
     objective = LocalContrastive(critic=Cosine(0.3))
     pair = dataclasses.replace(batch.first(2), target=target[:2])
     assert objective(pair).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_equal_keys_are_told_apart_alike_on_every_device():
+    keys = torch.randn(9, 300)
+    keys[3], keys[7], keys[8] = keys[0], keys[0], keys[5]
+    ours, theirs = _first_equal(keys), identity_of(keys)
+    assert ours.tolist() == [0, 1, 2, 0, 4, 5, 6, 0, 5]
+    assert torch.equal(ours[:, None] == ours, theirs[:, None] == theirs)
 
 
 @pytest.mark.parametrize("keys", [1, 0, True, "all", 2.5])

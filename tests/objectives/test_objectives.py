@@ -14,7 +14,7 @@ from tests.reference import reconstruction
 from clcalib.calibrate.recipes import scale_only
 from clcalib.errors import ArgumentError
 from clcalib.fused.soft import rectified_sigmoid
-from clcalib.objectives.batch import Need
+from clcalib.objectives.batch import AnnealedObjective, Need
 from clcalib.objectives.contrastive import LOSSES, Contrastive
 from clcalib.objectives.critics import CRITICS
 from clcalib.objectives.fisher import FisherReconstruction
@@ -215,6 +215,21 @@ def test_temperature_must_be_positive(temperature):
 def test_penalty_waits_for_the_warm_up():
     assert float(RoundingPenalty()(make_batch(progress=0.1))) == 0.0
     assert RoundingPenalty()(make_batch(progress=0.2)).item() > 0.0
+    assert RoundingPenalty().annealed(0.1) is None
+
+
+def test_penalty_takes_beta_from_a_tensor_with_the_same_bits():
+    """As on a GPU, where a number of Python's would be frozen; the progress is not looked at then."""
+    penalty = RoundingPenalty()
+    assert isinstance(penalty, AnnealedObjective)
+    for progress in (0.2, 0.37, 0.99):
+        beta = torch.tensor(penalty.annealed(progress), dtype=torch.float64)
+        plain, annealed = make_batch(progress=progress), make_batch(progress=float("nan"))
+        annealed = dataclasses.replace(annealed, annealed=beta)
+        values = [penalty(batch) for batch in (plain, annealed)]
+        assert torch.equal(*values)
+        gradients = [torch.autograd.grad(v, b.rounding)[0] for v, b in zip(values, (plain, annealed), strict=True)]
+        assert torch.equal(*gradients)
 
 
 def test_beta_runs_from_start_to_end():

@@ -2,8 +2,9 @@
 
 What changes from step to step stands in one small tensor that is written before each step: the batch, the keys of the
 masks, the progress, annealed numbers, Adam's factors.  The step reads all of it there, played back or not, so both
-give the same bits.  A kind is recorded after some steps that were run as they are, and is checked: one step is run and
-played back from the same state, and the results must be the same bit for bit.  Why so: docs/decisions/0009.
+give the same bits.  A kind is recorded after some steps that were run as they are.  Its next step, which has other
+numbers, is run and played back from the same state, and the results must be the same bit for bit; else, and where a
+step cannot be recorded, all steps are run as they are.  Why so: docs/decisions/0009.
 """
 
 from __future__ import annotations
@@ -136,11 +137,12 @@ class Kind:
 
 @dataclasses.dataclass
 class _Known:
-    """A kind of step: how often it was run, what it moves, and its recording."""
+    """A kind of step: how often it was run, what it moves, its recording, and whether that proved right."""
 
     runs: int = 0
     moved: Moved = dataclasses.field(default_factory=list)
     replay: Callable[[], None] | None = None
+    is_checked: bool = False
 
 
 class DeviceSteps:
@@ -159,8 +161,9 @@ class DeviceSteps:
         self._latest = dict[str, int]()
         self._kinds = dict[Kind, _Known]()
         self._recorder = None if os.environ.get("CLCALIB_GRAPHS") == "0" else RECORDERS[device.type](device)
-        if step.data.in_files(step.phase):
-            self._give_up("the unit's inputs or targets are in files, beyond the memory budget")
+        if self._recorder is not None and step.data.in_files(step.phase):
+            self._recorder = None
+            _tell("the unit's inputs or targets are in files, beyond the memory budget")
 
     def running(self) -> AbstractContextManager[object]:
         """Around all steps."""
@@ -175,7 +178,7 @@ class DeviceSteps:
         kind = Kind(due, active, idle, tuple(group.optimizer.partition() for group in step.trained))
         self._write(number, progress, annealed)
         known = self._kinds.setdefault(kind, _Known())
-        if known.replay is not None:
+        if known.replay is not None and known.is_checked:
             known.replay()
         elif self._is_ripe(known, number):
             self._record(known, functools.partial(self._work, number, kind))
@@ -220,35 +223,28 @@ class DeviceSteps:
         return self._recorder is not None and known.runs >= WARM_UP and is_worth_it
 
     def _record(self, known: _Known, work: Callable[[], Moved]) -> None:
-        """Do the step, record its kind, and hold the recording against the step."""
+        """Do a step and record its kind; when such a step comes again, do it and hold the recording against it."""
         assert self._recorder is not None
         state = [self._losses, *(tensor for group in self._step.trained for tensor in group.optimizer.state())]
         before = _copies(state)
         try:
             with self._recorder.refusing_to_wait():
                 known.moved = work()
-            expected = _copies(state)
-            _restore(state, before)
-            replay = self._recorder.record(work)
-            replay()
-            problem = "" if all(map(torch.equal, state, expected)) else "the recording gives other bits"
-        except (
-            Exception
-        ) as error:  # whatever a driver, a library or the network's code has against it: it must not stop a run
+            if known.replay is None:
+                known.replay, problem = self._recorder.record(work), ""
+            else:
+                expected = _copies(state)
+                _restore(state, before)
+                known.replay()
+                known.is_checked = all(map(torch.equal, state, expected))
+                problem = "" if known.is_checked else "a recording gives other bits than the step"
+        except Exception as error:  # of a driver, a library or the network's own code: it must not stop a run
             problem = f"{type(error).__name__}: {error}".splitlines()[0]
-        if not problem:
-            known.replay = replay
-            return
-        _restore(state, before)
-        self._give_up(problem)
-        known.moved = work()
-
-    def _give_up(self, reason: str) -> None:
-        """From here on run all steps as they are, which gives the same bits."""
-        if self._recorder is None:
-            return
-        self._recorder = None
-        _tell(reason)
+        if problem:
+            _restore(state, before)
+            known.replay, self._recorder = None, None
+            _tell(problem)
+            known.moved = work()
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -45,14 +45,14 @@ def in_batch(loss: str, critic: Critic, queries: Tensor, keys: Tensor, size: int
 def identity_of(keys: Tensor) -> Tensor:  # (B, d) -> (B,) int64
     """Equal numbers for equal keys."""
     if keys.device.type == "cpu":
-        return torch.unique(keys, dim=0, return_inverse=True)[1]
+        equal: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
+        return equal
     return _first_equal(keys)
 
 
 def _first_equal(keys: Tensor) -> Tensor:
     """The place of the first equal key; slower than ``unique``, for whose shape the host would wait for the device."""
-    places: Tensor = (torch.cdist(keys, keys, p=math.inf) == 0).int().argmax(1)
-    return places
+    return (torch.cdist(keys, keys, p=math.inf) == 0).int().argmax(1)
 
 
 def flattened(activations: Tensor, channel_axis: int, is_pooled: bool) -> Tensor:
