@@ -1,4 +1,5 @@
-"""How fast QDrop with the contrastive term is on a GPU, how much of a step is not the GPU's, and whether bits repeat.
+"""How fast QDrop with the contrastive term is on a GPU, what CUDA graphs gain, how much of a step is not the GPU's, and
+whether bits repeat.
 
     python benchmarks/gpu_speed.py             # three runs of 300 steps a unit; 20,000 are extrapolated
     python benchmarks/gpu_speed.py --full      # three runs of 20,000 steps
@@ -6,7 +7,9 @@
 
 ResNet-18 with random weights, random images of 224 x 224, W2A2, batch 32, the term at every fourth step on eight images
 of the batch.  A step's time is that between the first and the last reported step of a unit, by CUDA events, the least
-of the runs.  One more run is profiled for fifty steps of its middle unit.  The runs have one seed: their codes and
+of the runs; it contains the unit's share of what recording CUDA graphs takes, which weighs more at 300 steps than at
+20,000.  As many runs of at most 300 steps go without graphs (``CLCALIB_GRAPHS=0``); it is told whether graphs were used,
+and if not, why.  One more run is profiled for fifty steps of its middle unit.  The runs have one seed: their codes and
 scales are compared bit for bit.  Where there is no CUDA device this says so and does nothing.  Writes
 ``benchmarks/results/gpu_speed.json``.
 """
@@ -14,11 +17,14 @@ scales are compared bit for bit.  Where there is no CUDA device this says so and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib
+import os
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +32,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import clcalib
+from clcalib.calibrate import device_step
+from clcalib.errors import SlowPathWarning
 from clcalib.fused import device as fused
 from common import commit, provenance, write_result
 from step_clock import Clock, StepTimer
@@ -34,7 +42,8 @@ SKIPPED = "skipped: no CUDA device"
 BITS, BATCH, RUNS = 2, 32, 3
 PAPER_STEPS = 20_000
 CONTRASTIVE = {"interval": 4, "images": 8}
-PROFILED = (25, 75)  # steps at which the loop reports, so that an observer can begin and end there
+SHORT = 300  # steps in which every kind of step is recorded, and a unit is profiled
+PROFILED = (150, 200)  # steps at which the loop reports, so that an observer can begin and end there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +132,88 @@ def compared(runs: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     return {"runs": len(runs), "identical": not different, "digests": digests, "different_tensors": different[:16]}
 
 
+@contextlib.contextmanager
+def watched_graphs() -> Iterator[dict[str, Any]]:
+    """How many graphs are recorded and how often they are played, and why some are not."""
+    found: dict[str, Any] = {"recorded": 0, "played": 0, "warnings": []}
+    original = device_step.RECORDERS["cuda"]
+
+    class Watched(device_step.CudaGraphs):
+        def record(self, work: Callable[[], object]) -> Callable[[], None]:
+            replay = super().record(work)
+            found["recorded"] += 1
+
+            def play() -> None:
+                found["played"] += 1
+                replay()
+
+            return play
+
+    device_step.RECORDERS["cuda"] = Watched
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            yield found
+    finally:
+        device_step.RECORDERS["cuda"] = original
+        found["warnings"] = [str(one.message) for one in told if issubclass(one.category, SlowPathWarning)]
+
+
+@contextlib.contextmanager
+def without_graphs() -> Iterator[None]:
+    before = os.environ.get("CLCALIB_GRAPHS")
+    os.environ["CLCALIB_GRAPHS"] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("CLCALIB_GRAPHS")
+        if before is not None:
+            os.environ["CLCALIB_GRAPHS"] = before
+
+
+@dataclasses.dataclass
+class Runs:
+    """Runs of one seed: the least milliseconds per step by unit, the seconds of each, and what came out."""
+
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    found: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def add(self, calibration: clcalib.CalibrationSet, steps: int, device: str, clock: Clock) -> None:
+        timer, start = StepTimer(clock), time.perf_counter()
+        self.found.append(fingerprints(run(calibration, steps, device, timer)))
+        times = timer.milliseconds
+        self.seconds.append(time.perf_counter() - start)
+        self.best = {unit: min(self.best.get(unit, value), value) for unit, value in times.items()}
+
+
 def measure(settings: Settings, device: str) -> dict[str, Any]:
     calibration, clock = calibration_set(settings), Clock(device)
-    best: dict[str, float] = {}
-    seconds, found = [], []
-    for _ in range(settings.runs):
-        timer, start = StepTimer(clock), time.perf_counter()
-        found.append(fingerprints(run(calibration, settings.steps, device, timer)))
-        times = timer.milliseconds
-        seconds.append(time.perf_counter() - start)
-        best = {unit: min(best.get(unit, value), value) for unit, value in times.items()}
-    profiler = UnitProfiler(clock, list(best)[len(best) // 2])
-    run(calibration, max(PROFILED) + 1, device, profiler)
-    return summary(settings, best, min(seconds), profiler) | {"repetition": compared(found)}
+    played, one_by_one, short = Runs(), Runs(), min(settings.steps, SHORT)
+    with watched_graphs() as graphs:
+        for _ in range(settings.runs):
+            played.add(calibration, settings.steps, device, clock)
+            with without_graphs():
+                one_by_one.add(calibration, short, device, clock)
+        profiler = UnitProfiler(clock, list(played.best)[len(played.best) // 2])
+        run(calibration, SHORT, device, profiler)
+    same = [*played.found, *one_by_one.found] if short == settings.steps else played.found
+    use = {"graphs": graph_use(graphs, played.best, one_by_one.best), "repetition": compared(same)}
+    return summary(settings, played.best, min(played.seconds), profiler) | use
+
+
+def graph_use(
+    graphs: Mapping[str, Any], played: Mapping[str, float], one_by_one: Mapping[str, float]
+) -> dict[str, Any]:
+    """Whether graphs were used, and how many times as fast a step is with them."""
+    ratios = {unit: round(one_by_one[unit] / value, 3) for unit, value in played.items()}
+    whole = sum(one_by_one.values()) / sum(played.values())
+    return {
+        "used": graphs["played"] > 0,
+        **graphs,
+        "milliseconds_per_step_one_by_one": {unit: round(value, 4) for unit, value in one_by_one.items()},
+        "times_as_fast": {**ratios, "all units": round(whole, 3)},
+    }
 
 
 def summary(settings: Settings, best: Mapping[str, float], total: float, profiler: UnitProfiler) -> dict[str, Any]:
@@ -163,12 +241,14 @@ def summary(settings: Settings, best: Mapping[str, float], total: float, profile
 def read_arguments() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=300, help="for each unit; what 20,000 would take is extrapolated")
+    parser.add_argument(
+        "--steps", type=int, default=SHORT, help="for each unit; what 20,000 would take is extrapolated"
+    )
     parser.add_argument("--full", action="store_true", help="20,000 steps for each unit")
     parser.add_argument("--quick", action="store_true", help="a smoke run, which writes no result")
     given = parser.parse_args()
     if given.quick:
-        return Settings(64, max(PROFILED) + 1, 2, 64)
+        return Settings(64, SHORT, 2, 64)
     return Settings(given.images, PAPER_STEPS if given.full else given.steps, RUNS)
 
 
@@ -187,7 +267,7 @@ def main() -> None:
         **dataclasses.asdict(settings),
         **provenance(commit=at_start, device=torch.cuda.get_device_name(), cuda=torch.version.cuda, seed=0),
     }
-    for name in ("steps_per_second", f"seconds_at_{PAPER_STEPS}_steps", "share_not_gpu_bound", "repetition"):
+    for name in ("steps_per_second", f"seconds_at_{PAPER_STEPS}_steps", "graphs", "share_not_gpu_bound", "repetition"):
         print(f"{name}: {result[name]}")
     if settings.size == Settings.size:
         print(write_result("gpu_speed", result))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+
+from clcalib.calibrate import device_step
+from clcalib.errors import SlowPathWarning
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu_speed.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the benchmarks are not part of this copy")
@@ -40,6 +44,21 @@ def test_runs_are_compared_bit_for_bit(gpu_speed) -> None:
     other = gpu_speed.compared([first, first, gpu_speed.fingerprints(model)])
     assert not other["identical"]
     assert other["different_tensors"] == ["1.bias"]
+
+
+def test_it_says_whether_graphs_were_used_and_what_they_gain(gpu_speed, monkeypatch) -> None:
+    monkeypatch.setenv("CLCALIB_GRAPHS", "1")
+    with gpu_speed.without_graphs():
+        assert os.environ["CLCALIB_GRAPHS"] == "0"
+    assert os.environ["CLCALIB_GRAPHS"] == "1"
+    with gpu_speed.watched_graphs() as graphs:
+        warnings.warn("the unit is in files", SlowPathWarning, stacklevel=1)
+    assert graphs == {"recorded": 0, "played": 0, "warnings": ["the unit is in files"]}
+    assert {"cuda": device_step.CudaGraphs} == device_step.RECORDERS
+    found = gpu_speed.graph_use(graphs, {"a": 1.0, "b": 3.0}, {"a": 2.0, "b": 3.0})
+    assert not found["used"]
+    assert found["times_as_fast"] == {"a": 2.0, "b": 1.0, "all units": 1.25}
+    assert gpu_speed.graph_use({**graphs, "played": 5}, {"a": 1.0}, {"a": 1.0})["used"]
 
 
 def test_what_is_extrapolated_says_so(gpu_speed) -> None:

@@ -1,4 +1,6 @@
-"""What only a GPU can show: its kernels give what the CPU gives, a step does not wait, and a run repeats its bits."""
+"""What only a GPU can show: its kernels give what the CPU gives, a step does not wait, a run repeats its bits, and
+steps that are recorded as CUDA graphs and played back give the bits of steps that are run one by one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 import clcalib
+from clcalib.calibrate import device_step
+from clcalib.calibrate.device_step import CudaGraphs
 from clcalib.fused import device
 from clcalib.fused.draws import ALL, Draw
 from clcalib.fused.soft import rounding_penalty
@@ -15,7 +19,10 @@ from clcalib.fused.squared import mean_squared_error
 from clcalib.quant.kernels import activation, soft_round
 from tests.tiny import images, tiny
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.filterwarnings("ignore:.*debug mode is a prototype"),  # PyTorch's, when waiting is made an error
+]
 HALF = Draw(0xDEADBEEF, 0x80000001, 128)
 
 
@@ -70,3 +77,51 @@ def test_a_run_repeats_its_bits(precision) -> None:
     settings = {"recipe": recipe, "bits": clcalib.Bits(2, 4), "device": "cuda", "precision": precision}
     first, second = (clcalib.quantize(tiny(), calibration, **settings).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+STEPS = 160
+RECIPES = {
+    "fast": clcalib.recipes.fast(steps=STEPS),
+    "contrastive": clcalib.with_contrastive(clcalib.recipes.qdrop(steps=STEPS), interval=4, images=8),
+    "learned_head": clcalib.with_contrastive(clcalib.recipes.qdrop(steps=STEPS), images=8, read="learned_head"),
+    "pd_quant": clcalib.with_contrastive(clcalib.recipes.pd_quant(steps=STEPS, correction_steps=3)),
+    "brecq": clcalib.recipes.brecq(steps=STEPS, activation_steps=STEPS, is_fisher_weighted=True),
+    "genie_m": clcalib.recipes.genie_m(steps=STEPS),
+    "last_phase": clcalib.with_last_phase(clcalib.recipes.nearest(), steps=STEPS),
+}
+
+
+class Counted(CudaGraphs):
+    """Counts the graphs of all phases, and how often they are played."""
+
+    recorded, played = 0, 0
+
+    def record(self, work):
+        replay = super().record(work)
+        Counted.recorded += 1
+
+        def play():
+            Counted.played += 1
+            replay()
+
+        return play
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_recorded_steps_are_the_steps_one_by_one_bit_for_bit(monkeypatch, name, precision) -> None:
+    """Where they cannot be recorded a warning tells why, and warnings are errors here."""
+    device_step._tell.cache_clear()
+    monkeypatch.setitem(device_step.RECORDERS, "cuda", Counted)
+    monkeypatch.setattr(Counted, "recorded", 0)
+    monkeypatch.setattr(Counted, "played", 0)
+    calibration = clcalib.CalibrationSet.from_tensor(images(100))
+    settings = {"recipe": RECIPES[name], "bits": clcalib.Bits(2, 4), "device": "cuda", "precision": precision}
+    recorded = clcalib.quantize(tiny(), calibration, measured_images=0, **settings).model.state_dict()
+    assert Counted.recorded > 0
+    assert Counted.played > Counted.recorded
+    monkeypatch.setenv("CLCALIB_GRAPHS", "0")
+    before = Counted.played
+    one_by_one = clcalib.quantize(tiny(), calibration, measured_images=0, **settings).model.state_dict()
+    assert Counted.played == before
+    assert all(torch.equal(recorded[name], one_by_one[name]) for name in recorded)

@@ -66,7 +66,9 @@ class CudaGraphs:
     @contextlib.contextmanager
     def refusing_to_wait(self) -> Iterator[None]:
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*debug mode is a prototype")  # of PyTorch, at its first use
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
