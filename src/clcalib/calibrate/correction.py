@@ -18,7 +18,7 @@ Source: PD-Quant (Liu et al., CVPR 2023); the loss on statistics is that of Zero
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,14 @@ def has_norms(chain: Chain) -> bool:
     return any(norm_statistics(node) is not None for node in chain.module.graph.nodes)
 
 
-def corrected(chain: Chain, index: int, state: RowState, settings: Correction, space: StoreSpace) -> RowState:
+def corrected(
+    chain: Chain,
+    index: int,
+    state: RowState,
+    settings: Correction,
+    space: StoreSpace,
+    report: Callable[[int, int], None] = lambda done, count: None,
+) -> RowState:
     """Return the float input of a unit, corrected, in new stores; as it is where the unit has no batch norm.
 
     Args:
@@ -53,6 +60,7 @@ def corrected(chain: Chain, index: int, state: RowState, settings: Correction, s
         state: its input from the float prefix.
         settings: how.
         space: where the result is stored.
+        report: told after each batch how many images are done, and of how many.
 
     Returns:
         stores of the same shapes; inputs that no norm sees, and whole numbers, are those of ``state``.
@@ -72,6 +80,7 @@ def corrected(chain: Chain, index: int, state: RowState, settings: Correction, s
         values = tuple(rows.slice(start, start + settings.batch_size) for rows in state)
         for at, value in zip(moved, _corrected_batch(body, targets, values, moved, settings), strict=True):
             writers[at].append(value)
+        report(min(start + settings.batch_size, count), count)
     done = {at: writer.finish() for at, writer in writers.items()}
     return tuple(done.get(at, rows) for at, rows in enumerate(state))
 

@@ -110,7 +110,8 @@ class Walk:
             self._feed_back(index, pair.quantized)
         if phases:
             if self.recipe.correction is not None:
-                pair.floating = corrected(self.floating, index, pair.floating, self.recipe.correction, self.space)
+                correction, report = self.recipe.correction, self.observer.correcting
+                pair.floating = corrected(self.floating, index, pair.floating, correction, self.space, report)
             self.optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         check_finite(body, unit.name)
