@@ -74,8 +74,8 @@ whole batches, 20,000 steps for each block; it is not measured here, where the r
 its short run.
 
 ResNet-20 with public weights, CIFAR-10, {widths}, {steps} steps for each unit (of each phase), 1,024 images; top-1 in %
-on all 10,000 test images, mean ± standard deviation (seeds).  PD-Quant's correction has 20
-steps of its 500.  *With the term*: paired difference, see [results.md](results.md).
+on all 10,000 test images, mean ± standard deviation (seeds, type of convolutions).  PD-Quant's correction
+has 20 steps of its 500.  *With the term*: paired difference, see [results.md](results.md).
 """
 ORDER = """\
 The published order at W2A2 (ImageNet, 20,000 steps) is nearest < AdaRound < BRECQ < QDrop < PD-Quant.  {verdict}
@@ -98,8 +98,7 @@ def rows(result: Row) -> list[list[str]]:
     lines = []
     for host, words in METHODS.items():
         cell = cell_of(result, host)
-        value = accuracy(None if cell is None else cell["test"])
-        lines.append([*words, value, difference(differences.get(host))])
+        lines.append([*words, accuracy(cell), difference(differences.get(host))])
     return lines
 
 
