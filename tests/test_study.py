@@ -208,6 +208,14 @@ def test_differences_are_of_runs_with_the_same_precision(grid, one, tmp_path):
     assert "### Rates" not in page  # none was run
 
 
+def test_two_equal_differences_are_not_in_bold(stats):
+    import study.page
+
+    two, three = (stats.paired_difference(dict.fromkeys(range(n), 1.0), dict.fromkeys(range(n), 1.5)) for n in (2, 3))
+    assert study.page.difference(two) == "-0.50 [-0.50, -0.50] t [-0.50, -0.50]"
+    assert study.page.difference(three).startswith("**-0.50** ")
+
+
 def test_runs_of_which_none_are_alike_have_no_difference(grid):
     import study.summary
 

@@ -38,8 +38,8 @@ calibrate, another choice for each seed; top-1 in % on all 10,000 test images, m
 number of seeds stands in which type convolutions computed, `bf16` (bfloat16) or `f32` (float32), as the machines differ
 in it; a difference is made only of pairs with the same one.  *Difference* is contrastive less plain, seed by seed, with
 the 95 % interval of a bootstrap over seeds; with so few seeds, that one is too narrow (with five it covers the mean in
-83 % of the cases), and the t interval stands beside it.  Where the t interval leaves out zero, the difference is in
-bold; of twenty that are none, one is bold by chance.  PD-Quant's correction has 20 steps of its 500, and MobileNetV2
+83 % of the cases), and the t interval stands beside it.  Where the t interval of three or more pairs leaves out
+zero, the difference is in bold; of twenty that are none, one is bold by chance.  PD-Quant's correction has 20 steps of its 500, and MobileNetV2
 the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be chosen by *selection*, the accuracy on
 2,000 training images that are not calibrated on: the float networks were trained on them, so that its level is too
 high, and its order is what counts.
@@ -57,14 +57,17 @@ def accuracy(cell: Row | None, which: str = "test") -> str:
 
 
 def difference(row: Row | None) -> str:
-    """Mean and intervals; bold where the interval that is to be trusted, t's if it is there, leaves out zero."""
+    """Mean and intervals; bold where the interval that is to be trusted, t's if it is there, leaves out zero.
+
+    Not of two pairs: accuracies are rounded, so that two differences may be equal and their interval have no width.
+    """
     if row is None:
         return "-"
     text = f"{row['mean']:+.2f}"
     if "bootstrap" not in row:
         return f"{text} ({row['n']})"
     low, high = row.get("t_interval", row["bootstrap"])
-    text = f"**{text}**" if low > 0 or high < 0 else text
+    text = f"**{text}**" if row["n"] > 2 and (low > 0 or high < 0) else text
     text += " [{:+.2f}, {:+.2f}]".format(*row["bootstrap"])
     return text + (" t [{:+.2f}, {:+.2f}]".format(*row["t_interval"]) if "t_interval" in row else "")
 
