@@ -35,14 +35,14 @@ Written by `benchmarks/study/page.py` from `benchmarks/results/study*.json`; the
 CIFAR-10, QDrop setting, the same steps for each unit (and each phase) inside a section; 1,024 training images to
 calibrate, another choice for each seed; top-1 in % on all 10,000 test images, mean ± standard deviation over seeds
 (their number).  The term is computed at every fourth step; all else is the default of `with_contrastive`.  Behind the
-number of seeds stands in which type convolutions computed, `bf16` (bfloat16) or `f32` (float32), as the machines differ
-in it; a difference is made only of pairs with the same one.  *Difference* is contrastive less plain, seed by seed, with
-the 95 % interval of a bootstrap over seeds; with so few seeds, that one is too narrow (with five it covers the mean in
-83 % of the cases), and the t interval stands beside it.  Where the t interval of three or more pairs leaves out
-zero, the difference is in bold; of twenty that are none, one is bold by chance.  PD-Quant's correction has 20 steps of its 500, and MobileNetV2
-the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be chosen by *selection*, the accuracy on
-2,000 training images that are not calibrated on: the float networks were trained on them, so that its level is too
-high, and its order is what counts.
+number of seeds stands in which type convolutions computed, `bf16` (bfloat16) or `f32` (float32), as the machines
+differ in it; a difference is made only of pairs with the same one.  *Difference* is contrastive less plain, seed by
+seed, with the 95 % interval of a bootstrap over seeds; with so few seeds, that one is too narrow (with five it covers
+the mean in 83 % of the cases), and the t interval stands beside it.  Where the t interval of three or more pairs
+leaves out zero, the difference is in bold; of twenty that are none, one is bold by chance.  PD-Quant's correction has
+20 steps of its 500, and MobileNetV2 the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be
+chosen by *selection*, the accuracy on 2,000 training images that are not calibrated on: the float networks were
+trained on them, so that its level is too high, and its order is what counts.
 """
 
 
