@@ -50,6 +50,8 @@ def corrected(
     state: RowState,
     settings: Correction,
     space: StoreSpace,
+    *,
+    float_dtype: torch.dtype = torch.float32,
     report: Callable[[int, int], None] = lambda done, count: None,
 ) -> RowState:
     """Return the float input of a unit, corrected, in new stores; as it is where the unit has no batch norm.
@@ -60,6 +62,7 @@ def corrected(
         state: its input from the float prefix.
         settings: how.
         space: where the result is stored.
+        float_dtype: as what.
         report: told after each batch how many images are done, and of how many.
 
     Returns:
@@ -75,7 +78,10 @@ def corrected(
     inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
     moved = [at for at, rows in enumerate(state) if rows.dtype == torch.float32 and inputs[at].users]
     count = len(state[0])
-    writers = {at: RowsWriter(space, count, is_channels_last=state[at].is_channels_last) for at in moved}
+    writers = {
+        at: RowsWriter(space, count, float_dtype=float_dtype, is_channels_last=state[at].is_channels_last)
+        for at in moved
+    }
     for start in range(0, count, settings.batch_size):
         values = tuple(rows.slice(start, start + settings.batch_size) for rows in state)
         for at, value in zip(moved, _corrected_batch(body, targets, values, moved, settings), strict=True):
