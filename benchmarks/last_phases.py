@@ -26,8 +26,9 @@ from clcalib.files import write_atomically
 from clcalib.quant.insert import QuantizedChain, fit_policy, insert_quantizers
 from clcalib.quant.policy import build_policy
 from clcalib.quant.ranges import RANGE_RULES
-from common import RESULTS, network, public_weights
-from fewer_steps import Cell, images, last_phase, parts, row
+from common import RESULTS, all_images, network, public_weights
+from fewer_steps import parts, row
+from fewer_steps_grids import Cell, last_phase
 
 RULE = RANGE_RULES["mse_grid"]
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="last phases whose cell's name holds one of these")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pictures, labels = images(arguments.data, "train")
+    pictures, labels = all_images(arguments.data, "train")
     chosen, others = (pictures[part].clone() for part in parts(arguments.seed))
     labels = labels[parts(arguments.seed)[1]]
     start = time.process_time()

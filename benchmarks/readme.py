@@ -1,4 +1,4 @@
-"""Writes the measurements into README.md and docs/speed.md, from the JSON in ``benchmarks/results`` and nowhere else.
+"""Writes the measurements into README.md, docs/speed.md and docs/decisions, from ``benchmarks/results`` alone.
 
 python benchmarks/readme.py            # writes
 python benchmarks/readme.py --check    # fails where a page says something else
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import decisions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -248,6 +250,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "contrastive cost": contrastive_cost,
         "memory": memory,
     },
+    "docs/decisions/0007-compiled-elementwise-passes.md": {
+        "kernel times": lambda: decisions.kernel_times(load("kernel_choice")),
+    },
+    "docs/decisions/0008-what-the-study-says.md": {"study": lambda: decisions.study(load("study"))},
 }
 
 

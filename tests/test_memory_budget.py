@@ -50,6 +50,48 @@ def test_the_result_is_the_same_bit_for_bit(name, budget, tmp_path):
     assert (list(tmp_path.iterdir()), open_files(tmp_path), prefetchers()) == ([], [], [])
 
 
+@pytest.mark.parametrize("budget", [1, 200_000])
+@pytest.mark.parametrize("name", ["qdrop", "pd_quant"])
+def test_nor_does_it_change_what_bfloat16_caches_give(name, budget):
+    recipe = {**RECIPES, "pd_quant": clcalib.recipes.pd_quant(steps=4, correction_steps=3)}[name]
+    exact, plain, bounded = (
+        state(recipe, precision="float32", **options)
+        for options in (
+            {},
+            {"cache_precision": "bfloat16"},
+            {"cache_precision": "bfloat16", "memory_budget": budget},
+        )
+    )
+    assert all(torch.equal(plain[key], bounded[key]) for key in plain)
+    assert not all(torch.equal(plain[key], exact[key]) for key in plain)
+
+
+def test_bfloat16_caches_halve_what_the_float_network_takes(monkeypatch):
+    """One store of each unit, its target and the next one's input; the quantized network's stay as they are."""
+    taken = []
+    allocate = StoreSpace.allocate
+
+    def watched(self, shape, dtype, device):
+        taken.append((dtype, shape[0] * shape[1] * dtype.itemsize))
+        return allocate(self, shape, dtype, device)
+
+    monkeypatch.setattr(StoreSpace, "allocate", watched)
+    calibration = clcalib.CalibrationSet.from_tensor(images(100))
+
+    def sizes(name):
+        taken.clear()
+        options = {"recipe": clcalib.recipes.nearest(), "bits": BITS, "cache_precision": name}
+        result = clcalib.quantize(tiny(), calibration, **options)
+        assert result.record.cache_precision == name
+        return list(taken), len(result.record.units)
+
+    (exact, units), (halved, _) = sizes("float32"), sizes("bfloat16")
+    changed = [(before, after) for before, after in zip(exact, halved, strict=True) if before != after]
+    assert len(changed) == units
+    for (dtype, size), (smaller, half) in changed:
+        assert (dtype, smaller, half) == (torch.float32, torch.bfloat16, size // 2)
+
+
 def test_no_more_is_in_memory_than_the_budget(monkeypatch):
     seen, files = [], []
     allocate = StoreSpace.allocate

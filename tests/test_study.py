@@ -147,13 +147,20 @@ def test_a_run_is_done_once(one, tmp_path):
     assert [file.name for file in path.parent.iterdir() if file.suffix != ".json"] == []
 
 
-def row_of(cell, seed, accuracy):
+def row_of(cell, seed, accuracy, precision="bfloat16"):
     units = [{"name": "stem", "error": {"calibration": [2.0, 1.0], "held_out": [3.0, 2.0]}}]
     units[0]["bound"] = {"calibration": [1.0, 2.0], "held_out": [0.5, accuracy / 50]}
     numbers = {"test_top1": accuracy, "selection_top1": accuracy, "float_top1": 92.0, "cpu_seconds": 1.0}
     fields = ("network", "contrastive", "host", "steps", "calibration_images")
-    place = {**{name: getattr(cell, name) for name in fields}, "commit": "abc", "units": units}
-    return {"key": cell.key, "seed": seed, **numbers, **place}
+    place = {**{name: getattr(cell, name) for name in fields}, "units": units}
+    where = {"commit": "abc", "torch": "2.x", "machine": "a machine", "precision": precision}
+    return {"key": cell.key, "seed": seed, **numbers, **place, **where}
+
+
+def write(one, folder, cell, seed, row):
+    path = one.path_of(cell, seed, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row))
 
 
 def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
@@ -163,9 +170,7 @@ def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
     cells = [grid.ablation(None), grid.ablation({}), grid.ablation({"temperature": 0.1})]
     for gain, cell in enumerate(cells):
         for seed in range(5):
-            path = one.path_of(cell, seed, tmp_path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(row_of(cell, seed, 70.0 + 2 * gain + seed)))
+            write(one, tmp_path, cell, seed, row_of(cell, seed, 70.0 + 2 * gain + seed))
     result = study.summary.summarise(study.summary.read_runs(tmp_path, grid.STEPS), grid.STEPS)
     (host,) = result["hosts"]
     assert host["difference"]["bootstrap"] == [2.0, 2.0]
@@ -174,8 +179,71 @@ def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
     assert result["correlations"]["least unit"]["all"]["pearson"] == 1.0
     assert result["coverage"]["ablations"]["run"] == 9  # three seeds are declared
     page = study.page.page(result)
-    assert "| W2A2 | qdrop | 72.00 ± 1.58 (5) | 74.00 ± 1.58 (5) | **+2.00** [+2.00, +2.00] t [+2.00, +2.00] |" in page
+    plain, ours = "72.00 ± 1.58 (5 bf16)", "74.00 ± 1.58 (5 bf16)"
+    assert f"| W2A2 | qdrop | {plain} | {ours} | **+2.00** [+2.00, +2.00] t [+2.00, +2.00] |" in page
     assert "not yet" in page
+    assert "torch 2.x, a machine.  Commits of the runs: abc." in page
+
+
+def test_differences_are_of_runs_with_the_same_precision(grid, one, tmp_path):
+    """Seed 1 has float32 on one side; with it the mean would be +35."""
+    import study.page
+    import study.summary
+
+    plain, ours = grid.ablation(None), grid.ablation({})
+    for seed, (base, gain, precision) in {0: (70.0, 1.0, "bfloat16"), 2: (70.0, 3.0, "float32")}.items():
+        write(one, tmp_path, plain, seed, row_of(plain, seed, base, precision))
+        write(one, tmp_path, ours, seed, row_of(ours, seed, base + gain, precision))
+    write(one, tmp_path, plain, 1, row_of(plain, 1, 0.0, "bfloat16"))
+    write(one, tmp_path, ours, 1, row_of(ours, 1, 99.0, "float32"))
+    runs = study.summary.read_runs(tmp_path, grid.STEPS)
+    result = study.summary.summarise(runs, grid.STEPS)
+    (host,) = result["hosts"]
+    assert (host["difference"]["seeds"], host["difference"]["values"]) == ([0, 2], [1.0, 3.0])
+    assert host["selection_difference"]["seeds"] == [0, 2]
+    assert result["cells"][ours.key]["precisions"] == {"bfloat16": 1, "float32": 2}
+    assert len(list(study.summary._changes(runs, min))) == 2
+    page = study.page.page(result)
+    assert "46.67 ± 40.41 (2 bf16 + 1 f32) | 81.00 ± 15.62 (1 bf16 + 2 f32)" in page
+    assert "### Rates" not in page  # none was run
+
+
+def test_two_equal_differences_are_not_in_bold(stats):
+    import study.page
+
+    two, three = (stats.paired_difference(dict.fromkeys(range(n), 1.0), dict.fromkeys(range(n), 1.5)) for n in (2, 3))
+    assert study.page.difference(two) == "-0.50 [-0.50, -0.50] t [-0.50, -0.50]"
+    assert study.page.difference(three).startswith("**-0.50** ")
+
+
+def test_runs_of_which_none_are_alike_have_no_difference(grid):
+    import study.summary
+
+    plain, ours = grid.ablation(None), grid.ablation({})
+    runs = {plain.key: {0: row_of(plain, 0, 70.0)}, ours.key: {0: row_of(ours, 0, 71.0, "float32")}}
+    assert study.summary.compared(runs, ours.key, plain.key)["difference"] is None
+
+
+def test_the_page_has_a_section_for_each_number_of_steps(grid, one, tmp_path):
+    import study.page
+    import study.summary
+
+    nearest = grid.Cell("hosts", "resnet20", "w2a2-nearest", "nearest", 2, 2)
+    write(one, tmp_path, nearest, 0, row_of(nearest, 0, 14.0))
+    for steps in (grid.STEPS, 2000):
+        for gain, changes in enumerate((None, {})):
+            cell = grid.ablation(changes, steps=steps)
+            write(one, tmp_path, cell, 0, row_of(cell, 0, 70.0 + gain * steps / 100, "float32"))
+    assert study.summary.steps_in(tmp_path) == [grid.STEPS, 2000]
+    assert study.summary.result_name(2000) == "study-steps-2000"
+    results = [study.summary.summarise(study.summary.read_runs(tmp_path, n), n) for n in (grid.STEPS, 2000)]
+    page = study.page.page(*results)
+    first, second = page.index(f"## {grid.STEPS} steps"), page.index("## 2,000 steps")
+    assert "| W2A2 | qdrop | 70.00 (1 f32) | 73.00 (1 f32) | +3.00 (1) |" in page[first:second]
+    assert "| W2A2 | qdrop | 70.00 (1 f32) | 90.00 (1 f32) | +20.00 (1) |" in page[second:]
+    assert "nearest rounding: W2A2 14.00 (1)." in page[second:]
+    assert "not yet" not in page[second:]
+    assert "### Ablations" not in page[second:]
 
 
 @pytest.mark.parametrize("name", ["page.py", "methods.py"])
@@ -207,9 +275,7 @@ def test_other_steps_and_bounds_of_fewer_images_are_left_out(grid, one, tmp_path
 
     cells = [grid.ablation(None), grid.ablation(None, steps=10), grid.ablation(None, 32)]
     for cell in cells:
-        path = one.path_of(cell, 0, tmp_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row_of(cell, 0, 70.0)))
+        write(one, tmp_path, cell, 0, row_of(cell, 0, 70.0))
     runs = study.summary.read_runs(tmp_path, grid.STEPS)
     assert set(runs) == {cells[0].key, cells[2].key}
     assert study.summary.bound_correlations(runs)["least unit"]["all"]["n"] == 1

@@ -1,4 +1,4 @@
-"""Write docs/results.md from ``benchmarks/results/study.json`` and nothing else.
+"""Write docs/results.md from ``benchmarks/results/study*.json`` and nothing else: a section for each number of steps.
 
 python benchmarks/study/page.py            # writes
 python benchmarks/study/page.py --check    # fails where the page says something else
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "study.json"
+RESULTS = ROOT / "benchmarks" / "results"
+RESULT = RESULTS / "study.json"  # of the default number of steps
 PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 Row = dict[str, Any]
 
+SHORT = {"float32": "f32", "bfloat16": "bf16"}
 PLOTS = {
     "study_differences.svg": "Contrastive less plain: the mean over seeds and its 95 % interval.",
     "study_bounds.svg": "The bound on the mutual information behind each unit, in nats, on held-out images.",
@@ -27,37 +29,45 @@ PLOTS = {
 ABOUT = """\
 # What the contrastive term does: the study
 
-Written by `benchmarks/study/page.py` from `benchmarks/results/study.json`; the runs are made by
+Written by `benchmarks/study/page.py` from `benchmarks/results/study*.json`; the runs are made by
 `benchmarks/study/run.py` and the grid is declared in `benchmarks/study/grid.py`.
 
-CIFAR-10, {steps} steps for each unit (of each phase), QDrop setting; 1,024 training images to calibrate, another choice
-for each seed; top-1 in % on all 10,000 test images, mean ± standard deviation over seeds (their number).  The term is
-computed at every fourth step; all else is the default of `with_contrastive`.  *Difference* is contrastive less plain,
-seed by seed, with the 95 % interval of a bootstrap over seeds; with so few seeds, that one is too narrow (with five it
-covers the mean in 83 % of the cases), and the t interval stands beside it.  Where the t interval leaves out zero, the
-difference is in bold; of twenty that are none, one is bold by chance.  PD-Quant's correction has 20 steps of its 500,
-and MobileNetV2 the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be
-chosen by *selection*, the accuracy on 2,000 training images that are not calibrated on: the float networks were trained
-on them, so that its level is too high, and its order is what counts.
+CIFAR-10, QDrop setting, the same steps for each unit (and each phase) inside a section; 1,024 training images to
+calibrate, another choice for each seed; top-1 in % on all 10,000 test images, mean ± standard deviation over seeds
+(their number).  The term is computed at every fourth step; all else is the default of `with_contrastive`.  Behind the
+number of seeds stands in which type convolutions computed, `bf16` (bfloat16) or `f32` (float32), as the machines
+differ in it; a difference is made only of pairs with the same one.  *Difference* is contrastive less plain, seed by
+seed, with the 95 % interval of a bootstrap over seeds; with so few seeds, that one is too narrow (with five it covers
+the mean in 83 % of the cases), and the t interval stands beside it.  Where the t interval of three or more pairs
+leaves out zero, the difference is in bold; of twenty that are none, one is bold by chance.  PD-Quant's correction has
+20 steps of its 500, and MobileNetV2 the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be
+chosen by *selection*, the accuracy on 2,000 training images that are not calibrated on: the float networks were
+trained on them, so that its level is too high, and its order is what counts.
 """
 
 
-def accuracy(spread: Row | None) -> str:
-    if spread is None:
+def accuracy(cell: Row | None, which: str = "test") -> str:
+    """Mean, deviation, and of how many seeds at which precision; nearest rounding has none."""
+    if cell is None:
         return "-"
+    spread, precisions = cell[which], cell["precisions"]
     deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.2f}"
-    return f"{spread['mean']:.2f}{deviation} ({spread['n']})"
+    seeds = " + ".join(f"{count} {SHORT[name]}" for name, count in precisions.items()) or str(spread["n"])
+    return f"{spread['mean']:.2f}{deviation} ({seeds})"
 
 
 def difference(row: Row | None) -> str:
-    """Mean and intervals; bold where the interval that is to be trusted, t's if it is there, leaves out zero."""
+    """Mean and intervals; bold where the interval that is to be trusted, t's if it is there, leaves out zero.
+
+    Not of two pairs: accuracies are rounded, so that two differences may be equal and their interval have no width.
+    """
     if row is None:
         return "-"
     text = f"{row['mean']:+.2f}"
     if "bootstrap" not in row:
         return f"{text} ({row['n']})"
     low, high = row.get("t_interval", row["bootstrap"])
-    text = f"**{text}**" if low > 0 or high < 0 else text
+    text = f"**{text}**" if row["n"] > 2 and (low > 0 or high < 0) else text
     text += " [{:+.2f}, {:+.2f}]".format(*row["bootstrap"])
     return text + (" t [{:+.2f}, {:+.2f}]".format(*row["t_interval"]) if "t_interval" in row else "")
 
@@ -66,20 +76,19 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
 
 
-def pair_cells(result: Row, row: Row, which: str = "test") -> list[str]:
-    cells = result["cells"]
-    return [accuracy(cells.get(row[name], {}).get(which)) for name in ("plain", "contrastive")]
+def pair_cells(result: Row, row: Row) -> list[str]:
+    return [accuracy(result["cells"].get(row[name])) for name in ("plain", "contrastive")]
 
 
 def host_tables(result: Row) -> list[str]:
-    lines = ["## Hosts"]
+    lines = ["### Hosts"]
     for network in dict.fromkeys(row["network"] for row in result["hosts"]):
         own = [row for row in result["hosts"] if row["network"] == network]
         rows = [
             [row["widths"], row["host"], *pair_cells(result, row), difference(row["difference"]), *bounds(result, row)]
             for row in own
         ]
-        lines += ["", f"### {network}", "", base_line(result, network), ""]
+        lines += ["", f"#### {network}", "", base_line(result, network), ""]
         lines += table(["widths", "host", "plain", "contrastive", "difference", "bound", "overfitting"], rows)
     about = (
         "*Bound*: on held-out images, mean over units, in nats, plain to contrastive.  *Overfitting*: the units' error"
@@ -96,7 +105,7 @@ def base_line(result: Row, network: str) -> str:
     prefix, suffix = f"hosts/{network}/", "-nearest"
     cells = {key: cell for key, cell in result["cells"].items() if key.split("/")[1] == network}
     nearest = {
-        key.removeprefix(prefix).removesuffix(suffix).upper(): accuracy(cell["test"])
+        key.removeprefix(prefix).removesuffix(suffix).upper(): accuracy(cell)
         for key, cell in cells.items()
         if key.startswith(prefix) and key.endswith(suffix)
     }
@@ -114,12 +123,14 @@ def bounds(result: Row, row: Row) -> list[str]:
 
 
 def rate_tables(result: Row) -> list[str]:
+    if not has_runs(result, "rates"):
+        return []
     rows = [
         [row["network"], row["host"], factor(row["factor"]), *pair_cells(result, row), difference(row["difference"])]
         for row in result["rates"]
     ]
     about = "W2A2, the rounding rate of each host times a factor.  *Best*: each side at the rate of its best selection."
-    return ["## Rates", "", about, "", *table(["network", "host", "rate", "plain", "contrastive", "difference"], rows)]
+    return ["### Rates", "", about, "", *table(["network", "host", "rate", "plain", "contrastive", "difference"], rows)]
 
 
 def factor(value: float | str) -> str:
@@ -127,15 +138,16 @@ def factor(value: float | str) -> str:
 
 
 def ablation_tables(result: Row) -> list[str]:
+    if not has_runs(result, "ablations"):
+        return []
     about = "One setting at a time, on QDrop, ResNet-20, W2A2."
-    lines = ["## Ablations", "", about]
+    lines = ["### Ablations", "", about]
     for name, own in result["ablations"].items():
         rows = []
         for row in own:
-            cell = result["cells"].get(row["contrastive"], {})
-            selection = accuracy(cell.get("selection"))
-            rows.append([row["level"], accuracy(cell.get("test")), difference(row["difference"]), selection])
-        lines += ["", f"### {name.capitalize()}", ""]
+            cell = result["cells"].get(row["contrastive"])
+            rows.append([row["level"], accuracy(cell), difference(row["difference"]), accuracy(cell, "selection")])
+        lines += ["", f"#### {name.capitalize()}", ""]
         lines += table([name, "test", "difference from plain", "selection"], rows)
     return lines
 
@@ -147,13 +159,21 @@ def correlation_table(result: Row) -> list[str]:
             values = ["-" if own[name] is None else f"{own[name]:+.2f}" for name in ("pearson", "spearman")]
             rows.append([aggregate, over, *values, str(own["n"])])
     about = "Of the units' bounds (held-out images, after calibration) with the test accuracy, over single runs."
-    return ["## Bound and accuracy", "", about, "", *table(["bound", "over", "Pearson", "Spearman", "runs"], rows)]
+    return ["### Bound and accuracy", "", about, "", *table(["bound", "over", "Pearson", "Spearman", "runs"], rows)]
 
 
-def coverage(result: Row) -> list[str]:
-    lines = ["## Not run", ""]
+def has_runs(result: Row, part: str) -> bool:
+    """Whether a part of the grid has a run of its own with these steps."""
+    steps = result["steps"]
+    return any(key.split("/")[0] in (part, f"{part}-steps-{steps}") for key in result["cells"])
+
+
+def coverage(result: Row, *, names_cells: bool) -> list[str]:
+    lines = ["### Not run", ""]
     for part, own in result["coverage"].items():
         lines.append(f"* {part}: {own['run']} of {own['declared']} declared runs")
+        if not names_cells:
+            continue
         groups: dict[tuple[str, str], list[str]] = {}
         for key, why in own["cells_not_run"].items():
             _, network, name = key.split("/")
@@ -163,14 +183,24 @@ def coverage(result: Row) -> list[str]:
     return lines
 
 
-def page(result: Row) -> str:
-    plots = [f"![{about}](images/{name})\n\n{about}" for name, about in PLOTS.items() if (IMAGES / name).exists()]
-    sections = [host_tables, rate_tables, ablation_tables, correlation_table, coverage]
-    commits = sorted({commit for cell in result["cells"].values() for commit in cell["commits"]})
-    where = f"torch {result['torch']}, {result['machine']}; commits of the runs: {', '.join(commits) or 'none'}."
-    blocks = [ABOUT.format(steps=result["steps"]).rstrip(), *plots]
-    blocks += ["\n".join(section(result)) for section in sections]
-    return "\n\n".join([*blocks, where]) + "\n"
+def section(result: Row, *, is_default: bool) -> list[str]:
+    """The blocks of one number of steps; plots, and names of cells without a run, are those of the default one's."""
+    blocks = [f"## {result['steps']:,} steps for each unit"]
+    if is_default:
+        blocks += [f"![{about}](images/{name})\n\n{about}" for name, about in PLOTS.items() if (IMAGES / name).exists()]
+    tables = [part(result) for part in (host_tables, rate_tables, ablation_tables, correlation_table)]
+    return [*blocks, *("\n".join(lines) for lines in (*tables, coverage(result, names_cells=is_default)) if lines)]
+
+
+def page(result: Row, *others: Row) -> str:
+    """Of the result with the default number of steps, and of those with others."""
+    cells = [cell for own in (result, *others) for cell in own["cells"].values()]
+    commits, machines = (sorted({word for cell in cells for word in cell[name]}) for name in ("commits", "machines"))
+    where = f"{'; '.join(machines)}.  Commits of the runs: {', '.join(commits) or 'none'}."
+    sections = [*section(result, is_default=True)]
+    for other in sorted(others, key=lambda own: own["steps"]):
+        sections += section(other, is_default=False)
+    return "\n\n".join([ABOUT.rstrip(), *sections, where]) + "\n"
 
 
 def main() -> None:
@@ -181,7 +211,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.result.exists():
         sys.exit(0 if arguments.check else f"{arguments.result} is not there; run python benchmarks/study/summary.py")
-    wanted = page(json.loads(arguments.result.read_text()))
+    others = sorted(arguments.result.parent.glob(f"{arguments.result.stem}-steps-*.json"))
+    wanted = page(*(json.loads(path.read_text()) for path in (arguments.result, *others)))
     if not arguments.check:
         arguments.out.write_text(wanted)
     elif not arguments.out.exists() or arguments.out.read_text() != wanted:

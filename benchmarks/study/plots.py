@@ -37,7 +37,7 @@ def differences(plt: Any, result: dict[str, Any]) -> Any:
         for height, row in enumerate(own):
             difference = row["difference"]
             low, high = difference.get("t_interval", difference["bootstrap"])
-            is_clear = low > 0 or high < 0
+            is_clear = difference["n"] > 2 and (low > 0 or high < 0)  # as in page.py
             colour = (OURS if difference["mean"] > 0 else PLAIN) if is_clear else GREY
             axis.plot([low, high], [height, height], color=colour, linewidth=1.4)
             axis.plot(difference["mean"], height, "o", color=colour, markersize=4)

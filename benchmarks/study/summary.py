@@ -1,9 +1,9 @@
-"""Sum up the runs of the study in ``benchmarks/results/study.json``.
+"""Sum up the runs of the study in ``benchmarks/results/study.json``, and those of other numbers of steps beside it.
 
     python benchmarks/study/summary.py
 
-Cells with mean, deviation and number of seeds; differences (contrastive less plain, seed by seed) with intervals; the
-correlation of the units' bounds with the accuracy; and what is declared and not run.
+Cells with mean, deviation and number of seeds; differences (contrastive less plain, seed by seed, of runs with the same
+precision) with intervals; the correlation of the units' bounds with the accuracy; and what is declared and not run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
@@ -49,6 +50,23 @@ def read_runs(folder: Path, steps: int) -> Runs:
     return runs
 
 
+def steps_in(folder: Path) -> list[int]:
+    """The numbers of steps that there are runs of, the default one among them."""
+    rows = (json.loads(path.read_text()) for path in folder.glob("*/*/*-seed*.json"))
+    return sorted({STEPS} | {row["steps"] for row in rows if row["host"] != "nearest"})
+
+
+def result_name(steps: int) -> str:
+    """The result file of a number of steps."""
+    return "study" if steps == STEPS else f"study-steps-{steps}"
+
+
+def alike(*cells: dict[int, dict[str, Any]]) -> list[int]:
+    """The seeds that all cells have, each at one precision in all of them."""
+    common = set[int].intersection(*(set(rows) for rows in cells))
+    return [seed for seed in sorted(common) if len({rows[seed]["precision"] for rows in cells}) == 1]
+
+
 def column(rows: dict[int, dict[str, Any]], name: str) -> dict[int, float]:
     return {seed: row[name] for seed, row in rows.items() if row.get(name) is not None}
 
@@ -67,7 +85,9 @@ def cell_summary(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "bound_before": _mean_over_units(ordered, lambda unit: unit["bound"]["held_out"][0]),
         "bound_after": _mean_over_units(ordered, lambda unit: unit["bound"]["held_out"][1]),
         "bound_after_calibration": _mean_over_units(ordered, lambda unit: unit["bound"]["calibration"][1]),
+        "precisions": {} if any_row["host"] == "nearest" else Counter(row["precision"] for row in ordered),
         "commits": sorted({row["commit"] for row in ordered}),
+        "machines": sorted({f"torch {row['torch']}, {row['machine']}" for row in ordered}),
     }
 
 
@@ -82,12 +102,13 @@ def _overfitting(unit: dict[str, Any]) -> float:
 
 
 def compared(runs: Runs, ours: str, base: str) -> dict[str, Any] | None:
-    """Both cells and their difference, None where neither was run."""
+    """Both cells and the difference of their runs that are alike, None where neither was run."""
     if ours not in runs and base not in runs:
         return None
     pair = runs.get(ours, {}), runs.get(base, {})
+    ours_alike, base_alike = ({seed: rows[seed] for seed in alike(*pair)} for rows in pair)
     names = ("test_top1", "selection_top1")
-    test, selection = (paired_difference(*(column(rows, name) for rows in pair)) for name in names)
+    test, selection = (paired_difference(column(ours_alike, name), column(base_alike, name)) for name in names)
     return {"contrastive": ours, "plain": base, "difference": test, "selection_difference": selection}
 
 
@@ -122,7 +143,7 @@ def rate_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
                 if pair is not None:
                     rows.append({"network": network, "host": host, "factor": factor, **pair})
             if all(key in runs for keys in at.values() for key in keys.values()):
-                everywhere = set[int].intersection(*(set(runs[key]) for keys in at.values() for key in keys.values()))
+                everywhere = alike(*(runs[key] for keys in at.values() for key in keys.values()))
                 if not everywhere:
                     continue
                 best = {
@@ -134,7 +155,7 @@ def rate_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def selected(rows: dict[int, dict[str, Any]], seeds: set[int]) -> float:
+def selected(rows: dict[int, dict[str, Any]], seeds: Iterable[int]) -> float:
     """The selection accuracy over the seeds that all candidates have, so that all saw the same images."""
     return fmean(rows[seed]["selection_top1"] for seed in seeds)
 
@@ -158,7 +179,7 @@ AGGREGATES: dict[str, Callable[[list[float]], float]] = {
 def bound_correlations(runs: Runs) -> dict[str, Any]:
     """Of the bound on held-out images, after calibration, with the accuracy on the test images, over single runs.
 
-    Over all runs; inside each network; and of what the term changes in both, over pairs of runs of one seed.
+    Over all runs; inside each network; and of what the term changes in both, over pairs of runs that are alike.
     """
     points = [(row, _bounds(row)) for rows in runs.values() for row in rows.values() if _has_whole_bounds(row)]
     networks = sorted({row["network"] for row, _ in points})
@@ -193,7 +214,9 @@ def _changes(runs: Runs, aggregate: Callable[[list[float]], float]) -> Iterable[
     for key, rows in runs.items():
         for seed, row in rows.items():
             other = runs.get(key.removesuffix("-contrastive"), {}).get(seed) if key.endswith("-contrastive") else None
-            if other is not None and _has_whole_bounds(row) and _has_whole_bounds(other):
+            if other is None or other["precision"] != row["precision"]:
+                continue
+            if _has_whole_bounds(row) and _has_whole_bounds(other):
                 yield aggregate(_bounds(row)) - aggregate(_bounds(other)), row["test_top1"] - other["test_top1"]
 
 
@@ -224,10 +247,9 @@ def summarise(runs: Runs, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
-    name = "study" if arguments.steps == STEPS else f"study-steps-{arguments.steps}"
-    print(write_result(name, summarise(read_runs(FOLDER, arguments.steps), arguments.steps)))
+    parser.parse_args()
+    for steps in steps_in(FOLDER):
+        print(write_result(result_name(steps), summarise(read_runs(FOLDER, steps), steps)))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ class RunSection(ComputeSection):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description='"auto", "float32" or "bfloat16"'
     )
+    cache_precision: Literal["float32", "bfloat16"] = Field(default="float32", description='"float32" or "bfloat16"')
 
 
 class ModelConfig(_Section):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clcalib.calibrate.caches import round_to_nearest
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer, SilentObserver
-from clcalib.calibrate.precision import convolution_dtype
+from clcalib.calibrate.precision import cache_dtype, convolution_dtype
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
@@ -100,6 +100,7 @@ def quantize(
     measured_images: int = MEASURED_IMAGES,
     device: str | torch.device = "cpu",
     precision: str = "auto",
+    cache_precision: str = "float32",
     memory_budget: int | str | None = None,
     spill_folder: str | Path | None = None,
     observer: Observer | None = None,
@@ -124,6 +125,8 @@ def quantize(
         precision: in which type convolutions compute while a unit is optimised: ``"float32"``, ``"bfloat16"``, or
             ``"auto"``, which is bfloat16 where this machine is faster in it.  Everything else, and the result, is
             float32.
+        cache_precision: as what the float network's values between units, which are targets and part of the inputs, are
+            stored: ``"float32"`` or ``"bfloat16"``, in half the memory.  The quantized network's are codes or float32.
         memory_budget: most bytes, as a number or as "2GB", that the units' stored inputs and targets have in memory;
             what does not fit goes to temporary files.  The result is the same, bit for bit.  None: all in memory.
         spill_folder: where these files are made; None is the system's folder for temporary files.  A folder that is
@@ -149,7 +152,7 @@ def quantize(
         check_arguments(calibration, recipe, bits, (("evaluation", evaluation), ("held_out", held_out)))
         rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
         place = checked_device(device)
-        dtype = convolution_dtype(precision, place)
+        dtype, stored = convolution_dtype(precision, place), cache_dtype(cache_precision)
         budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
         folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
         clock.stage("capture")
@@ -158,7 +161,7 @@ def quantize(
         chain.module.to(place)
         policy = fit_policy(chain, build_policy(chain.layers, bits, setting, overrides))
         observer.policy(policy)
-        job = _Job(chain, recipe, seed, rules[1], dtype, calibration.images.to(place), observer, clock)
+        job = _Job(chain, recipe, seed, rules[1], dtype, stored, calibration.images.to(place), observer, clock)
         clock.stage("weight ranges")
         base = insert_quantizers(chain, policy, rules[0])
         with StoreSpace(budget, folder) as space:
@@ -188,6 +191,7 @@ def quantize(
         evaluation_images=0 if evaluation is None else len(evaluation.images),
         device=str(place),
         precision=str(dtype).removeprefix("torch."),
+        cache_precision=cache_precision,
         kernels=kernels_on(place),
         threads=torch.get_num_threads(),
         versions=versions(),
@@ -223,6 +227,7 @@ class _Job:
     seed: int
     activation_rule: RangeRule
     dtype: torch.dtype
+    cache_dtype: torch.dtype
     images: Tensor
     observer: Observer
     clock: StageClock
@@ -243,7 +248,16 @@ class _Job:
             round_to_nearest(self.chain, reference, self.images, self.activation_rule)
         self.clock.stage("reconstruction")
         walk = Walk(
-            self.chain, base, self.recipe, self.activation_rule, keys, self.seed, self.observer, self.dtype, space
+            self.chain,
+            base,
+            self.recipe,
+            self.activation_rule,
+            keys,
+            self.seed,
+            self.observer,
+            self.dtype,
+            space,
+            self.cache_dtype,
         )
         traces = list(walk.run(self.images, held_out))
         if self.recipe.last_phase is not None:

@@ -60,6 +60,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             memory_budget=config.run.memory_budget,
             spill_folder=config.run.spill_folder,
             precision=config.run.precision,
+            cache_precision=config.run.cache_precision,
             observer=observer,
         )
     observer.stage("saving")

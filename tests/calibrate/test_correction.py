@@ -11,6 +11,7 @@ from torch import nn
 import clcalib
 from clcalib.calibrate.correction import _Plateau, _Target, corrected, has_norms, statistics_error
 from clcalib.calibrate.moving import advance_rows
+from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Correction
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import as_rows
@@ -146,6 +147,26 @@ def quantize(model, recipe, **options):
     return clcalib.quantize(
         model, calibration, recipe=recipe, bits=clcalib.Bits(2, 4), measured_images=0, precision="float32", **options
     )
+
+
+def test_the_observer_is_told_of_each_batch_before_the_first_step():
+    told = []
+
+    class Told(SilentObserver):
+        def correcting(self, done, count):
+            told.append((done, count))
+
+        def step(self, step, losses):
+            told.append(step)
+
+    quantize(tiny(), clcalib.recipes.pd_quant(steps=2), observer=Told())
+    assert told[:3] == [(32, 48), (48, 48), 0]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(2, 20), (800, 20), (2000, 50), (20_000, 500), (40_000, 500)])
+def test_short_runs_have_a_short_correction(steps, expected):
+    assert clcalib.recipes.pd_quant(steps=steps).correction.steps == expected
+    assert clcalib.recipes.pd_quant(steps=steps, correction_steps=7).correction.steps == 7
 
 
 def test_a_network_without_batch_norm_leaves_it_out_and_says_so_once():

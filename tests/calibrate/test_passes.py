@@ -10,7 +10,7 @@ from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.recipes import adaround, pd_quant, qdrop, with_contrastive
+from clcalib.calibrate.recipes import adaround, cl_calib, pd_quant, qdrop, with_contrastive
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import TrainableActivation
 from clcalib.calibrate.unit_data import UnitData
@@ -181,6 +181,22 @@ def test_pd_quant_is_as_its_table_says():
     assert recipe.needs >= {Need.LOGITS}
     assert pd_quant(temperature=1.0).phases[0].terms[-1].objective == Prediction(1.0)
     assert pd_quant(correction_steps=0).correction is None
+
+
+def test_the_method_of_the_paper_is_pd_quant_with_the_term_in_every_step():
+    paper = cl_calib()
+    host = pd_quant()
+    assert dataclasses.replace(paper, name="pd_quant+contrastive") == with_contrastive(host, interval=1, images="all")
+    assert (paper.steps_per_unit, paper.correction) == (20_000, host.correction)
+    (place,) = paper.contrastive["resolved"]
+    assert place == {"phase": host.phases[0].name, "interval": 1, "images": 32, "on": "quantized"}
+    settings = {"rounding_weight": 0.1, "temperature": 1.0, "correction_strength": 0.005, "batch_size": 16}
+    short = cl_calib(steps=400, contrastive_weight=2.0, **settings)
+    term = {"weight": 2.0, "interval": 1, "images": "all"}
+    assert short.phases == with_contrastive(pd_quant(steps=400, **settings), **term).phases
+    assert short.correction == pd_quant(steps=400, **settings).correction
+    with pytest.raises(ArgumentError, match="^recipe: expected one without a contrastive term, got cl_calib"):
+        with_contrastive(paper)
 
 
 def test_pd_quant_beats_nearest_and_the_prediction_term_brings_the_prediction_nearer():

@@ -6,7 +6,7 @@ from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate import precision
-from clcalib.calibrate.precision import convolution_dtype, gain_of_bfloat16
+from clcalib.calibrate.precision import cache_dtype, convolution_dtype, gain_of_bfloat16
 from clcalib.errors import ArgumentError
 from clcalib.fused import calls
 
@@ -56,3 +56,8 @@ def test_the_plain_path_gives_the_same_network(monkeypatch):
     fast = outputs()
     monkeypatch.setattr(calls, "is_available", lambda: False)
     assert float((fast - outputs()).norm()) <= 0.05 * float(fast.norm())
+
+
+def test_unknown_cache_types_are_told():
+    with pytest.raises(ArgumentError, match="cache_precision: expected one of float32, bfloat16, got 'float16'"):
+        cache_dtype("float16")

@@ -98,6 +98,25 @@ def test_a_terminal_gets_bars_losses_and_the_time_left() -> None:
     assert "Policy" in text_of(out)
 
 
+def test_corrected_inputs_are_shown_until_the_first_step() -> None:
+    log = console(is_terminal=True)
+    with observer_for(console(), log) as observer:
+        assert isinstance(observer, LiveObserver)
+        observer.unit_started(0, 2, "[stem]", "layer", 10)
+        observer.correcting(640, 1024)
+        observer.refresh()
+        assert "correcting inputs, 640 of 1,024 images" in text_of(log)
+        observer.correcting(1024, 1024)
+        observer.step(0, {})
+        observer.refresh()
+        assert "step 1 of 10" in text_of(log)
+        assert "1,024 of 1,024" not in text_of(log)
+        observer.unit_finished(0, "[stem]", 0.5, 0.25)
+        observer.unit_started(1, 2, "[next]", "layer", 10)
+        observer.refresh()
+        assert "step 0 of 10" in text_of(log)
+
+
 def test_the_display_is_taken_away_when_the_run_fails() -> None:
     log = console(is_terminal=True)
 

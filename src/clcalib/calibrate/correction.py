@@ -18,7 +18,7 @@ Source: PD-Quant (Liu et al., CVPR 2023); the loss on statistics is that of Zero
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,16 @@ def has_norms(chain: Chain) -> bool:
     return any(norm_statistics(node) is not None for node in chain.module.graph.nodes)
 
 
-def corrected(chain: Chain, index: int, state: RowState, settings: Correction, space: StoreSpace) -> RowState:
+def corrected(
+    chain: Chain,
+    index: int,
+    state: RowState,
+    settings: Correction,
+    space: StoreSpace,
+    *,
+    float_dtype: torch.dtype = torch.float32,
+    report: Callable[[int, int], None] = lambda done, count: None,
+) -> RowState:
     """Return the float input of a unit, corrected, in new stores; as it is where the unit has no batch norm.
 
     Args:
@@ -53,6 +62,8 @@ def corrected(chain: Chain, index: int, state: RowState, settings: Correction, s
         state: its input from the float prefix.
         settings: how.
         space: where the result is stored.
+        float_dtype: as what.
+        report: told after each batch how many images are done, and of how many.
 
     Returns:
         stores of the same shapes; inputs that no norm sees, and whole numbers, are those of ``state``.
@@ -67,11 +78,15 @@ def corrected(chain: Chain, index: int, state: RowState, settings: Correction, s
     inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
     moved = [at for at, rows in enumerate(state) if rows.dtype == torch.float32 and inputs[at].users]
     count = len(state[0])
-    writers = {at: RowsWriter(space, count, is_channels_last=state[at].is_channels_last) for at in moved}
+    writers = {
+        at: RowsWriter(space, count, float_dtype=float_dtype, is_channels_last=state[at].is_channels_last)
+        for at in moved
+    }
     for start in range(0, count, settings.batch_size):
         values = tuple(rows.slice(start, start + settings.batch_size) for rows in state)
         for at, value in zip(moved, _corrected_batch(body, targets, values, moved, settings), strict=True):
             writers[at].append(value)
+        report(min(start + settings.batch_size, count), count)
     done = {at: writer.finish() for at, writer in writers.items()}
     return tuple(done.get(at, rows) for at, rows in enumerate(state))
 

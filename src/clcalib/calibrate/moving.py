@@ -13,17 +13,19 @@ from clcalib.quant.modules import ActivationQuantizer
 
 
 @torch.no_grad()
-def advance_rows(body: fx.GraphModule, state: RowState, space: StoreSpace) -> RowState:
+def advance_rows(
+    body: fx.GraphModule, state: RowState, space: StoreSpace, float_dtype: torch.dtype = torch.float32
+) -> RowState:
     """Run a unit over all images, in the batches of ``running.advance``, into new stores.
 
     An output that comes straight from an ``ActivationQuantizer`` is stored as codes; one that is handed through stays
-    in the store that it is in.
+    in the store that it is in; other float32 values are stored as ``float_dtype``.
     """
     count = len(state[0])
     inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
     outputs = next(node for node in reversed(body.graph.nodes) if node.op == "output").args[0]
     writers = {
-        position: RowsWriter(space, count, _grid_of(body, node))
+        position: RowsWriter(space, count, _grid_of(body, node), float_dtype)
         for position, node in enumerate(outputs)
         if node not in inputs
     }

@@ -17,6 +17,9 @@ class Observer(Protocol):
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None: ...
 
+    def correcting(self, done: int, count: int) -> None:
+        """Of the unit's ``count`` images, the inputs of ``done`` are corrected, before the unit's first step."""
+
     def step(self, step: int, losses: Mapping[str, float]) -> None: ...
 
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None: ...
@@ -33,6 +36,9 @@ class SilentObserver:
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """Ignore the start of a unit."""
+
+    def correcting(self, done: int, count: int) -> None:
+        """Ignore corrected inputs."""
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         """Ignore a step."""

@@ -1,4 +1,4 @@
-"""In which type convolutions compute while a unit is optimised: bfloat16 where this machine is faster in it."""
+"""In which type convolutions compute while a unit is optimised, and in which the float network's values are stored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from clcalib.errors import ArgumentError
 
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+CACHE_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEAST_GAIN = 1.2  # below this, the casts eat the gain
 ROUNDS = 5
 
@@ -28,6 +29,17 @@ def convolution_dtype(precision: str, device: torch.device) -> torch.dtype:
     if chosen is not None:
         return chosen
     return torch.bfloat16 if gain_of_bfloat16(device) >= LEAST_GAIN else torch.float32
+
+
+def cache_dtype(name: str) -> torch.dtype:
+    """The type of a name in ``CACHE_PRECISIONS``.
+
+    Raises:
+        ArgumentError: the name is unknown.
+    """
+    if name not in CACHE_PRECISIONS:
+        raise ArgumentError("cache_precision", f"one of {', '.join(CACHE_PRECISIONS)}", repr(name))
+    return CACHE_PRECISIONS[name]
 
 
 @functools.cache

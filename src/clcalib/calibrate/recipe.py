@@ -161,7 +161,7 @@ class Recipe:
     """A host method, with or without the contrastive term.
 
     Args:
-        name: as in ``RECIPES``, with ``+contrastive`` where that was added.
+        name: as in ``RECIPES``, with ``+contrastive`` where that was added to it.
         unit: what is reconstructed at a time.
         phases: run one after the other in each unit; none means nearest rounding.
         start: the codes that each unit starts from: those of nearest rounding, or of error feedback on what the units

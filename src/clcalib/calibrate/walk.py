@@ -65,6 +65,7 @@ class Walk:
         observer: who is told.
         dtype: in which convolutions compute while a unit is optimised.
         space: where the units' inputs and targets are stored; by default in memory without a limit.
+        cache_dtype: as what those of the float network are stored.
     """
 
     floating: Chain
@@ -76,6 +77,7 @@ class Walk:
     observer: Observer
     dtype: torch.dtype = torch.float32
     space: StoreSpace = dataclasses.field(default_factory=StoreSpace)
+    cache_dtype: torch.dtype = torch.float32
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.
@@ -99,18 +101,26 @@ class Walk:
         steps = sum(phase.steps for phase in phases)
         self.observer.unit_started(index, len(self.floating.units), unit.name, unit.kind, steps)
         float_body = self.floating.body(index)
-        targets = advance_rows(float_body, pair.floating, self.space)
+        targets = advance_rows(float_body, pair.floating, self.space, self.cache_dtype)
         # Outputs on the first images are no store of the budget: no name may keep them through the optimisation.
         before, other_before = probe_error(unit, self._find_ranges(index, pair.quantized), targets), None
         if other is not None:
-            other_targets = advance_rows(float_body, other.floating, self.space)
+            other_targets = advance_rows(float_body, other.floating, self.space, self.cache_dtype)
             body = self.quantized.chain.body(index)
             other_before = probe_error(unit, advance(body, take(other.quantized, PROBE_IMAGES)), other_targets)
         if self.recipe.start == "error_feedback" and not is_skipped:
             self._feed_back(index, pair.quantized)
         if phases:
             if self.recipe.correction is not None:
-                pair.floating = corrected(self.floating, index, pair.floating, self.recipe.correction, self.space)
+                pair.floating = corrected(
+                    self.floating,
+                    index,
+                    pair.floating,
+                    self.recipe.correction,
+                    self.space,
+                    float_dtype=self.cache_dtype,
+                    report=self.observer.correcting,
+                )
             self.optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         check_finite(body, unit.name)

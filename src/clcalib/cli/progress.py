@@ -38,6 +38,7 @@ class RunProgress:
         self.steps = 0
         self.steps_done = 0
         self.losses: Mapping[str, float] = {}
+        self.corrected = (0, 0)  # images whose inputs are corrected, and of how many
 
     def start_unit(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """A unit begins."""
@@ -46,6 +47,7 @@ class RunProgress:
         self.index, self.count, self.name, self.kind, self.steps = index, count, name, kind, steps
         self.steps_done = self._phase_start = 0
         self.losses = {}
+        self.corrected = (0, 0)
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         """A step is done; a phase that counts from zero again is added to the ones before."""
@@ -107,6 +109,10 @@ class PlainObserver:
         """Take note of it."""
         self.progress.step(step, losses)
 
+    def correcting(self, done: int, count: int) -> None:
+        """Take note of it."""
+        self.progress.corrected = (done, count)
+
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         """Print the unit's line."""
         self.progress.steps_done = self.progress.steps
@@ -158,8 +164,7 @@ class LiveObserver(PlainObserver):
         grid.add_column(no_wrap=True)
         grid.add_column(width=_BAR_WIDTH)
         grid.add_column(no_wrap=True)
-        steps = f"step {progress.steps_done} of {progress.steps}" if progress.steps else ""
-        grid.add_row("unit", _bar(progress.steps_done, progress.steps), steps)
+        grid.add_row("unit", *_unit_bar(progress))
         left = progress.seconds_left
         remaining = "" if left is None else f", {duration(left)} left"
         grid.add_row("run", _bar(progress.fraction, 1.0), f"{progress.fraction:.0%}{remaining}")
@@ -173,6 +178,15 @@ class LiveObserver(PlainObserver):
 def observer_for(out: Console, log: Console) -> PlainObserver:
     """The live display where ``log`` is a terminal, plain lines elsewhere; to be used in a ``with`` block."""
     return LiveObserver(out, log) if log.is_terminal and not log.is_dumb_terminal else PlainObserver(out, log)
+
+
+def _unit_bar(progress: RunProgress) -> tuple[ProgressBar, str]:
+    """Of the inputs that are corrected before a unit's first step, then of its steps."""
+    done, count = progress.corrected
+    if count and not progress.steps_done:
+        return _bar(done, count), f"correcting inputs, {done:,} of {count:,} images"
+    steps = f"step {progress.steps_done} of {progress.steps}" if progress.steps else ""
+    return _bar(progress.steps_done, progress.steps), steps
 
 
 def _unit_line(progress: RunProgress, name: str, before: float, after: float) -> Text:

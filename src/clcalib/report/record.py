@@ -110,9 +110,10 @@ class RunRecord(_Frozen):
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         versions: the versions of Python, clcalib and torch.
-        precision: the type in which convolutions computed during optimisation; kernels: what ran the elementwise
-            passes, "compiled", "triton" or "plain"; threads: of the CPU.  With the versions and the machine, these
-            are what makes a result repeatable to the bit.
+        precision: the type in which convolutions computed during optimisation; cache_precision: the type in which the
+            float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
+            "triton" or "plain"; threads: of the CPU.  With the versions and the machine, these are what makes a result
+            repeatable to the bit.
         model_digest: sha256 of the float weights; calibration_digest and evaluation_digest: of the images.
         warnings: the warnings of the run, each once.
     """
@@ -138,6 +139,7 @@ class RunRecord(_Frozen):
     evaluation_images: Count = 0
     device: str
     precision: str = "float32"
+    cache_precision: str = "float32"
     kernels: str = "plain"
     threads: int = Field(ge=1)
     versions: dict[str, str] = Field(default_factory=dict)

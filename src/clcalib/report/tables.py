@@ -116,7 +116,7 @@ def accuracy_table(rows: Sequence[tuple[str, float | None, float | None]], image
 def method_name(record: RunRecord) -> str:
     """The recipe's name, with what was added to it: ``qdrop + CL``, ``qdrop + last phase``."""
     host = record.recipe.replace("+contrastive", "").replace("+last_phase", " + last phase")
-    return host if record.contrastive is None else f"{host} + CL"
+    return f"{host} + CL" if "+contrastive" in record.recipe else host
 
 
 def bits_name(record: RunRecord) -> str:

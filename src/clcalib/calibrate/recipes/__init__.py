@@ -7,7 +7,7 @@ from collections.abc import Callable
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes.adaround import adaround
 from clcalib.calibrate.recipes.brecq import brecq
-from clcalib.calibrate.recipes.cl_calib import with_contrastive
+from clcalib.calibrate.recipes.cl_calib import cl_calib, with_contrastive
 from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.genie_m import genie_m
 from clcalib.calibrate.recipes.gptq import gptq
@@ -28,6 +28,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "genie_m": genie_m,
     "straight_through": straight_through,
     "pd_quant": pd_quant,
+    "cl_calib": cl_calib,
     "fast": fast,
 }
 
@@ -35,6 +36,7 @@ __all__ = [
     "RECIPES",
     "adaround",
     "brecq",
+    "cl_calib",
     "fast",
     "genie_m",
     "gptq",
