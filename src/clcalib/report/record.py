@@ -69,6 +69,7 @@ class UnitRecord(_Frozen):
         mutual_information_gap: the bound on the calibration images less the one on the held-out images.
         sqnr_db: signal-to-quantization-noise ratio in decibel.
         layers: the names of the weighted layers in the unit.
+        kept: "learned", or "nearest" where nothing was optimised or that did not help on held-out images.
     """
 
     name: str
@@ -78,6 +79,17 @@ class UnitRecord(_Frozen):
     mutual_information_gap: BeforeAfter | None = None
     sqnr_db: SignalToNoise = Field(default_factory=SignalToNoise)
     layers: tuple[str, ...] = ()
+    kept: Literal["learned", "nearest"] = "learned"
+
+
+class LayerRecord(_Frozen):
+    """One row of the table of widths; None is float.  ``reason`` says why the widths are not those of the run."""
+
+    name: str
+    kind: str
+    weight_bits: BitWidth | None
+    input_bits: BitWidth | None
+    reason: str
 
 
 class LastPhaseRecord(_Frozen):
@@ -101,7 +113,9 @@ class RunRecord(_Frozen):
         float_top1: top-1 accuracy of the float model.
         nearest_top1: top-1 accuracy with nearest rounding at the same widths.
         quantized_top1: top-1 accuracy of the result.
-        agreement: fraction of the evaluation images on which the result and the float model predict the same class.
+        agreement: fraction of the evaluation images on which the result and the float model predict the same class;
+            nearest_agreement: the same of nearest rounding.
+        policy: the widths of every layer.
         contrastive: the settings of the contrastive term as they were asked for, where None leaves the choice to
             clcalib, or None without the term.  ``resolved`` is a list of what was computed, one table for each phase,
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
@@ -109,6 +123,7 @@ class RunRecord(_Frozen):
         last_phase: what the phase over the whole network did, or None without one.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
+        stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
         versions: the versions of Python, clcalib and torch.
         precision: the type in which convolutions computed during optimisation; kernels: what ran the elementwise
             passes, "compiled", "triton" or "plain"; threads: of the CPU.  With the versions and the machine, these
@@ -122,9 +137,11 @@ class RunRecord(_Frozen):
     nearest_top1: Fraction | None = None
     quantized_top1: Fraction | None = None
     agreement: Fraction | None = None
+    nearest_agreement: Fraction | None = None
     weight_bits: BitWidth
     activation_bits: BitWidth
     setting: str
+    policy: tuple[LayerRecord, ...] = ()
     recipe: str
     contrastive: dict[str, JsonValue] | None = None
     seed: int
@@ -132,6 +149,8 @@ class RunRecord(_Frozen):
     seconds: float = Field(ge=0.0)
     seconds_per_stage: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: Count
+    stored_bytes: Count = 0
+    spilled_bytes: Count = 0
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
     calibration_images: Count
