@@ -37,12 +37,13 @@ class QuantizationResult:
         model: the quantized network; same input and output as the float one.
         record: what was done and measured.
         policy: the widths of every layer.
+        quantized: the same network as a chain of units, with its quantizers by layer.
     """
 
     model: nn.Module
     record: RunRecord
     policy: tuple[LayerPolicy, ...]
-    _quantized: QuantizedChain = dataclasses.field(repr=False)
+    quantized: QuantizedChain = dataclasses.field(repr=False)
     _origin: Origin = dataclasses.field(repr=False)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -55,7 +56,7 @@ class QuantizationResult:
         if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(folder, self._quantized, self._origin)
+        save_checkpoint(folder, self.quantized, self._origin)
         write_record(self.record, folder / "run.json")
 
 
@@ -221,8 +222,8 @@ def _judged(job: Job, outcome: Outcome, evaluation: EvaluationSet) -> Comparison
         own, nearest = (f"{100 * value:.2f} %" for value in values if value is not None)
         warnings.warn(
             f"{which} on the evaluation images is {own}, with nearest rounding {nearest}: the optimisation did harm; "
-            "try more calibration images, fewer steps, a smaller rounding_rate or another recipe, and look in the table "
-            "of units for the first whose held-out error grew",
+            "try more calibration images, fewer steps, a smaller rounding_rate or another recipe, and look in the "
+            "table of units for the first whose held-out error grew",
             WorseThanNearestWarning,
             stacklevel=3,
         )

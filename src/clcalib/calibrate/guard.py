@@ -1,4 +1,4 @@
-"""Whether what a unit has learned is better than nearest rounding, on images that it was not fitted to where there are."""
+"""Whether what a unit has learned is better than nearest rounding, where possible on images it was not fitted to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from clcalib.errors import WorseThanNearestWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 
 GUARD_IMAGES = 16  # held-out images below which the calibration images decide
-TOLERANCE = 0.05  # relative; so much more error is no harm, as terms that look behind the unit may trade it for more there
+TOLERANCE = (
+    0.05  # relative; so much more error is no harm, as terms that look behind the unit may trade it for more there
+)
 
 
 def quantizers_of(body: fx.GraphModule) -> dict[str, IntegerWeight | ActivationQuantizer]:

@@ -83,7 +83,7 @@ def _kind(node: fx.Node) -> str:
 
 
 def float_operators(chain: Chain) -> dict[str, int]:
-    """How often each operator occurs that computes in float after quantization, as no layer of the policy is made of it.
+    """How often each operator occurs that computes in float after quantization, since it is no layer of the policy.
 
     Additions, pooling, rectifiers and what only moves values are left out: they work on codes as well.
     """

@@ -128,7 +128,8 @@ def build_policy(
         bits: the widths everywhere else.
         setting: ``"qdrop"`` or ``"brecq"``.
         overrides: pattern -> widths, as ``Bits``, as an ``Override`` or as a text such as ``"W4A8"`` or ``"float"``.
-            A pattern is a glob of layer names (``"layer4.*"``), or ``@`` and a word of a layer's kind (``"@depthwise"``).
+            A pattern is a glob of layer names (``"layer4.*"``), or ``@`` and a word of a layer's kind
+            (``"@depthwise"``).
         first_last_bits: the width of the first and the last layer in place of 8; None leaves them in float, ``"same"``
             gives them those of all others.
         kinds: layer -> its kind in words, such as ``"depthwise conv2d"``.

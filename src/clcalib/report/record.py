@@ -106,6 +106,42 @@ class LastPhaseRecord(_Frozen):
     changed_codes: Fraction
 
 
+class TargetRound(_Frozen):
+    """One run on the way to an accuracy.
+
+    Attributes:
+        drop: what it lost on the deciding images, in percentage points.
+        mean_weight_bits: over all quantized weights.
+        widths: layer -> its widths, such as "W2A4".
+        sensitivities: unit -> divergence of the outputs in nat when only this unit is quantized.
+        raised: the units that got more bits for the next run.
+    """
+
+    drop: float
+    mean_weight_bits: float
+    widths: dict[str, str]
+    sensitivities: dict[str, float]
+    raised: tuple[str, ...] = ()
+
+
+class TargetRecord(_Frozen):
+    """How widths were raised until an accuracy was kept.
+
+    Attributes:
+        max_drop: what was asked for, in percentage points.
+        measure: "top1", or "agreement" with the float network where there are no labels.
+        images: how many images decided; they are not those of the record's own accuracies.
+        is_met: whether the result keeps it, on these images.
+        rounds: all runs.
+    """
+
+    max_drop: float
+    measure: Literal["top1", "agreement"]
+    images: Count
+    is_met: bool
+    rounds: tuple[TargetRound, ...]
+
+
 class RunRecord(_Frozen):
     """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
 
@@ -121,6 +157,7 @@ class RunRecord(_Frozen):
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
+        target: how widths were raised for the sake of accuracy, or None.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
@@ -153,6 +190,7 @@ class RunRecord(_Frozen):
     spilled_bytes: Count = 0
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
+    target: TargetRecord | None = None
     calibration_images: Count
     evaluation_images: Count = 0
     device: str
