@@ -167,7 +167,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("settings", [{"read": "activations"}, {"read": "learned_head"}, {}], ids=str)
     def test_the_same_image_is_told_before_any_work(self, settings, monkeypatch):
-        monkeypatch.setattr("clcalib.pipeline.capture", None)
+        monkeypatch.setattr("clcalib.job.capture", None)
         same = clcalib.CalibrationSet.from_tensor(images(1).repeat(40, 1, 1, 1))
         with pytest.raises(ArgumentError, match="calibration: expected at least two different images"):
             clcalib.quantize(tiny(), same, recipe=clcalib.with_contrastive(QDROP, **settings), bits=BITS)
@@ -178,7 +178,7 @@ class TestBadInput:
         ids=str,
     )
     def test_batches_of_one_image_whose_keys_are_those_of_the_batch(self, settings, monkeypatch):
-        monkeypatch.setattr("clcalib.pipeline.capture", None)
+        monkeypatch.setattr("clcalib.job.capture", None)
         recipe = clcalib.with_contrastive(clcalib.recipes.qdrop(steps=2, batch_size=1), **settings)
         with pytest.raises(ArgumentError, match="batch_size: expected at least 2 images a step"):
             quantize(recipe=recipe)

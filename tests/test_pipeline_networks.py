@@ -117,7 +117,7 @@ def test_a_shared_weight_is_decided_once():
     model = Shared().eval()
     result = quantize(model, clcalib.recipes.qdrop(steps=30), bits=clcalib.Bits(2, 4))
     chain = capture(model, images(2))
-    finished = result._quantized.chain
+    finished = result.quantized.chain
     states = [(images(),), (images(),)]
     for index, unit in enumerate(chain.units[:2]):
         states = [advance(c.body(index), state) for c, state in zip((chain, finished), states, strict=True)]

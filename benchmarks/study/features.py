@@ -42,7 +42,7 @@ def quantized(changes: dict[str, Any] | None, model: nn.Module, data: Path) -> A
     result = clcalib.quantize(
         model, calibration, recipe=cell.make(), bits=bits, seed=SEED, measured_images=0, precision="bfloat16"
     )
-    return result._quantized.chain
+    return result.quantized.chain
 
 
 def main() -> None:

@@ -1,180 +1,28 @@
-"""What a run is told, as frozen sections; a table with problems becomes one error that tells all of them.
+"""Tables become a configuration, or one error that tells all their problems.
 
-The tables come from :mod:`clcalib.config_sources`, the words of the errors from :mod:`clcalib.config_problems`.
+The sections are in :mod:`clcalib.config_sections`, the tables come from :mod:`clcalib.config_sources`, the words of the
+errors from :mod:`clcalib.config_problems`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import RECIPES, with_contrastive, with_last_phase
-from clcalib.checks import BYTES, byte_count
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
+from clcalib.config_sections import ImagesSection, RecipeSection, RunConfig
 from clcalib.config_sources import Table, value_at
 from clcalib.data.augmentation import AUGMENTATIONS
-from clcalib.data.transform import Transform
 from clcalib.errors import ArgumentError, ClcalibError, ConfigError
 from clcalib.quant.policy import SETTINGS
 from clcalib.quant.ranges import RANGE_RULES
 
 Model = TypeVar("Model", bound=BaseModel)
-
-FLOAT_BITS = 32
-
-_ENTRY_FORM = '"package.module:callable" or "path/to/file.py:callable"'
-_ENTRY = r"^.+:[A-Za-z_][A-Za-z_0-9.]*$"
-_TRANSFORM = Transform()
-_BITS = "a whole number from 2 to 8, or 32 for float"
-
-
-def _check_bits(bits: int) -> int:
-    if not 2 <= bits <= 8 and bits != FLOAT_BITS:
-        raise ValueError(_BITS)
-    return bits
-
-
-BitWidth = Annotated[int, AfterValidator(_check_bits)]
-ByteCount = Annotated[int, BeforeValidator(lambda size: byte_count("memory_budget", size))]
-
-
-class _Section(BaseModel):
-    """One section: frozen, with no unknown key.  A description states what is expected and appears in the errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelSection(_Section):
-    """Where the float model comes from: a callable that builds it, and its trained weights."""
-
-    entry: str = Field(pattern=_ENTRY, description=f"{_ENTRY_FORM} (--model)")
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, description="a table of the callable's arguments")
-    weights: Path | None = Field(default=None, description="the path of a .safetensors file")
-
-
-class ImagesSection(_Section):
-    """Evaluation images, and how images are turned into tensors."""
-
-    evaluation: Path | None = Field(default=None, description="the path of the evaluation images")
-    evaluation_count: int | None = Field(
-        default=None, ge=1, description="a whole number of evaluation images, at least 1"
-    )
-    mean: tuple[float, ...] = Field(default=_TRANSFORM.mean, description="a list of one mean per channel")
-    standard_deviation: tuple[float, ...] = Field(
-        default=_TRANSFORM.standard_deviation, description="a list of one standard deviation per channel"
-    )
-    resize: int | None = Field(default=_TRANSFORM.resize, ge=1, description="a whole number of pixels, at least 1")
-    crop: int | None = Field(default=_TRANSFORM.crop, ge=1, description="a whole number of pixels, at least 1")
-    interpolation: str = Field(default=_TRANSFORM.interpolation, description='"bilinear" or "bicubic"')
-
-    def transform(self) -> Transform:
-        """The transform of calibration and evaluation images."""
-        return Transform(
-            resize=self.resize,
-            crop=self.crop,
-            mean=self.mean,
-            standard_deviation=self.standard_deviation,
-            interpolation=self.interpolation,
-        )
-
-
-class DataSection(ImagesSection):
-    """The same, with the calibration images.  Held-out images are evaluation images that are not calibration images."""
-
-    calibration: Path = Field(description="the path of the calibration images (--calibration)")
-    count: int | None = Field(default=None, ge=1, description="a whole number of calibration images, at least 1")
-    augment: tuple[str, ...] = Field(default=(), description="a list of names of augmentations (--augment)")
-    augment_copies: int = Field(default=1, ge=1, description="a whole number of augmented copies, at least 1")
-    held_out_count: int = Field(default=256, ge=0, description="a whole number of held-out images, at least 0")
-
-
-class Widths(_Section):
-    """The bits of the layers of one name pattern; what is not given is as it would be without the pattern."""
-
-    weights: BitWidth | None = Field(default=None, description=_BITS)
-    activations: BitWidth | None = Field(default=None, description=_BITS)
-
-
-class QuantizationSection(_Section):
-    """How many bits, and how their ranges are chosen."""
-
-    weights: BitWidth = Field(default=4, description=_BITS)
-    activations: BitWidth = Field(default=4, description=_BITS)
-    symmetric_weights: bool = Field(default=False, description="true or false")
-    symmetric_activations: bool = Field(default=False, description="true or false")
-    setting: str = Field(default="qdrop", description="the name of a setting")
-    unit_patterns: tuple[str, ...] = Field(default=(), description="a list of globs of modules that are to be units")
-    weight_range: str = Field(default="mse_grid", description="the name of a range rule")
-    activation_range: str = Field(default="mse_grid", description="the name of a range rule")
-    overrides: dict[str, Widths] = Field(default_factory=dict, description="a table of name pattern -> widths")
-
-
-class RecipeSection(BaseModel):
-    """A host method by name; the other keys are the options of its function."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str = Field(default="fast", description="the name of a recipe")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Every key but the name."""
-        return dict(self.model_extra or {})
-
-
-class ComputeSection(_Section):
-    """On what a command computes."""
-
-    device: str = Field(
-        default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description='"cpu", "cuda", "cuda:N" or "mps"'
-    )
-    threads: int | None = Field(default=None, ge=1, description="a whole number of threads, at least 1")
-
-
-class RunSection(ComputeSection):
-    """The same, with the seed and the place of the results."""
-
-    seed: int = Field(default=0, ge=0, description="a whole number, at least 0")
-    out: Path = Field(description="the path of the output folder (--out)")
-    overwrite: bool = Field(default=False, description="true or false")
-    memory_budget: ByteCount | None = Field(default=None, description=BYTES)
-    spill_folder: Path | None = Field(default=None, description="the path of a folder for temporary files")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description='"auto", "float32" or "bfloat16"'
-    )
-    cache_precision: Literal["float32", "bfloat16"] = Field(default="float32", description='"float32" or "bfloat16"')
-
-
-class ModelConfig(_Section):
-    """What a command needs that only looks at the model; the images may tell their shape."""
-
-    model: ModelSection
-    data: DataSection | None = None
-
-
-class EvaluationConfig(_Section):
-    """What a command needs that evaluates a saved model."""
-
-    model: ModelSection
-    data: ImagesSection = Field(default_factory=ImagesSection)
-    run: ComputeSection = Field(default_factory=ComputeSection)
-
-
-class RunConfig(_Section):
-    """Everything that a run depends on."""
-
-    model: ModelSection
-    data: DataSection
-    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
-    recipe: RecipeSection = Field(default_factory=RecipeSection)
-    contrastive: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
-    last_phase: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
-    run: RunSection
 
 
 def build(config_type: type[Model], table: Table, source: str) -> Model:

@@ -123,7 +123,8 @@ def _describe(model: type[BaseModel], details: ErrorDetails) -> str:
     expected = _description(model, location)
     if details["type"] == "missing":
         return f"{key}: missing" + (f"; give {expected}" if expected else "")
-    expected = expected or _KINDS.get(details["type"]) or details["msg"].removeprefix("Input should be ")
+    own_words = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = expected or _KINDS.get(details["type"]) or own_words
     return f"{key}: expected {expected}, got {_shortened(details['input'])}"
 
 

@@ -82,5 +82,13 @@ class EqualCopiesWarning(ClcalibWarning):
     """Augmented copies of calibration images are equal to others, so they add nothing but time."""
 
 
+class WorseThanNearestWarning(ClcalibWarning):
+    """A unit, or the whole result, is worse than with nearest rounding."""
+
+
+class TargetNotMetWarning(ClcalibWarning):
+    """No widths that were tried keep the accuracy that was asked for."""
+
+
 def _listed(source: str, problems: Sequence[str]) -> str:
     return f"{source}: {len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clcalib.config import ModelSection
+from clcalib.config_sections import ModelSection
 from clcalib.errors import ArgumentError, CheckpointError
 
 _SHOWN = 3

@@ -9,21 +9,25 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clcalib.calibrate.observer import Observer
-from clcalib.config import FLOAT_BITS, EvaluationConfig, QuantizationSection, RunConfig, make_recipe
+from clcalib.config import make_recipe
+from clcalib.config_sections import EvaluationConfig, RunConfig
 from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
+from clcalib.data.division import halves, kept_aside
 from clcalib.data.sources import load_calibration, load_evaluation
 from clcalib.errors import ArgumentError, OutputExistsError
+from clcalib.estimate import Estimate, estimate
 from clcalib.files import write_atomically
 from clcalib.model_source import load_model
 from clcalib.pipeline import quantize
-from clcalib.quant.policy import Bits, Override
 from clcalib.report.record import RunRecord
+from clcalib.target_accuracy import quantize_to_target
 
 CONFIG_FILE = "config.json"
 USUAL_CALIBRATION_IMAGES = 1024
@@ -37,36 +41,68 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         ClcalibError: the model or the images cannot be used; told before the optimisation begins.
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
-    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase)
+    check_target(config)
     with limited_threads(config.run.threads):
         observer.stage("loading")
-        model = load_model(config.model)
-        calibration = _calibration_images(config)
-        evaluation = evaluation_images(config)
-        result = quantize(
-            model,
-            calibration,
-            recipe=recipe,
-            bits=_bits(config.quantization),
-            unit_patterns=config.quantization.unit_patterns,
-            seed=config.run.seed,
-            setting=config.quantization.setting,
-            overrides=_overrides(config.quantization),
-            weight_range=config.quantization.weight_range,
-            activation_range=config.quantization.activation_range,
-            evaluation=evaluation,
-            held_out=held_out_images(evaluation, calibration, config.data.held_out_count),
-            device=config.run.device,
-            memory_budget=config.run.memory_budget,
-            spill_folder=config.run.spill_folder,
-            precision=config.run.precision,
-            cache_precision=config.run.cache_precision,
-            observer=observer,
-        )
+        model, arguments = load_model(config.model), _arguments(config, observer)
+        if config.target is None:
+            result = quantize(model, **arguments)
+        else:
+            arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
+            result = quantize_to_target(model, **arguments, **config.target.model_dump())
     observer.stage("saving")
     result.save(config.run.out, overwrite=config.run.overwrite)
     write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
     return result.record
+
+
+def dry_run(config: RunConfig, observer: Observer) -> Estimate:
+    """Say what ``run`` would take and leave in float; nothing is written."""
+    check_target(config)
+    with limited_threads(config.run.threads):
+        observer.stage("loading")
+        return estimate(load_model(config.model), **_arguments(config, observer))
+
+
+def check_target(config: RunConfig) -> None:
+    """Raise where an accuracy is to be kept and nothing can measure it."""
+    if config.target is not None and config.data.evaluation is None:
+        remedy = "half of them choose the widths, the others judge the result"
+        raise ArgumentError("data.evaluation", "evaluation images with --max-drop", "none", remedy)
+
+
+def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
+    """What ``quantize`` is called with, but for the model."""
+    evaluation, originals = evaluation_images(config), _calibration_images(config)
+    held_out: CalibrationSet | None
+    if config.guard.images:
+        originals, held_out = kept_aside(originals, config.guard.images)
+    else:
+        deciding = evaluation if evaluation is None or config.target is None else halves(evaluation)[0]
+        held_out = held_out_images(deciding, originals, config.data.held_out_count)
+    copies, seed = config.data.augment_copies, config.run.seed
+    augment = config.data.augment
+    return {
+        "calibration": augmented(originals, augment, copies=copies, seed=seed) if augment else originals,
+        "recipe": make_recipe(config.recipe, config.contrastive, config.last_phase),
+        "bits": config.quantization.bits(),
+        "seed": seed,
+        "setting": config.quantization.setting,
+        "first_last_bits": config.quantization.edge_bits(),
+        "overrides": config.quantization.layer_overrides(),
+        "unit_patterns": config.quantization.unit_patterns,
+        "weight_range": config.quantization.weight_range,
+        "activation_range": config.quantization.activation_range,
+        "evaluation": evaluation,
+        "held_out": held_out,
+        "device": config.run.device,
+        "memory_budget": config.run.memory_budget,
+        "spill_folder": config.run.spill_folder,
+        "precision": config.run.precision,
+        "cache_precision": config.run.cache_precision,
+        "is_guarded": config.guard.enabled,
+        "observer": observer,
+    }
 
 
 def check_output_folder(folder: Path, *, overwrite: bool) -> None:
@@ -127,37 +163,10 @@ def _image_digests(images: Tensor) -> list[str]:
 
 def _calibration_images(config: RunConfig) -> CalibrationSet:
     data = config.data
-    originals = load_calibration(
+    return load_calibration(
         data.calibration,
         transform=data.transform(),
         count=data.count,
         seed=config.run.seed,
         at_most=USUAL_CALIBRATION_IMAGES,
     )
-    if not data.augment:
-        return originals
-    return augmented(originals, data.augment, copies=data.augment_copies, seed=config.run.seed)
-
-
-def _overrides(section: QuantizationSection) -> dict[str, Override]:
-    """Widths by name pattern; a width that a pattern leaves out stays as it is without the pattern."""
-    return {
-        pattern: Override(
-            "default" if widths.weights is None else _width(widths.weights),
-            "default" if widths.activations is None else _width(widths.activations),
-        )
-        for pattern, widths in section.overrides.items()
-    }
-
-
-def _bits(section: QuantizationSection) -> Bits:
-    return Bits(
-        _width(section.weights),
-        _width(section.activations),
-        is_weight_symmetric=section.symmetric_weights,
-        is_activation_symmetric=section.symmetric_activations,
-    )
-
-
-def _width(bits: int) -> int | None:
-    return None if bits == FLOAT_BITS else bits

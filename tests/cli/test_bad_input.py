@@ -175,7 +175,7 @@ def test_an_interrupt_has_its_own_code(workplace: Path, capsys: Capture, monkeyp
 
 
 def test_the_process_itself_returns_the_code_and_one_line(workplace: Path) -> None:
-    command = [sys.executable, "-m", "clcalib.cli", "quantize", "run.toml", "--recipe", "qdrp", "--out", "out"]
+    command = [sys.executable, "-m", "clcalib", "quantize", "run.toml", "--recipe", "qdrp", "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(Path(clcalib.__file__).parents[1])}
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert finished.returncode == 2

@@ -163,6 +163,10 @@ class StoreSpace:
 
     A block gives its bytes back when nothing refers to it any more.
 
+    Attributes:
+        used, in_files: the bytes of all blocks that there are now, in memory and in files.
+        most_used, most_in_files: the most that these came to.
+
     Args:
         budget: how many bytes all blocks in memory may have at a time; None is no limit.
         folder: where temporary files are made; None is the system's place for them (``TMPDIR``).
@@ -178,7 +182,8 @@ class StoreSpace:
         self._budget, self._folder = budget, folder
         self._files: weakref.WeakSet[FileBlock] = weakref.WeakSet()
         self._reader: ThreadPoolExecutor | None = None
-        self.used = 0
+        self.used = self.in_files = 0
+        self.most_used = self.most_in_files = 0
 
     def allocate(
         self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -189,9 +194,13 @@ class StoreSpace:
             self._reader = self._reader or ThreadPoolExecutor(1, "clcalib-prefetch")
             file = FileBlock(shape, dtype, torch.device(device), self._folder, self._reader)
             self._files.add(file)
+            self.in_files += nbytes
+            self.most_in_files = max(self.most_in_files, self.in_files)
+            weakref.finalize(file, self._give_back_file, nbytes).atexit = False
             return file
         block = MemoryBlock(torch.empty(shape, dtype=dtype, device=device))
         self.used += nbytes
+        self.most_used = max(self.most_used, self.used)
         weakref.finalize(block, self._give_back, nbytes).atexit = False
         return block
 
@@ -213,6 +222,9 @@ class StoreSpace:
 
     def _give_back(self, nbytes: int) -> None:
         self.used -= nbytes
+
+    def _give_back_file(self, nbytes: int) -> None:
+        self.in_files -= nbytes
 
 
 def _bytes_of(rows: Tensor) -> memoryview:

@@ -14,6 +14,7 @@ from clcalib.calibrate.caches import RANGE_IMAGES, dead_activation_warning, find
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
+from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, worse_than_nearest
 from clcalib.calibrate.loop import optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
@@ -40,7 +41,10 @@ _WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 
 @dataclasses.dataclass(frozen=True)
 class UnitTrace:
-    """What happened to one unit: reconstruction error before (nearest rounding) and after, on both image sets."""
+    """What happened to one unit: reconstruction error before (nearest rounding) and after, on both image sets.
+
+    ``kept`` says what the unit has now; with "nearest", the errors after are those before.
+    """
 
     name: str
     kind: Literal["layer", "block"]
@@ -49,6 +53,7 @@ class UnitTrace:
     error_after: float
     held_out_error_before: float | None
     held_out_error_after: float | None
+    kept: Literal["learned", "nearest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Walk:
         dtype: in which convolutions compute while a unit is optimised.
         space: where the units' inputs and targets are stored; by default in memory without a limit.
         cache_dtype: as what those of the float network are stored.
+        is_guarded: whether a unit whose error has grown goes back to nearest rounding.
     """
 
     floating: Chain
@@ -78,13 +84,14 @@ class Walk:
     dtype: torch.dtype = torch.float32
     space: StoreSpace = dataclasses.field(default_factory=StoreSpace)
     cache_dtype: torch.dtype = torch.float32
+    is_guarded: bool = True
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.
 
         Args:
             images: calibration images (N, ...), on the device of the chains.
-            held_out: other images, only measured on.
+            held_out: other images, only measured on; where there are enough, they are what guards a unit.
         """
         if self.recipe.correction is not None and not has_norms(self.floating):
             message = "the network has no batch norm, so the correction of distributions is left out"
@@ -103,12 +110,15 @@ class Walk:
         float_body = self.floating.body(index)
         targets = advance_rows(float_body, pair.floating, self.space, self.cache_dtype)
         # Outputs on the first images are no store of the budget: no name may keep them through the optimisation.
-        before, other_before = probe_error(unit, self._find_ranges(index, pair.quantized), targets), None
+        before = probe_error(unit, self._find_ranges(index, pair.quantized), targets)
+        other_before: float | None = None
         if other is not None:
             other_targets = advance_rows(float_body, other.floating, self.space, self.cache_dtype)
             body = self.quantized.chain.body(index)
             other_before = probe_error(unit, advance(body, take(other.quantized, PROBE_IMAGES)), other_targets)
-        if self.recipe.start == "error_feedback" and not is_skipped:
+        plain = quantizers_of(self.quantized.chain.body(index))
+        has_feedback = self.recipe.start == "error_feedback" and not is_skipped
+        if has_feedback:
             self._feed_back(index, pair.quantized)
         if phases:
             if self.recipe.correction is not None:
@@ -124,17 +134,33 @@ class Walk:
             self.optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         check_finite(body, unit.name)
+        kept: Literal["learned", "nearest"] = "learned" if phases or has_feedback else "nearest"
+        if kept == "learned" and self.is_guarded:
+            judged = (pair.quantized, targets, before, "calibration")
+            if other is not None and other_before is not None and len(other.quantized[0]) >= GUARD_IMAGES:
+                judged = (other.quantized, other_targets, other_before, "held-out")
+            warning = worse_than_nearest(unit, body, *judged)
+            del judged  # stores, which are freed when the pairs move on
+            if warning is not None:
+                warnings.warn(warning, stacklevel=3)
+                kept, body = "nearest", self._put_back(index, plain)
         after, other_after = self._move(unit, body, pair, targets), None
         if other is not None:
             other_after = self._move(unit, body, other, other_targets)
         self.observer.unit_finished(index, unit.name, before, after)
-        return UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after)
+        return UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after, kept)
 
     def _move(self, unit: Unit, body: fx.GraphModule, pair: Pair, targets: RowState) -> float:
         """Bring the pair behind the unit; return the unit's error."""
         pair.floating = targets  # frees the stores of the float input, before those of the quantized output are made
         pair.quantized = advance_rows(body, pair.quantized, self.space)
         return probe_error(unit, take(pair.quantized, PROBE_IMAGES), targets)
+
+    def _put_back(self, index: int, quantizers: Mapping[str, nn.Module]) -> fx.GraphModule:
+        """Give a unit the quantizers that it had; return it."""
+        for name, quantizer in quantizers.items():
+            self.quantized.replace(name, quantizer)
+        return self.quantized.chain.body(index)
 
     def _find_ranges(self, index: int, state: RowState) -> State:
         """Set the unit's ranges; return its outputs with them and with nearest weights, on the first images."""

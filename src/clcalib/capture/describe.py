@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.chain import Chain
-from clcalib.capture.graph import is_convolution, operator_name, symbol_of, value_of
+from clcalib.capture.graph import (
+    data_nodes,
+    groups_of,
+    is_convolution,
+    is_linear,
+    operator_name,
+    symbol_of,
+    value_of,
+    weighted_nodes,
+)
 
 Shape = tuple[int | str, ...]
+
+# Products of two tensors that both come from the images, and layers whose weight is computed.
+_PRODUCTS = ("matmul", "bmm", "mm", "einsum", "scaled_dot_product_attention")
+# Operators that need more than additions and comparisons of what they read.
+_FLOAT = (
+    *("layer_norm", "native_layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"),
+    *("softmax", "_softmax", "log_softmax", "sigmoid", "tanh", "gelu", "silu", "silu_", "elu", "exp", "erf", "mish"),
+    *("hardsigmoid", "hardswish", "hardswish_", "prelu", "leaky_relu", "mul", "div", "pow", "sqrt", "rsqrt"),
+    *("embedding", "upsample_bilinear2d", "upsample_bicubic2d", "grid_sampler", "cumsum", "lstm", "gru"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,35 @@ def describe(chain: Chain) -> list[UnitRow]:
             )
         )
     return rows
+
+
+def layer_kinds(module: fx.GraphModule) -> dict[str, str]:
+    """Of every layer that ``weighted_nodes`` names, its kind in words: "conv2d", "depthwise conv2d", "linear"."""
+    return {name: _kind(node) for name, node in weighted_nodes(module)}
+
+
+def _kind(node: fx.Node) -> str:
+    """The operator, and before it how its groups divide the channels."""
+    groups, name = groups_of(node), operator_name(node)
+    if groups == 1:
+        return name
+    channels = value_of(node.args[0]).shape[1]  # type: ignore[arg-type]
+    return f"{'depthwise' if groups == channels else 'grouped'} {name}"
+
+
+def float_operators(chain: Chain) -> dict[str, int]:
+    """How often each operator occurs that computes in float after quantization, since it is no layer of the policy.
+
+    Additions, pooling, rectifiers and what only moves values are left out: they work on codes as well.
+    """
+    weighted = {node for _, node in weighted_nodes(chain.module)}
+    found: Counter[str] = Counter()
+    for node in data_nodes(chain.module.graph):
+        name = operator_name(node)
+        is_product = name in _PRODUCTS or is_convolution(node) or is_linear(node)
+        if node not in weighted and (is_product or name in _FLOAT):
+            found[name.strip("_")] += 1
+    return dict(found.most_common())
 
 
 def _shape(value: Tensor) -> Shape:

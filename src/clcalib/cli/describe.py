@@ -10,18 +10,33 @@ from rich.console import Console
 
 from clcalib.capture.chain import capture
 from clcalib.capture.describe import describe as describe_chain
-from clcalib.cli.flags import ConfigArgument, ModelOption, SetOption, WeightsOption, collect, split_shape
-from clcalib.config import ModelConfig, build
+from clcalib.cli.flags import (
+    BitsOption,
+    ConfigArgument,
+    EdgeBitsOption,
+    FloatOption,
+    ModelOption,
+    SetOption,
+    UnitPatternOption,
+    WeightsOption,
+    collect,
+    quantization_flags,
+    split_shape,
+    with_patterns,
+)
+from clcalib.config import build
+from clcalib.config_sections import ModelConfig
 from clcalib.data.sources import load_calibration
 from clcalib.errors import ArgumentError
 from clcalib.model_source import load_model
-from clcalib.report.tables import description_table
+from clcalib.quant.insert import chain_policy
+from clcalib.report.tables import description_table, policy_table
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "clcalib describe --model torchvision.models:resnet18 --shape 3,224,224\n\n"
     "clcalib describe --model my_network.py:build --weights my.safetensors --shape 3,32,32 --unit layer\n\n"
-    "clcalib describe run.toml"
+    "clcalib describe run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*'"
 )
 _EXAMPLE_IMAGES = 2  # one image would be taken for a fixed batch of one
 
@@ -35,20 +50,33 @@ def describe(
         str | None, typer.Option("--shape", metavar="C,H,W", help="Shape of one image; a TOML with images needs none.")
     ] = None,
     unit: Annotated[str, typer.Option("--unit", metavar="block|layer", help="What is one unit.")] = "block",
+    unit_pattern: UnitPatternOption = None,
+    bits: BitsOption = None,
+    float_: FloatOption = None,
+    first_last_bits: EdgeBitsOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Print the units that a network is cut into: what is reconstructed one after the other.
+    """Print the units that a network is cut into, and the widths that every layer would get and why.
 
-    Overrides of widths in a configuration refer to layers by name (layer1.0.conv1); --unit layer shows them.
+    Units are what is reconstructed one after the other. Patterns of --bits and --float are globs of the layer names in
+    the second table, or @ and a word of a layer's kind there (@depthwise, @conv2d, @linear); the last one that fits
+    wins, over the first and last layer's 8 bits too. clcalib quantize takes the same flags.
     """
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
-    table, source = collect(config, settings, {"model": {"entry": model, "weights": weights}})
-    parsed = build(ModelConfig, table, source)
+    widths = quantization_flags(bits, first_last_bits, unit_pattern)
+    table, source = collect(config, settings, {"model": {"entry": model, "weights": weights}, "quantization": widths})
+    parsed = build(ModelConfig, with_patterns(table, bits, float_), source)
     size = _image_shape(shape, parsed)
-    chain = capture(load_model(parsed.model), torch.zeros(_EXAMPLE_IMAGES, *size), unit=kind)
-    Console(highlight=False).print(description_table(describe_chain(chain)))
+    section = parsed.quantization
+    example = torch.zeros(_EXAMPLE_IMAGES, *size)
+    chain = capture(load_model(parsed.model), example, unit=kind, patterns=section.unit_patterns)
+    policy = chain_policy(chain, section.bits(), section.setting, section.layer_overrides(), section.edge_bits())
+    console = Console(highlight=False)
+    console.print(description_table(describe_chain(chain)))
+    console.print()
+    console.print(policy_table(policy))
 
 
 def _image_shape(shape: str | None, config: ModelConfig) -> tuple[int, ...]:

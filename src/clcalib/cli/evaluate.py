@@ -19,7 +19,8 @@ from clcalib.cli.flags import (
     WeightsOption,
     given,
 )
-from clcalib.config import EvaluationConfig, build
+from clcalib.config import build
+from clcalib.config_sections import EvaluationConfig
 from clcalib.config_sources import merge, parse_assignment, with_absolute_paths
 from clcalib.errors import ArgumentError, CheckpointError
 from clcalib.evaluate.accuracy import agreement, logits, top1

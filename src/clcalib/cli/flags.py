@@ -11,6 +11,7 @@ import typer
 
 from clcalib.config_sources import Table, merge, parse_assignment, read_toml, with_absolute_paths
 from clcalib.errors import ArgumentError
+from clcalib.quant.policy import FLOAT, Override
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration file; flags win over it.")
@@ -37,6 +38,30 @@ DeviceOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="CPU threads of torch; all cores by default.")
+]
+
+BitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bits",
+        metavar="[PATTERN=]W4A4",
+        help="Widths, 2 to 8 (32 is float); again with a pattern for some layers: 'layer4.*=W4A8', '@depthwise=W8A8'.",
+    ),
+]
+FloatOption = Annotated[
+    list[str] | None, typer.Option("--float", metavar="PATTERN", help="Leave these layers in float: '*.se.*', @linear.")
+]
+EdgeBitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--first-last-bits",
+        metavar="N|same",
+        help="Width of the first and the last layer; 8 by default.",
+    ),
+]
+UnitPatternOption = Annotated[
+    list[str] | None,
+    typer.Option("--unit-pattern", metavar="GLOB", help="Make each module of these names one unit: 'layer1.*'."),
 ]
 
 _BITS = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
@@ -86,6 +111,43 @@ def split_bits(bits: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise ArgumentError("--bits", "the widths of weights and activations, such as W2A4", repr(bits))
     return int(match[1]), int(match[2])
+
+
+def quantization_flags(
+    bits: Sequence[str] | None, edge_bits: str | None, unit_patterns: Sequence[str] | None
+) -> dict[str, Any]:
+    """The keys of ``[quantization]`` that the flags of widths stand for, but for the patterns."""
+    plain = [text for text in bits or () if "=" not in text]
+    if len(plain) > 1:
+        raise ArgumentError("--bits", "one of them without a pattern", ", ".join(plain), "give the others a pattern")
+    weights, activations = split_bits(plain[0] if plain else None)
+    is_number = edge_bits is not None and edge_bits.strip().isdecimal()
+    return {
+        "weights": weights,
+        "activations": activations,
+        "first_last_bits": int(edge_bits) if edge_bits is not None and is_number else edge_bits,
+        "unit_patterns": list(unit_patterns) if unit_patterns else None,
+    }
+
+
+def with_patterns(table: dict[str, Any], bits: Sequence[str] | None, floats: Sequence[str] | None) -> dict[str, Any]:
+    """Add ``--bits PATTERN=WIDTHS`` and ``--float PATTERN`` behind the overrides of the table, so that they win.
+
+    Raises:
+        ArgumentError: there is no pattern, or no widths.
+    """
+    given_here = [text.rpartition("=")[::2] for text in bits or () if "=" in text]
+    given_here += [(pattern, FLOAT) for pattern in floats or ()]
+    if not given_here:
+        return table
+    for pattern, widths in given_here:
+        if not pattern.strip():
+            raise ArgumentError("--bits", "PATTERN=WIDTHS, such as 'layer4.*=W4A8'", repr(f"{pattern}={widths}"))
+        Override.parse(f"--bits {pattern}", widths)
+    new = {pattern.strip(): widths for pattern, widths in given_here}
+    section = table.get("quantization") or {}
+    old = {pattern: widths for pattern, widths in section.get("overrides", {}).items() if pattern not in new}
+    return {**table, "quantization": {**section, "overrides": {**old, **new}}}
 
 
 def split_names(names: str | None) -> list[str] | None:

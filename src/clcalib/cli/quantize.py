@@ -13,33 +13,43 @@ from rich.text import Text
 
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipes import RECIPES
+from clcalib.cli.estimates import estimate_table, estimate_text
 from clcalib.cli.flags import (
+    BitsOption,
     ConfigArgument,
     DeviceOption,
+    EdgeBitsOption,
     EvaluationOption,
+    FloatOption,
     ModelOption,
     SetOption,
     ThreadsOption,
+    UnitPatternOption,
     WeightsOption,
     collect,
-    split_bits,
+    quantization_flags,
     split_names,
+    with_patterns,
 )
 from clcalib.cli.progress import observer_for
-from clcalib.config import RunConfig, build
+from clcalib.config import build
 from clcalib.config_problems import options_model
+from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import summary_table, unit_table
-from clcalib.run import run
+from clcalib.report.tables import summary_table, target_table, unit_table
+from clcalib.run import dry_run, run
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "clcalib quantize --model net.py:build --weights net.safetensors --calibration images --bits W4A4 --out runs/a\n\n"
     "clcalib quantize run.toml --bits W2A2 --contrastive --seed 1 --out runs/w2a2-seed1\n\n"
     "clcalib quantize run.toml --recipe cl_calib --out runs/paper\n\n"
-    "clcalib quantize run.toml --recipe brecq --steps 2000 --set quantization.setting=brecq --out runs/brecq"
+    "clcalib quantize run.toml --recipe brecq --steps 2000 --set quantization.setting=brecq --out runs/brecq\n\n"
+    "clcalib quantize run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*' --out b\n\n"
+    "clcalib quantize run.toml --dry-run --memory-budget 2GB\n\n"
+    "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point"
 )
 
 
@@ -66,11 +76,22 @@ def quantize(
         int | None, typer.Option("--augment-copies", metavar="N", help="How many of each image; 1 by default.")
     ] = None,
     evaluation: EvaluationOption = None,
-    bits: Annotated[str | None, typer.Option("--bits", metavar="W4A4", help="Widths, 2 to 8 (32 is float).")] = None,
+    bits: BitsOption = None,
+    float_: FloatOption = None,
+    first_last_bits: EdgeBitsOption = None,
     weight_bits: Annotated[int | None, typer.Option("--weight-bits", metavar="N", help="Width of weights.")] = None,
     activation_bits: Annotated[
         int | None, typer.Option("--activation-bits", metavar="N", help="Width of activations.")
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="POINTS",
+            help="Raise widths of the most sensitive units, run after run, until at most this is lost.",
+        ),
+    ] = None,
+    unit_pattern: UnitPatternOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +114,14 @@ def quantize(
         typer.Option(
             "--last-phase/--no-last-phase", help="Optimise the whole network when all units are done, or not."
         ),
+    ] = None,
+    guard: Annotated[
+        bool | None,
+        typer.Option("--guard/--no-guard", help="Keep nearest rounding in units that get worse (default), or not."),
+    ] = None,
+    guard_images: Annotated[
+        int | None,
+        typer.Option("--guard-images", metavar="N", help="Keep N calibration images aside to judge that; default 0."),
     ] = None,
     settings: SetOption = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of everything random; 0 by default.")] = None,
@@ -118,13 +147,21 @@ def quantize(
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = None,
+    is_dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the time, memory and disk that it would take; write nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False,
 ) -> None:
     """Quantize a trained network with a few hundred images; nothing is retrained.
 
-    Leaves model.safetensors, model.json, run.json and config.json in the output folder.
+    Leaves model.safetensors, model.json, run.json and config.json in the output folder. clcalib describe shows what
+    --bits and --float patterns mean for a network.
+
+    With --max-drop, half of the evaluation images choose the widths and the other half report; a third set that took
+    no part in any choice is needed for a figure to publish.
     """
-    both = split_bits(bits)
+    widths = quantization_flags(bits, first_last_bits, unit_pattern)
+    widths |= {key: value for key, value in (("weights", weight_bits), ("activations", activation_bits)) if value}
     flags: dict[str, Any] = {
         "model": {"entry": model, "weights": weights},
         "data": {
@@ -133,8 +170,10 @@ def quantize(
             "augment_copies": augment_copies,
             "evaluation": evaluation,
         },
-        "quantization": {"weights": weight_bits or both[0], "activations": activation_bits or both[1]},
+        "quantization": widths,
         "recipe": {"name": recipe, "steps": steps},
+        "guard": {"enabled": guard, "images": guard_images},
+        "target": {"max_drop": max_drop},
         "run": {
             "seed": seed,
             "device": device,
@@ -148,14 +187,28 @@ def quantize(
     table, source = collect(config, settings, flags)
     table = _with_fitting_options(table, recipe, steps)
     table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
-    parsed = build(RunConfig, table, source)
+    table = with_patterns(table, bits, float_)
+    parsed = build(RunConfig, _with_any_folder(table) if is_dry else table, source)
     console, log = Console(highlight=False), Console(stderr=True, highlight=False)
+    if is_dry:
+        with observer_for(console, log) as observer:
+            found = dry_run(parsed, observer)
+        console.print()
+        console.print(estimate_table(found))
+        console.print()
+        console.print(estimate_text(found), soft_wrap=False)
+        return
     if quiet:
         run(parsed, SilentObserver())
         return
     with observer_for(console, log) as observer:
         record = run(parsed, observer)
     _show(record, parsed.run.out, console)
+
+
+def _with_any_folder(table: dict[str, Any]) -> dict[str, Any]:
+    """A dry run needs no output folder; one that is named is not looked at."""
+    return {**table, "run": {"out": "nowhere", **table.get("run", {})}}
 
 
 def _with_section(table: dict[str, Any], section: str, is_wanted: bool | None) -> dict[str, Any]:
@@ -181,6 +234,9 @@ def _show(record: RunRecord, out: Path, console: Console) -> None:
     console.print()
     if record.units and record.steps_per_unit:
         console.print(unit_table(record))
+        console.print()
+    if record.target is not None:
+        console.print(target_table(record.target))
         console.print()
     console.print(summary_table([record]))
     console.print()

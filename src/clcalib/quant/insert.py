@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from clcalib.capture.chain import Chain
+from clcalib.capture.describe import layer_kinds
 from clcalib.capture.graph import groups_of, operator_name, weighted_nodes
 from clcalib.capture.units import Unit
 from clcalib.errors import ConstantChannelWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
-from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides, build_policy
 from clcalib.quant.ranges import RangeRule, is_constant
 from clcalib.quant.rounding import nearest
 from clcalib.quant.spec import PerChannel, QuantSpec
@@ -73,6 +74,19 @@ class QuantizedChain:
         return dataclasses.replace(self, chain=chain)
 
 
+def chain_policy(
+    chain: Chain,
+    bits: Bits,
+    setting: str = "qdrop",
+    overrides: Overrides | None = None,
+    first_last_bits: EdgeBits = EDGE_BITS,
+) -> tuple[LayerPolicy, ...]:
+    """The rows of ``build_policy`` for a chain's layers, as ``fit_policy`` can carry them out."""
+    kinds = layer_kinds(chain.module)
+    rows = build_policy(chain.layers, bits, setting, overrides, first_last_bits=first_last_bits, kinds=kinds)
+    return fit_policy(chain, rows)
+
+
 def fit_policy(chain: Chain, policy: Sequence[LayerPolicy]) -> tuple[LayerPolicy, ...]:
     """Return the rows as they can be carried out on this chain; this is the table that is shown.
 
@@ -99,7 +113,7 @@ def fit_policy(chain: Chain, policy: Sequence[LayerPolicy]) -> tuple[LayerPolicy
             reason = f"{reason}; {note}" if reason else note
         if weight is not None and row.layer in transposed and isinstance(weight.granularity, PerChannel):
             weight = dataclasses.replace(weight, granularity=PerChannel(1))
-        fitted.append(LayerPolicy(row.layer, weight, read, reason))
+        fitted.append(dataclasses.replace(row, weight=weight, input=read, reason=reason))
     return tuple(fitted)
 
 

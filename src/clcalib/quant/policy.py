@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from clcalib.errors import ArgumentError
@@ -13,6 +14,13 @@ from clcalib.quant.spec import PerChannel, PerTensor, QuantSpec
 
 SETTINGS = ("qdrop", "brecq")
 EDGE_BITS = 8
+KIND_MARK = "@"  # begins a pattern of kinds instead of names: "@depthwise"
+FLOAT, FLOAT_BITS = "float", 32
+WIDTHS = '"W4A8", "W4" or "A8" (2 to 8, 32 for float), or "float"'
+
+EdgeBits = int | Literal["same"] | None
+
+_WIDTHS = re.compile(r"(?=.)(?:w(\d+))?(?:a(\d+))?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +52,36 @@ class Bits:
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-    """Widths of the layers that a pattern fits; ``"default"`` leaves one as it would be without the override."""
+    """Widths of the layers that a pattern fits; ``"default"`` leaves one as it would be without the override.
+
+    Args:
+        weights, activations: 2 to 8, None for float, or ``"default"``.
+        reason: what the table of widths says beside the layers; the pattern by default.
+    """
 
     weights: int | Literal["default"] | None = "default"
     activations: int | Literal["default"] | None = "default"
+    reason: str = ""
+
+    @classmethod
+    def parse(cls, argument: str, text: str) -> Override:
+        """The override that a text such as ``"W4A8"``, ``"A8"`` or ``"float"`` stands for.
+
+        Raises:
+            ArgumentError: another text; it names ``argument``.
+
+        Example:
+            >>> Override.parse("overrides", "W4"), Override.parse("overrides", "float")
+            (Override(weights=4, activations='default', reason=''), Override(weights=None, activations=None, reason=''))
+        """
+        if text.strip().lower() == FLOAT:
+            return cls(None, None)
+        match = _WIDTHS.fullmatch(text.strip())
+        numbers = () if match is None else tuple(None if part is None else int(part) for part in match.groups())
+        if not numbers or not all(number in (None, FLOAT_BITS) or 2 <= number <= 8 for number in numbers):
+            raise ArgumentError(argument, WIDTHS, repr(text))
+        weights, activations = (_width(number) for number in numbers)
+        return cls(weights, activations)
 
     def applied_to(self, bits: Bits) -> Bits:
         """The widths of a layer whose default is ``bits``."""
@@ -56,29 +90,49 @@ class Override:
         return dataclasses.replace(bits, weights=weights, activations=activations)
 
 
+def _width(number: int | None) -> int | Literal["default"] | None:
+    return "default" if number is None else None if number == FLOAT_BITS else number
+
+
+Overrides = Mapping[str, Bits | Override | str]
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerPolicy:
-    """One row: the widths of a layer's weight and of the tensor that it reads."""
+    """One row: the widths of a layer's weight and of the tensor that it reads, and what kind of layer it is."""
 
     layer: str
     weight: QuantSpec | None
     input: QuantSpec | None
     reason: str
+    kind: str = ""
 
 
 def build_policy(
-    layers: Sequence[str], bits: Bits, setting: str = "qdrop", overrides: Mapping[str, Bits | Override] | None = None
+    layers: Sequence[str],
+    bits: Bits,
+    setting: str = "qdrop",
+    overrides: Overrides | None = None,
+    *,
+    first_last_bits: EdgeBits = EDGE_BITS,
+    kinds: Mapping[str, str] | None = None,
 ) -> tuple[LayerPolicy, ...]:
     """Return one row for each layer, in execution order.
 
     The first and the last layer's weights and the last layer's input have 8 bits; the image itself is not quantized.
     ``"brecq"`` also gives the second layer's input 8 bits.  The two settings must not be mixed in one comparison.
+    A pattern wins over these rules, and a later pattern over an earlier one.
 
     Args:
         layers: names in execution order.
         bits: the widths everywhere else.
         setting: ``"qdrop"`` or ``"brecq"``.
-        overrides: glob pattern of layer names -> widths; the last pattern that fits wins.
+        overrides: pattern -> widths, as ``Bits``, as an ``Override`` or as a text such as ``"W4A8"`` or ``"float"``.
+            A pattern is a glob of layer names (``"layer4.*"``), or ``@`` and a word of a layer's kind
+            (``"@depthwise"``).
+        first_last_bits: the width of the first and the last layer in place of 8; None leaves them in float, ``"same"``
+            gives them those of all others.
+        kinds: layer -> its kind in words, such as ``"depthwise conv2d"``.
 
     Raises:
         ArgumentError: an unknown setting, or a pattern that fits no layer.
@@ -87,22 +141,58 @@ def build_policy(
     """
     if setting not in SETTINGS:
         raise ArgumentError("setting", f"one of {', '.join(SETTINGS)}", repr(setting))
-    overrides = dict(overrides or {})
-    for pattern, override in overrides.items():
-        if not isinstance(override, (Bits, Override)):
-            raise ArgumentError("overrides", f"Bits or Override for {pattern!r}", repr(override))
-        if not fnmatch.filter(layers, pattern):
-            near = difflib.get_close_matches(pattern, layers, 1, 0.0)
-            raise ArgumentError("overrides", "patterns that fit a layer", repr(pattern), f"nearest layer: {near[0]}")
+    _check_edge_bits(first_last_bits)
+    kinds = kinds or {}
+    parsed = {pattern: _override(pattern, widths) for pattern, widths in (overrides or {}).items()}
+    for pattern in parsed:
+        _check_fits(pattern, layers, kinds)
     rows = []
     for index, layer in enumerate(layers):
-        widths, reason = _default(index, len(layers), bits, setting)
-        for pattern, override in overrides.items():
-            if fnmatch.fnmatchcase(layer, pattern):
+        widths, reason = _default(index, len(layers), bits, setting, first_last_bits)
+        for pattern, override in parsed.items():
+            if _fits(pattern, layer, kinds.get(layer, "")):
                 widths = override if isinstance(override, Bits) else override.applied_to(widths)
-                reason = f"override {pattern}"
-        rows.append(LayerPolicy(layer, weight_spec(widths), None if index == 0 else input_spec(widths), reason))
+                own = override.reason if isinstance(override, Override) else ""
+                reason = own or f"override {pattern}"
+        read = None if index == 0 else input_spec(widths)
+        rows.append(LayerPolicy(layer, weight_spec(widths), read, reason, kinds.get(layer, "")))
     return tuple(rows)
+
+
+def _override(pattern: str, widths: object) -> Bits | Override:
+    if isinstance(widths, str):
+        return Override.parse(f"overrides[{pattern!r}]", widths)
+    if not isinstance(widths, Bits | Override):
+        raise ArgumentError("overrides", f"Bits, an Override or a text for {pattern!r}", repr(widths))
+    return widths
+
+
+def _fits(pattern: str, layer: str, kind: str) -> bool:
+    """Whether a pattern means a layer: by its name, or by a word of its kind."""
+    if pattern.startswith(KIND_MARK):
+        return any(fnmatch.fnmatchcase(word, pattern[1:]) for word in kind.split())
+    return fnmatch.fnmatchcase(layer, pattern)
+
+
+def _check_fits(pattern: str, layers: Sequence[str], kinds: Mapping[str, str]) -> None:
+    if any(_fits(pattern, layer, kinds.get(layer, "")) for layer in layers):
+        return
+    if pattern.startswith(KIND_MARK):
+        known = sorted({KIND_MARK + word for kind in kinds.values() for word in kind.split()})
+        remedy = f"this network has {', '.join(known)}"
+    else:
+        remedy = f"nearest layer: {_nearest(pattern, layers)}"
+    raise ArgumentError("overrides", "patterns that fit a layer", repr(pattern), remedy)
+
+
+def _nearest(pattern: str, layers: Iterable[str]) -> str:
+    return difflib.get_close_matches(pattern, list(layers), 1, 0.0)[0]
+
+
+def _check_edge_bits(bits: object) -> None:
+    is_width = type(bits) is int and 2 <= bits <= 8
+    if not (is_width or bits is None or bits == "same"):
+        raise ArgumentError("first_last_bits", 'a whole number from 2 to 8, None for float, or "same"', repr(bits))
 
 
 def weight_spec(bits: Bits) -> QuantSpec | None:
@@ -121,9 +211,10 @@ def input_spec(bits: Bits) -> QuantSpec | None:
     return QuantSpec(bits.activations, is_symmetric=symmetric, is_signed=symmetric, granularity=PerTensor())
 
 
-def _default(index: int, count: int, bits: Bits, setting: str) -> tuple[Bits, str]:
-    edge_weights = None if bits.weights is None else EDGE_BITS
-    edge_activations = None if bits.activations is None else EDGE_BITS
+def _default(index: int, count: int, bits: Bits, setting: str, edge: EdgeBits) -> tuple[Bits, str]:
+    """The widths of a layer that no pattern fits, and why; what is float everywhere is float at the edges too."""
+    edge_weights = bits.weights if bits.weights is None or edge == "same" else edge
+    edge_activations = bits.activations if bits.activations is None or edge == "same" else edge
     if index == 0:
         return dataclasses.replace(bits, weights=edge_weights), "first layer (image not quantized)"
     if index == count - 1:

@@ -28,16 +28,16 @@ class StageClock:
         ['capture']
     """
 
-    def __init__(self, listener: Callable[[str], None]) -> None:
+    def __init__(self, listener: Callable[[str], None], clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}
-        self._listener = listener
+        self._listener, self._clock = listener, clock
         self._current: str | None = None
         self._start = 0.0
 
     def stage(self, name: str) -> None:
         """End the current stage and start the next."""
         self._close()
-        self._current, self._start = name, time.perf_counter()
+        self._current, self._start = name, self._clock()
         self._listener(name)
 
     def __enter__(self) -> StageClock:
@@ -50,7 +50,7 @@ class StageClock:
 
     def _close(self) -> None:
         if self._current is not None:
-            elapsed = time.perf_counter() - self._start
+            elapsed = self._clock() - self._start
             self.seconds[self._current] = self.seconds.get(self._current, 0.0) + elapsed
         self._current = None
 

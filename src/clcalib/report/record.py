@@ -69,6 +69,7 @@ class UnitRecord(_Frozen):
         mutual_information_gap: the bound on the calibration images less the one on the held-out images.
         sqnr_db: signal-to-quantization-noise ratio in decibel.
         layers: the names of the weighted layers in the unit.
+        kept: "learned", or "nearest" where nothing was optimised or that did not help on held-out images.
     """
 
     name: str
@@ -78,6 +79,17 @@ class UnitRecord(_Frozen):
     mutual_information_gap: BeforeAfter | None = None
     sqnr_db: SignalToNoise = Field(default_factory=SignalToNoise)
     layers: tuple[str, ...] = ()
+    kept: Literal["learned", "nearest"] = "learned"
+
+
+class LayerRecord(_Frozen):
+    """One row of the table of widths; None is float.  ``reason`` says why the widths are not those of the run."""
+
+    name: str
+    kind: str
+    weight_bits: BitWidth | None
+    input_bits: BitWidth | None
+    reason: str
 
 
 class LastPhaseRecord(_Frozen):
@@ -94,6 +106,42 @@ class LastPhaseRecord(_Frozen):
     changed_codes: Fraction
 
 
+class TargetRound(_Frozen):
+    """One run on the way to an accuracy.
+
+    Attributes:
+        drop: what it lost on the deciding images, in percentage points.
+        mean_weight_bits: over all quantized weights.
+        widths: layer -> its widths, such as "W2A4".
+        sensitivities: unit -> divergence of the outputs in nat when only this unit is quantized.
+        raised: the units that got more bits for the next run.
+    """
+
+    drop: float
+    mean_weight_bits: float
+    widths: dict[str, str]
+    sensitivities: dict[str, float]
+    raised: tuple[str, ...] = ()
+
+
+class TargetRecord(_Frozen):
+    """How widths were raised until an accuracy was kept.
+
+    Attributes:
+        max_drop: what was asked for, in percentage points.
+        measure: "top1", or "agreement" with the float network where there are no labels.
+        images: how many images decided; they are not those of the record's own accuracies.
+        is_met: whether the result keeps it, on these images.
+        rounds: all runs.
+    """
+
+    max_drop: float
+    measure: Literal["top1", "agreement"]
+    images: Count
+    is_met: bool
+    rounds: tuple[TargetRound, ...]
+
+
 class RunRecord(_Frozen):
     """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
 
@@ -101,14 +149,18 @@ class RunRecord(_Frozen):
         float_top1: top-1 accuracy of the float model.
         nearest_top1: top-1 accuracy with nearest rounding at the same widths.
         quantized_top1: top-1 accuracy of the result.
-        agreement: fraction of the evaluation images on which the result and the float model predict the same class.
+        agreement: fraction of the evaluation images on which the result and the float model predict the same class;
+            nearest_agreement: the same of nearest rounding.
+        policy: the widths of every layer.
         contrastive: the settings of the contrastive term as they were asked for, where None leaves the choice to
             clcalib, or None without the term.  ``resolved`` is a list of what was computed, one table for each phase,
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
+        target: how widths were raised for the sake of accuracy, or None.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
+        stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
         versions: the versions of Python, clcalib and torch.
         precision: the type in which convolutions computed during optimisation; cache_precision: the type in which the
             float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
@@ -123,9 +175,11 @@ class RunRecord(_Frozen):
     nearest_top1: Fraction | None = None
     quantized_top1: Fraction | None = None
     agreement: Fraction | None = None
+    nearest_agreement: Fraction | None = None
     weight_bits: BitWidth
     activation_bits: BitWidth
     setting: str
+    policy: tuple[LayerRecord, ...] = ()
     recipe: str
     contrastive: dict[str, JsonValue] | None = None
     seed: int
@@ -133,8 +187,11 @@ class RunRecord(_Frozen):
     seconds: float = Field(ge=0.0)
     seconds_per_stage: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: Count
+    stored_bytes: Count = 0
+    spilled_bytes: Count = 0
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
+    target: TargetRecord | None = None
     calibration_images: Count
     evaluation_images: Count = 0
     device: str

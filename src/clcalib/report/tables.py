@@ -10,7 +10,7 @@ from rich.text import Text
 from clcalib.capture.describe import Shape, UnitRow
 from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.spec import QuantSpec
-from clcalib.report.record import OnImages, RunRecord
+from clcalib.report.record import OnImages, RunRecord, TargetRecord
 
 MISSING = "-"
 _PERCENT = 100.0
@@ -18,19 +18,23 @@ _PERCENT = 100.0
 
 def policy_table(rows: Sequence[LayerPolicy]) -> Table:
     """Which layer gets how many bits for its weight and for the tensor that it reads, and why."""
-    table = _table("Policy")
+    table = new_table("Policy: bits of weights and inputs")
+    has_kind = any(row.kind for row in rows)
     table.add_column("layer", overflow="fold", style="bold")
-    table.add_column("weight bits", justify="right", no_wrap=True)
-    table.add_column("input bits", justify="right", no_wrap=True)
+    if has_kind:
+        table.add_column("type", no_wrap=True)
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("input", justify="right", no_wrap=True)
     table.add_column("why")
     for row in rows:
-        table.add_row(Text(row.layer), _bits(row.weight), _bits(row.input), Text(row.reason))
+        kind = [Text(row.kind)] if has_kind else []
+        table.add_row(Text(row.layer), *kind, _bits(row.weight), _bits(row.input), Text(row.reason))
     return table
 
 
 def description_table(rows: Sequence[UnitRow]) -> Table:
     """The units that a network is cut into, with the shapes for one image and the totals."""
-    table = _table("Units")
+    table = new_table("Units")
     table.show_footer = True
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("unit", overflow="fold", style="bold", footer="total")
@@ -51,7 +55,7 @@ def unit_table(record: RunRecord) -> Table:
     has_bound = any(unit.mutual_information_bound is not None for unit in record.units)
     has_gap = any(unit.mutual_information_gap is not None for unit in record.units)
     has_held_out = any(unit.reconstruction_error.held_out is not None for unit in record.units)
-    table = _table("Units: before (nearest rounding) and after")
+    table = new_table("Units: before (nearest rounding) and after")
     table.add_column("unit", overflow="fold", style="bold")
     table.add_column("error", justify="right", no_wrap=True)
     if has_held_out:
@@ -80,7 +84,7 @@ def summary_table(records: Sequence[RunRecord], *, title: str = "Summary") -> Ta
 
     The float line stands once, at the top; the nearest line once for each pair of widths.
     """
-    table = _table(title)
+    table = new_table(title)
     table.add_column("method", style="bold", overflow="fold")
     table.add_column("bits", no_wrap=True)
     for heading in ("top-1 [%]", "agreement [%]", "steps", "time"):
@@ -102,9 +106,26 @@ def summary_table(records: Sequence[RunRecord], *, title: str = "Summary") -> Ta
     return table
 
 
+def target_table(target: TargetRecord) -> Table:
+    """The runs on the way to an accuracy: what each lost, and which units got more bits for the next."""
+    measure = "top-1" if target.measure == "top1" else "agreement"
+    table = new_table(
+        f"Rounds: at most {target.max_drop:g} points of {measure} lost on {target.images:,} deciding images"
+    )
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("points lost", justify="right", no_wrap=True)
+    table.add_column("mean weight bits", justify="right", no_wrap=True)
+    table.add_column("raised for the next", overflow="fold")
+    for number, row in enumerate(target.rounds, 1):
+        is_kept = row.drop <= target.max_drop
+        units = ", ".join(row.raised) or ("none: kept" if is_kept else MISSING)
+        table.add_row(str(number), f"{row.drop:.2f}", f"{row.mean_weight_bits:.2f}", Text(units))
+    return table
+
+
 def accuracy_table(rows: Sequence[tuple[str, float | None, float | None]], images: int) -> Table:
     """Top-1 and agreement with the float network of each model, over this many images."""
-    table = _table(f"{images:,} evaluation images")
+    table = new_table(f"{images:,} evaluation images")
     table.add_column("model", style="bold", overflow="fold")
     for heading in ("top-1 [%]", "agreement [%]"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
@@ -158,7 +179,8 @@ def short(count: int) -> str:
     return f"{value:.0f}{prefixes[0]}" if prefixes[0] == "" or value >= 99.95 else f"{value:#.3g}{prefixes[0]}"
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table in the style of all."""
     return Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", show_edge=False, pad_edge=False
     )

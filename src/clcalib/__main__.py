@@ -1,4 +1,4 @@
-"""``python -m clcalib.cli`` is the command ``clcalib``."""
+"""``python -m clcalib`` is the command ``clcalib``."""
 
 import sys
 

@@ -1,0 +1,214 @@
+"""One run from its arguments to its calibrated chain: everything of ``quantize`` but the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clcalib.calibrate.caches import round_to_nearest
+from clcalib.calibrate.network import NetworkTrace, run_last_phase
+from clcalib.calibrate.observer import Observer
+from clcalib.calibrate.precision import cache_dtype, convolution_dtype
+from clcalib.calibrate.recipe import Recipe
+from clcalib.calibrate.space import StoreSpace
+from clcalib.calibrate.walk import UnitTrace, Walk
+from clcalib.capture.chain import Chain, capture
+from clcalib.capture.running import advance
+from clcalib.checks import (
+    byte_count,
+    check_arguments,
+    check_negatives,
+    check_output,
+    checked_device,
+    checked_folder,
+    range_rule,
+)
+from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
+from clcalib.errors import ClcalibWarning
+from clcalib.evaluate.units import UnitMetrics, unit_metrics
+from clcalib.objectives.batch import Need
+from clcalib.objectives.keys import KeySet, as_vectors, build_keys
+from clcalib.quant.insert import QuantizedChain, chain_policy, insert_quantizers
+from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
+from clcalib.quant.ranges import RangeRule
+from clcalib.report.environment import StageClock
+from clcalib.report.record import UnitRecord
+from clcalib.unit_records import unit_record
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What ``Job.calibrate`` leaves.
+
+    Attributes:
+        before: the chain under nearest rounding.
+        after: the calibrated one.
+        traces: what happened to each unit.
+        network: what the last phase did, or None without one.
+    """
+
+    before: QuantizedChain
+    after: QuantizedChain
+    traces: list[UnitTrace]
+    network: NetworkTrace | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run between its captured chain and its record; made by ``prepare``.
+
+    Attributes:
+        chain: the float chain, on the device.
+        policy: its table of widths.
+        images, held_out: on the device; the second as many as are measured, or None.
+        dtype: of convolutions while a unit is optimised.
+        cache_dtype: as what the float network's values are stored.
+    """
+
+    chain: Chain
+    policy: tuple[LayerPolicy, ...]
+    recipe: Recipe
+    seed: int
+    weight_rule: RangeRule
+    activation_rule: RangeRule
+    images: Tensor
+    held_out: Tensor | None
+    measured_images: int
+    device: torch.device
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    memory_budget: int | None
+    spill_folder: Path | None
+    is_guarded: bool
+    observer: Observer
+    clock: StageClock
+
+    def calibrate(self, space: StoreSpace) -> Outcome:
+        """Find ranges, round, and optimise unit after unit; stores are kept in ``space``."""
+        self.clock.stage("weight ranges")
+        base = insert_quantizers(self.chain, self.policy, self.weight_rule)
+        self.clock.stage("keys")
+        needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
+        keys = _keys(self.chain, self.images) if needs else {}
+        check_negatives(self.recipe, keys)
+        self.clock.stage("nearest rounding")
+        reference = base.copy()
+        with warnings.catch_warnings():
+            # The same ranges are found again below, and warn there.
+            warnings.simplefilter("ignore", ClcalibWarning)
+            round_to_nearest(self.chain, reference, self.images, self.activation_rule)
+        self.clock.stage("reconstruction")
+        walk = Walk(
+            floating=self.chain,
+            quantized=base,
+            recipe=self.recipe,
+            activation_rule=self.activation_rule,
+            keys=keys,
+            seed=self.seed,
+            observer=self.observer,
+            dtype=self.dtype,
+            space=space,
+            cache_dtype=self.cache_dtype,
+            is_guarded=self.is_guarded,
+        )
+        traces = list(walk.run(self.images, self.held_out))
+        if self.recipe.last_phase is not None:
+            self.clock.stage("last phase")
+        return Outcome(reference, base, traces, run_last_phase(walk, self.images, self.held_out))
+
+    def measure(self, outcome: Outcome) -> tuple[UnitRecord, ...]:
+        """Compare both quantized chains with the float one, unit by unit, on both image sets."""
+        self.clock.stage("measures")
+        # The bound cannot exceed log K, so both image sets are measured on the same number K.
+        sizes = (self.measured_images, len(self.images), len(self.images if self.held_out is None else self.held_out))
+        count = min(sizes)
+
+        def measured(quantized: QuantizedChain, images: Tensor | None) -> tuple[UnitMetrics | None, ...]:
+            if images is None or count < 2:
+                return (None,) * len(outcome.traces)
+            return unit_metrics(self.chain, quantized.chain, images[:count])
+
+        chains = (outcome.before, outcome.after)
+        columns = [measured(which, on) for on in (self.images, self.held_out) for which in chains]
+        return tuple(unit_record(trace, *row) for trace, *row in zip(outcome.traces, *columns, strict=True))
+
+
+def prepare(
+    model: nn.Module,
+    calibration: CalibrationSet,
+    *,
+    recipe: Recipe,
+    bits: Bits,
+    seed: int,
+    setting: str,
+    first_last_bits: EdgeBits,
+    overrides: Overrides | None,
+    unit_patterns: Sequence[str],
+    weight_range: str,
+    activation_range: str,
+    evaluation: EvaluationSet | None,
+    held_out: CalibrationSet | None,
+    measured_images: int,
+    device: str | torch.device,
+    precision: str,
+    cache_precision: str,
+    memory_budget: int | str | None,
+    spill_folder: str | Path | None,
+    is_guarded: bool,
+    observer: Observer,
+    clock: StageClock,
+) -> Job:
+    """Check everything that can be wrong, capture the network and settle the widths; ``quantize`` says what is what.
+
+    Raises:
+        ClcalibError: the model, the images or a setting cannot be used.
+    """
+    check_arguments(calibration, recipe, bits, (("evaluation", evaluation), ("held_out", held_out)))
+    rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
+    place = checked_device(device)
+    dtype, stored = convolution_dtype(precision, place), cache_dtype(cache_precision)
+    budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
+    folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
+    clock.stage("capture")
+    chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
+    check_output(chain, recipe, evaluation)
+    chain.module.to(place)
+    policy = chain_policy(chain, bits, setting, overrides, first_last_bits)
+    observer.policy(policy)
+    others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images].to(place)
+    return Job(
+        chain=chain,
+        policy=policy,
+        recipe=recipe,
+        seed=seed,
+        weight_rule=rules[0],
+        activation_rule=rules[1],
+        images=calibration.images.to(place),
+        held_out=others,
+        measured_images=measured_images,
+        device=place,
+        dtype=dtype,
+        cache_dtype=stored,
+        memory_budget=budget,
+        spill_folder=folder,
+        is_guarded=is_guarded,
+        observer=observer,
+        clock=clock,
+    )
+
+
+def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
+    ends = chain.subgraph((chain.input_name,), (chain.feature_name, chain.output_name))
+    features, outputs = advance(ends, (images,), as_vectors)
+    numbers: dict[str, int] = {}
+    identity = torch.tensor([numbers.setdefault(digest(image), len(numbers)) for image in images.cpu()])
+    predictions, identity = outputs.argmax(1), identity.to(images.device)
+    return {
+        Need.FEATURES: build_keys(features, predictions, identity),
+        Need.LOGITS: build_keys(outputs, predictions, identity),
+    }

@@ -1,0 +1,208 @@
+"""Raising the widths of the units that hurt most, run after run, until an accuracy is kept.
+
+A round is a whole run of ``quantize``.  What it loses is measured on images that decide; the record's accuracies are
+those on other images, since the former were used to choose and are optimistic.
+
+The most sensitive units, which together make up half of the divergence that single units cause
+(``evaluate/sensitivity.py``), get the next width: 2, 3, 4, 6, 8 bits, for weights and inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clcalib.calibrate.observer import Observer, SilentObserver
+from clcalib.calibrate.recipe import Recipe
+from clcalib.capture.chain import Chain, capture
+from clcalib.data.calibration import CalibrationSet, EvaluationSet
+from clcalib.errors import ArgumentError, ClcalibWarning, TargetNotMetWarning
+from clcalib.evaluate.accuracy import agreement, logits, top1
+from clcalib.evaluate.sensitivity import unit_sensitivities
+from clcalib.pipeline import QuantizationResult, quantize
+from clcalib.quant.policy import Bits, LayerPolicy, Override, Overrides
+from clcalib.quant.spec import QuantSpec
+from clcalib.report.record import TargetRecord, TargetRound
+
+LADDER = (2, 3, 4, 6, 8)
+SHARE = 0.5  # of the summed divergence, which the units that are raised in a round make up
+SENSITIVITY_IMAGES = 256
+ROUNDS = 6
+
+
+def quantize_to_target(
+    model: nn.Module,
+    calibration: CalibrationSet,
+    *,
+    max_drop: float,
+    deciding: EvaluationSet,
+    recipe: Recipe,
+    bits: Bits,
+    rounds: int = ROUNDS,
+    overrides: Overrides | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> QuantizationResult:
+    """Quantize, and raise widths until at most ``max_drop`` points are lost.
+
+    Args:
+        model: as for ``quantize``.
+        calibration: as for ``quantize``.
+        recipe: as for ``quantize``.
+        observer: as for ``quantize``.
+        max_drop: the most that may be lost on ``deciding``, in percentage points of top-1 accuracy, or without labels
+            of agreement with the float network.
+        deciding: images that choose the widths.  They must not be those that report (``options["evaluation"]``):
+            ``clcalib.halves(evaluation)`` makes two sets of one.
+        bits: the widths to begin with.
+        rounds: the most runs.
+        overrides: as for ``quantize``; layers that are left in float stay so, other widths may be raised.
+        options: everything else that ``quantize`` takes; ``evaluation`` for an unbiased figure.
+
+    Returns:
+        The first result that keeps the accuracy, or else the best one; ``record.target`` has all rounds.
+
+    Raises:
+        ArgumentError: not even 8 bits everywhere keep the accuracy.
+
+    Warns:
+        TargetNotMetWarning: no round came to it.
+    """
+    if not 0 < max_drop < 100:
+        raise ArgumentError("max_drop", "percentage points above 0 and below 100", max_drop)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ArgumentError("rounds", "a whole number of runs, at least 1", rounds)
+    observer = observer or SilentObserver()
+    device = torch.device(options.get("device", "cpu"))
+    patterns: Sequence[str] = options.get("unit_patterns", ())
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", ClcalibWarning)  # every run tells them
+        chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=patterns)
+    chain.module.to(device)
+    search = _Search(chain, deciding, logits(chain.module, deciding.images, device=device), device)
+
+    def attempt(own: Overrides, **changes: Any) -> QuantizationResult:
+        settings: dict[str, Any] = {"recipe": recipe, "observer": observer, **options, **changes}
+        return quantize(model, calibration, bits=bits, overrides=own, **settings)
+
+    own, tried, best = dict(overrides or {}), list[TargetRound](), None
+    for number in range(rounds):
+        observer.stage(f"round {number + 1} of at most {rounds}")
+        result = attempt(own)
+        drop = search.drop(result.model)
+        best = (drop, result) if best is None or drop < best[0] else best
+        tried.append(search.round(result, drop, calibration.images[:SENSITIVITY_IMAGES].to(device)))
+        units = () if drop <= max_drop else _most_sensitive(chain, result.policy, tried[-1].sensitivities)
+        if not units:
+            break
+        if number == 0:
+            widest = {**own, **_raised(chain.layers, result.policy, lambda bits: LADDER[-1])}
+            _check_reachable(attempt, search, max_drop, widest, recipe)
+        layers = [layer for unit in chain.units if unit.name in units for layer in unit.layers]
+        raised = _raised(layers, result.policy, _next)
+        own = {name: widths for name, widths in own.items() if name not in raised} | raised
+        tried[-1] = tried[-1].model_copy(update={"raised": units})
+    assert best is not None
+    drop, result = best
+    if drop > max_drop:
+        warnings.warn(
+            f"the best of {len(tried)} runs loses {drop:.2f} points, and at most {max_drop:g} were asked for: allow "
+            "more rounds, begin with more bits, or take a recipe with more steps",
+            TargetNotMetWarning,
+            stacklevel=2,
+        )
+    target = TargetRecord(
+        max_drop=max_drop,
+        measure="agreement" if deciding.labels is None else "top1",
+        images=len(deciding),
+        is_met=drop <= max_drop,
+        rounds=tuple(tried),
+    )
+    return dataclasses.replace(result, record=result.record.model_copy(update={"target": target}))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """What all rounds are measured with."""
+
+    chain: Chain
+    deciding: EvaluationSet
+    floats: Tensor
+    device: torch.device
+
+    def drop(self, model: nn.Module) -> float:
+        """What the network loses on the deciding images, in percentage points."""
+        own, labels = logits(model, self.deciding.images, device=self.device), self.deciding.labels
+        lost = 1 - agreement(own, self.floats) if labels is None else top1(self.floats, labels) - top1(own, labels)
+        return 100 * lost
+
+    def round(self, result: QuantizationResult, drop: float, images: Tensor) -> TargetRound:
+        """What is kept of one run."""
+        weights = {layer: result.quantized.weight(layer) for layer in result.quantized.weights}
+        count = sum(weight.codes.numel() for weight in weights.values())
+        return TargetRound(
+            drop=drop,
+            mean_weight_bits=sum(weight.codes.numel() * weight.spec.bits for weight in weights.values())
+            / max(1, count),
+            widths={row.layer: str(Bits(_bits(row.weight), _bits(row.input))) for row in result.policy},
+            sensitivities=unit_sensitivities(self.chain, result.quantized.chain, images),
+        )
+
+
+def _most_sensitive(chain: Chain, policy: Sequence[LayerPolicy], sensitivities: Mapping[str, float]) -> tuple[str, ...]:
+    """The units, worst first, that make up ``SHARE`` of the divergence of all that can still be raised."""
+    open_layers = _raised(chain.layers, policy, _next)
+    units = [unit.name for unit in chain.units if any(glob.escape(layer) in open_layers for layer in unit.layers)]
+    units.sort(key=lambda name: -sensitivities[name])
+    total, reached, chosen = sum(sensitivities[name] for name in units), 0.0, list[str]()
+    for name in units:
+        if chosen and reached >= SHARE * total:
+            break
+        chosen.append(name)
+        reached += sensitivities[name]
+    return tuple(chosen)
+
+
+def _raised(
+    layers: Sequence[str], policy: Sequence[LayerPolicy], raise_to: Callable[[int], int]
+) -> dict[str, Override]:
+    """Overrides with more bits for these layers; those that have the most already, or are in float, are left out."""
+    found, rows = dict[str, Override](), {row.layer: row for row in policy}
+    for layer in layers:
+        now = (_bits(rows[layer].weight), _bits(rows[layer].input))
+        weights, inputs = (None if bits is None else raise_to(bits) for bits in now)
+        if (weights, inputs) != now:
+            found[glob.escape(layer)] = Override(weights, inputs, reason="raised for accuracy")
+    return found
+
+
+def _check_reachable(
+    attempt: Callable[..., QuantizationResult], search: _Search, max_drop: float, widest: Overrides, recipe: Recipe
+) -> None:
+    """Raise where 8 bits everywhere lose too much, with nearest rounding and with the recipe."""
+    drops = []
+    for host in (Recipe("nearest", unit=recipe.unit), recipe):
+        more = {"recipe": host, "evaluation": None, "measured_images": 0, "observer": SilentObserver()}
+        drops.append(search.drop(attempt(widest, **more).model))
+        if drops[-1] <= max_drop:
+            return
+    raise ArgumentError(
+        "max_drop",
+        f"at least {min(drops):.2f}, which is what {LADDER[-1]} bits everywhere lose",
+        f"{max_drop:g}",
+        'leave layers in float (overrides={"layer": "float"}, --float), give more calibration images, or ask for less',
+    )
+
+
+def _next(bits: int) -> int:
+    return next((step for step in LADDER if step > bits), bits)
+
+
+def _bits(spec: QuantSpec | None) -> int | None:
+    return None if spec is None else spec.bits
