@@ -18,7 +18,9 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
+from clcalib.capture.outputs import whole
 from clcalib.capture.running import advance
+from clcalib.capture.submodule import Part
 from clcalib.checks import (
     byte_count,
     check_arguments,
@@ -58,7 +60,8 @@ class QuantizationResult:
     """What ``quantize`` returns.
 
     Attributes:
-        model: the quantized network; same input and output as the float one.
+        model: the quantized network; same input and output as the float one.  Where a submodule was quantized, the
+            whole model with the quantized one in its place.
         record: what was done and measured.
         policy: the widths of every layer.
     """
@@ -93,6 +96,7 @@ def quantize(
     setting: str = "qdrop",
     overrides: Mapping[str, Bits | Override] | None = None,
     unit_patterns: Sequence[str] = (),
+    submodule: str | None = None,
     weight_range: str = "mse_grid",
     activation_range: str = "mse_grid",
     evaluation: EvaluationSet | None = None,
@@ -115,6 +119,9 @@ def quantize(
         setting: which edge layers have 8 bits, ``"qdrop"`` or ``"brecq"``.
         overrides: glob pattern of layer names -> widths.
         unit_patterns: globs of module paths; each module that matches is one unit.
+        submodule: path of the part that is quantized, "backbone" say; the rest stays in float around it.  The images
+            go through the whole model, and the part is calibrated on what it gets there.  Its layers and modules are
+            named from the part on; a part that takes several tensors has its own name in front ("head.conv").
         weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
         activation_range: the same for activations.
         evaluation: images to judge the result on; with labels for accuracy.
@@ -153,20 +160,29 @@ def quantize(
         budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
         folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
         clock.stage("capture")
-        chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
-        check_output(chain, recipe, evaluation)
+        part, inputs, other = _part_of(model, submodule, calibration, _first(held_out, measured_images))
+        module = model if part is None else part.module
+        chain = capture(module, inputs[:2], unit=recipe.unit, patterns=unit_patterns)
+        if part is not None and evaluation is not None:
+            logits(part.model, evaluation.images[:2])  # raises where the model does not classify
+        check_output(chain, recipe, evaluation if part is None else None)
         chain.module.to(place)
         policy = fit_policy(chain, build_policy(chain.layers, bits, setting, overrides))
         observer.policy(policy)
-        job = _Job(chain, recipe, seed, rules[1], dtype, calibration.images.to(place), observer, clock)
+        other = None if other is None else other.to(place)
+        job = _Job(chain, recipe, seed, rules[1], dtype, inputs.to(place), observer, clock)
         clock.stage("weight ranges")
         base = insert_quantizers(chain, policy, rules[0])
         with StoreSpace(budget, folder) as space:
-            before, after, traces, network = job.calibrate(base, _some(held_out, measured_images, place), space)
+            before, after, traces, network = job.calibrate(base, other, space)
         clock.stage("measures")
-        units = job.measure(before, after, traces, _some(held_out, measured_images, place), measured_images)
+        units = job.measure(before, after, traces, other, measured_images)
         clock.stage("evaluation")
-        accuracies = _accuracies(chain, before, after, evaluation, place)
+        result, floating, nearest = (
+            network if part is None else part.put_back(network)
+            for network in map(whole, (after.chain.module, chain.module, before.chain.module))
+        )
+        accuracies = _accuracies(floating, nearest, result, evaluation, place)
     record = RunRecord(
         float_top1=accuracies.get("float_top1"),
         nearest_top1=accuracies.get("nearest_top1"),
@@ -184,6 +200,7 @@ def quantize(
         peak_memory_bytes=peak_memory(place),
         units=units,
         last_phase=None if network is None else _last_phase_record(network),
+        submodule=submodule,
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
         device=str(place),
@@ -196,8 +213,9 @@ def quantize(
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
     )
-    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(calibration.images.shape[1:]))
-    return QuantizationResult(after.chain.module, record, policy, after, origin)
+    form = None if part is None else part.form
+    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(inputs.shape[1:]), submodule, form)
+    return QuantizationResult(result, record, policy, after, origin)
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -271,8 +289,18 @@ class _Job:
         return tuple(_unit_record(trace, *row) for trace, *row in zip(traces, *columns, strict=True))
 
 
-def _some(images: CalibrationSet | None, count: int, device: torch.device) -> Tensor | None:
-    return None if images is None or count < 1 else images.images[:count].to(device)
+def _first(images: CalibrationSet | None, count: int) -> Tensor | None:
+    return None if images is None or count < 1 else images.images[:count]
+
+
+def _part_of(
+    model: nn.Module, path: str | None, calibration: CalibrationSet, held_out: Tensor | None
+) -> tuple[Part | None, Tensor, Tensor | None]:
+    """The part to be quantized, if it is not the whole model, and what it gets of both image sets."""
+    if path is None:
+        return None, calibration.images, held_out
+    part, rows = Part.of(model, path, calibration.images)
+    return part, rows, None if held_out is None else part.rows(held_out)
 
 
 def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
@@ -288,15 +316,15 @@ def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
 
 
 def _accuracies(
-    chain: Chain, before: QuantizedChain, after: QuantizedChain, evaluation: EvaluationSet | None, device: torch.device
+    floating: nn.Module, before: nn.Module, after: nn.Module, evaluation: EvaluationSet | None, device: torch.device
 ) -> dict[str, float]:
     if evaluation is None:
         return {}
-    floats = logits(chain.module, evaluation.images, device=device)
-    own = logits(after.chain.module, evaluation.images, device=device)
+    floats = logits(floating, evaluation.images, device=device)
+    own = logits(after, evaluation.images, device=device)
     result: dict[str, float] = {"agreement": agreement(own, floats)}
     if evaluation.labels is not None:
-        base = logits(before.chain.module, evaluation.images, device=device)
+        base = logits(before, evaluation.images, device=device)
         result["float_top1"] = top1(floats, evaluation.labels)
         result["nearest_top1"] = top1(base, evaluation.labels)
         result["quantized_top1"] = top1(own, evaluation.labels)

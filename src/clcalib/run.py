@@ -49,6 +49,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             recipe=recipe,
             bits=_bits(config.quantization),
             unit_patterns=config.quantization.unit_patterns,
+            submodule=config.model.submodule,
             seed=config.run.seed,
             setting=config.quantization.setting,
             overrides=_overrides(config.quantization),

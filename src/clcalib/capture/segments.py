@@ -14,10 +14,10 @@ from clcalib.capture.graph import (
     is_elementwise,
     is_weighted,
     module_path,
-    output_node,
     symbol_of,
     value_of,
 )
+from clcalib.capture.outputs import output_nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,9 @@ class Flow:
         self.nodes = data_nodes(graph)
         self._members = set(self.nodes)
         self._batch = symbol_of(value_of(input_node(graph)).shape[0])
-        self._live = self._sweep(output_node(graph))
+        self.outputs = output_nodes(graph)
+        self._last_reader = self._last_readers()
+        self._live = self._sweep()
 
     def live(self, position: int) -> tuple[fx.Node, ...]:
         """The nodes whose values are still needed after ``position``, in execution order."""
@@ -67,8 +69,13 @@ class Flow:
         return all(self._carries_batch(value_of(node)) for node in self.live(position))
 
     def is_single_cut(self, position: int) -> bool:
-        """Whether one tensor alone carries everything across ``position``."""
-        return len(self.live(position)) == 1 and self.is_cut(position)
+        """Whether one tensor alone carries everything across ``position``.
+
+        Outputs of the network that nothing reads any more only wait for its end; they do not count.
+        """
+        busy = [node for node in self.live(position) if self._last_reader[node] > position]
+        is_end = position == len(self.nodes) - 1
+        return (len(busy) == 1 or is_end) and self.is_cut(position)
 
     def is_weighted(self, node: fx.Node) -> bool:
         """Whether the node is a convolution or linear layer."""
@@ -107,10 +114,13 @@ class Flow:
     def _carries_batch(self, value: object) -> bool:
         return isinstance(value, Tensor) and value.dim() > 0 and symbol_of(value.shape[0]) == self._batch
 
-    def _sweep(self, output: fx.Node) -> list[tuple[fx.Node, ...]]:
+    def _last_readers(self) -> dict[fx.Node, int]:
+        """The position of the last node that reads each one; -1 where none does."""
         place = {node: position for position, node in enumerate(self.nodes)}
-        last_use = {node: max((place[user] for user in node.users if user in place), default=-1) for node in self.nodes}
-        last_use[output] = len(self.nodes)
+        return {node: max((place[user] for user in node.users if user in place), default=-1) for node in self.nodes}
+
+    def _sweep(self) -> list[tuple[fx.Node, ...]]:
+        last_use = self._last_reader | dict.fromkeys(self.outputs, len(self.nodes))
         live: dict[fx.Node, None] = {}
         after = []
         for position, node in enumerate(self.nodes):

@@ -10,7 +10,16 @@ from rich.console import Console
 
 from clcalib.capture.chain import capture
 from clcalib.capture.describe import describe as describe_chain
-from clcalib.cli.flags import ConfigArgument, ModelOption, SetOption, WeightsOption, collect, split_shape
+from clcalib.capture.submodule import Part
+from clcalib.cli.flags import (
+    ConfigArgument,
+    ModelOption,
+    SetOption,
+    SubmoduleOption,
+    WeightsOption,
+    collect,
+    split_shape,
+)
 from clcalib.config import ModelConfig, build
 from clcalib.data.sources import load_calibration
 from clcalib.errors import ArgumentError
@@ -31,6 +40,7 @@ def describe(
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    submodule: SubmoduleOption = None,
     shape: Annotated[
         str | None, typer.Option("--shape", metavar="C,H,W", help="Shape of one image; a TOML with images needs none.")
     ] = None,
@@ -44,10 +54,14 @@ def describe(
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
-    table, source = collect(config, settings, {"model": {"entry": model, "weights": weights}})
+    table, source = collect(config, settings, {"model": {"entry": model, "weights": weights, "submodule": submodule}})
     parsed = build(ModelConfig, table, source)
     size = _image_shape(shape, parsed)
-    chain = capture(load_model(parsed.model), torch.zeros(_EXAMPLE_IMAGES, *size), unit=kind)
+    network, images = load_model(parsed.model), torch.zeros(_EXAMPLE_IMAGES, *size)
+    if parsed.model.submodule is not None:
+        part, images = Part.of(network, parsed.model.submodule, images)
+        network = part.module
+    chain = capture(network, images, unit=kind)
     Console(highlight=False).print(description_table(describe_chain(chain)))
 
 

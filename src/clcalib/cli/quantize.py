@@ -19,6 +19,7 @@ from clcalib.cli.flags import (
     EvaluationOption,
     ModelOption,
     SetOption,
+    SubmoduleOption,
     ThreadsOption,
     WeightsOption,
     collect,
@@ -47,6 +48,7 @@ def quantize(
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    submodule: SubmoduleOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -117,7 +119,7 @@ def quantize(
     """
     both = split_bits(bits)
     flags: dict[str, Any] = {
-        "model": {"entry": model, "weights": weights},
+        "model": {"entry": model, "weights": weights, "submodule": submodule},
         "data": {
             "calibration": calibration,
             "augment": split_names(augment),

@@ -107,6 +107,7 @@ class RunRecord(_Frozen):
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
+        submodule: the path of the part that was quantized, or None for the whole model.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         versions: the versions of Python, clcalib and torch.
@@ -134,6 +135,7 @@ class RunRecord(_Frozen):
     peak_memory_bytes: Count
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
+    submodule: str | None = None
     calibration_images: Count
     evaluation_images: Count = 0
     device: str
