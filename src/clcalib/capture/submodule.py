@@ -148,7 +148,8 @@ class Part:
     def module(self) -> nn.Module:
         """What is captured: the part itself, or with its inputs packed."""
         part = self.model.get_submodule(self.path)
-        return part if self.form.is_one_tensor else Unpacked(self.path.rpartition(".")[2], part, self.form)
+        name = self.path.rpartition(".")[2]
+        return part if self.form.is_one_tensor else Unpacked(name, part, self.form).eval()
 
     def rows(self, images: Tensor) -> Tensor:
         """Its inputs while the model sees other images."""
