@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from torch import Tensor, fx
 
@@ -57,6 +58,7 @@ class Flow:
         self._members = set(self.nodes)
         self._batch = symbol_of(value_of(input_node(graph)).shape[0])
         self.outputs = output_nodes(graph)
+        self._place = {node: position for position, node in enumerate(self.nodes)}
         self._last_reader = self._last_readers()
         self._live = self._sweep()
 
@@ -89,6 +91,26 @@ class Flow:
         starts = [1, *(end + 1 for end in ends[:-1])]
         return [self.segment(start, end) for start, end in zip(starts, ends, strict=True)]
 
+    def divided(self, segment: Segment, longest: int) -> list[Segment]:
+        """The pieces of a segment between cuts that one tensor crosses for a reader nearby.
+
+        Tensors that only wait for a reader more than ``longest`` layers with weights behind their maker (the skips of
+        a U-Net, the levels of a feature pyramid) travel along.
+        """
+        layers = [0, *accumulate(self.is_weighted(node) for node in self.nodes)]  # before each position
+
+        def is_near(node: fx.Node, reader: fx.Node, position: int) -> bool:
+            place = self._place.get(reader, -1)
+            return place > position and layers[place] - layers[self._place[node] + 1] <= longest
+
+        parts, start = [], segment.start
+        for position in range(segment.start, segment.end):
+            busy = [node for node in self.live(position) if any(is_near(node, user, position) for user in node.users)]
+            if len(busy) == 1 and self.is_cut(position):
+                parts.append(self.segment(start, position))
+                start = position + 1
+        return [*parts, self.segment(start, segment.end)]
+
     def segment(self, start: int, end: int) -> Segment:
         """The nodes at the positions ``start`` to ``end``, both included."""
         nodes = tuple(self.nodes[start : end + 1])
@@ -116,7 +138,7 @@ class Flow:
 
     def _last_readers(self) -> dict[fx.Node, int]:
         """The position of the last node that reads each one; -1 where none does."""
-        place = {node: position for position, node in enumerate(self.nodes)}
+        place = self._place
         return {node: max((place[user] for user in node.users if user in place), default=-1) for node in self.nodes}
 
     def _sweep(self) -> list[tuple[fx.Node, ...]]:

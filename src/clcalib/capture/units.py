@@ -4,6 +4,10 @@ Every position where one tensor carries everything is a cut; the pieces between 
 one path and a layer with weights is a *branch* (a residual block, attention, squeeze-and-excitation); the lowest module
 that holds it is a *block module*, and so are the other modules of its class.  All pieces inside the outermost block
 module are one unit; a module with two branches or more (attention, then MLP) is one unit per branch.
+
+A branch of more than ``LARGEST_BRANCH`` layers is held together by long shortcuts (a U-Net, a feature pyramid): it is
+divided wherever only these cross, and what is still large after that layer by layer.  Each output of a network that
+returns several tensors is the target of a unit, and while it waits for the end it holds nothing together.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import fx
 
 from clcalib.capture.blocks import (
     LARGEST_BRANCH,
+    LONGEST_SHORTCUT,
     Group,
     UnitKind,
     attach_weightless,
@@ -112,8 +117,17 @@ def _layers_of(flow: Flow, start: int, end: int) -> list[Segment]:
 
 
 def _divide_large(flow: Flow, segment: Segment) -> list[Segment]:
-    is_large = segment.is_branching and len(segment.weighted) > LARGEST_BRANCH
-    return _layers_of(flow, segment.start, segment.end) if is_large else [segment]
+    """The pieces of a large branch that only its long shortcuts hold together; layers, where a piece is still large."""
+
+    def is_large(piece: Segment) -> bool:
+        return piece.is_branching and len(piece.weighted) > LARGEST_BRANCH
+
+    if not is_large(segment):
+        return [segment]
+    pieces = []
+    for piece in flow.divided(segment, LONGEST_SHORTCUT):
+        pieces += _layers_of(flow, piece.start, piece.end) if is_large(piece) else [piece]
+    return pieces
 
 
 def _divide_at_patterns(flow: Flow, segments: list[Segment], patterns: Sequence[str]) -> list[Segment]:
