@@ -14,7 +14,7 @@ import torch
 
 from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain
-from clcalib.capture.graph import output_node
+from clcalib.capture.outputs import output_nodes
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import ArgumentError, SmallCalibrationWarning
 from clcalib.objectives.batch import Need
@@ -90,18 +90,20 @@ def _check_has_negatives(recipe: Recipe, calibration: CalibrationSet) -> None:
 
 def check_output(chain: Chain, recipe: Recipe, evaluation: EvaluationSet | None) -> None:
     """Raise where classes are asked for and the network's output is not (N, classes)."""
-    dimensions = output_node(chain.module.graph).meta["val"].ndim
+    outputs = output_nodes(chain.module.graph)
+    dimensions = outputs[0].meta["val"].ndim
+    got = f"an output of {dimensions} dimensions" if len(outputs) == 1 else f"{len(outputs)} outputs"
     asked = {
         "evaluation": evaluation is not None,
         "false_negatives": (recipe.contrastive or {}).get("false_negatives") == "same_prediction",
         "recipe": Need.FLOAT_GRADIENT in recipe.needs,
     }
     for argument, is_asked in asked.items():
-        if is_asked and dimensions != 2:
+        if is_asked and (dimensions != 2 or len(outputs) > 1):
             raise ArgumentError(
                 argument,
                 "a network with output (N, classes), since predicted classes are compared",
-                f"an output of {dimensions} dimensions",
+                got,
                 "leave it out",
             )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+_SHOWN = 3
 
 
 class ClcalibError(Exception):
@@ -88,6 +90,30 @@ class WorseThanNearestWarning(ClcalibWarning):
 
 class TargetNotMetWarning(ClcalibWarning):
     """No widths that were tried keep the accuracy that was asked for."""
+
+
+def misfits(own: Mapping[str, Sequence[int]], saved: Mapping[str, Sequence[int]]) -> list[str]:
+    """Everything in which saved tensors do not fit a model, from the shapes of both by name; [] where they fit.
+
+    Example:
+        >>> misfits({"a": (2,), "b": (3,)}, {"b": (4,), "c": (5,)})
+        ['the file lacks a', 'the model has no c', 'other shapes: b is (4,), expected (3,)']
+    """
+    missing = [name for name in own if name not in saved]
+    unexpected = [name for name in saved if name not in own]
+    shapes = [
+        f"{name} is {tuple(saved[name])}, expected {tuple(shape)}"
+        for name, shape in own.items()
+        if name in saved and tuple(saved[name]) != tuple(shape)
+    ]
+    named = (("the file lacks", missing), ("the model has no", unexpected), ("other shapes:", shapes))
+    return [f"{label} {first_of(names)}" for label, names in named if names]
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _listed(source: str, problems: Sequence[str]) -> str:

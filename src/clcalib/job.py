@@ -18,7 +18,9 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
+from clcalib.capture.outputs import whole
 from clcalib.capture.running import advance
+from clcalib.capture.submodule import Part
 from clcalib.checks import (
     byte_count,
     check_arguments,
@@ -30,6 +32,7 @@ from clcalib.checks import (
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning
+from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
@@ -65,13 +68,15 @@ class Job:
     Attributes:
         chain: the float chain, on the device.
         policy: its table of widths.
-        images, held_out: on the device; the second as many as are measured, or None.
+        part: the part of a model that the chain is of, or None for the whole model.
+        images, held_out: what the chain reads, on the device; the second as many as are measured, or None.
         dtype: of convolutions while a unit is optimised.
         cache_dtype: as what the float network's values are stored.
     """
 
     chain: Chain
     policy: tuple[LayerPolicy, ...]
+    part: Part | None
     recipe: Recipe
     seed: int
     weight_rule: RangeRule
@@ -137,6 +142,11 @@ class Job:
         columns = [measured(which, on) for on in (self.images, self.held_out) for which in chains]
         return tuple(unit_record(trace, *row) for trace, *row in zip(outcome.traces, *columns, strict=True))
 
+    def network(self, chain: Chain) -> nn.Module:
+        """What answers as the model does: the chain's module, or the whole model with it in its place."""
+        module = whole(chain.module)
+        return module if self.part is None else self.part.put_back(module)
+
 
 def prepare(
     model: nn.Module,
@@ -149,6 +159,7 @@ def prepare(
     first_last_bits: EdgeBits,
     overrides: Overrides | None,
     unit_patterns: Sequence[str],
+    submodule: str | None,
     weight_range: str,
     activation_range: str,
     evaluation: EvaluationSet | None,
@@ -175,21 +186,29 @@ def prepare(
     budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
-    chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
-    check_output(chain, recipe, evaluation)
+    others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images]
+    part, images = None, calibration.images
+    if submodule is not None:
+        part, images = Part.of(model, submodule, images)
+        others = None if others is None else part.rows(others)
+    module = model if part is None else part.module
+    chain = capture(module, images[:2], unit=recipe.unit, patterns=unit_patterns)
+    if part is not None and evaluation is not None:
+        logits(part.model, evaluation.images[:2])  # raises where the model does not classify
+    check_output(chain, recipe, evaluation if part is None else None)
     chain.module.to(place)
     policy = chain_policy(chain, bits, setting, overrides, first_last_bits)
     observer.policy(policy)
-    others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images].to(place)
     return Job(
         chain=chain,
         policy=policy,
+        part=part,
         recipe=recipe,
         seed=seed,
         weight_rule=rules[0],
         activation_rule=rules[1],
-        images=calibration.images.to(place),
-        held_out=others,
+        images=images.to(place),
+        held_out=None if others is None else others.to(place),
         measured_images=measured_images,
         device=place,
         dtype=dtype,

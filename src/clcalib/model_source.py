@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from clcalib.config_sections import ModelSection
-from clcalib.errors import ArgumentError, CheckpointError
-
-_SHOWN = 3
+from clcalib.errors import ArgumentError, CheckpointError, first_of, misfits
 
 
 def load_model(section: ModelSection) -> nn.Module:
@@ -47,29 +45,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable .safetensors file: {error}") from error
-    own = model.state_dict()
-    problems = _mismatches(own, weights)
+    # Batch norm counts its batches for training only, and converters often leave these counters out.
+    own = {name: tensor for name, tensor in model.state_dict().items() if name in weights or not _is_counter(name)}
+    problems = misfits(*({name: tensor.shape for name, tensor in table.items()} for table in (own, weights)))
     if problems:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(weights, strict=False)  # what may be missing is only the counters, see _mismatches
+    model.load_state_dict(weights, strict=False)  # what may be missing is only the counters
 
 
-def _mismatches(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    # Batch norm counts its batches for training only, and converters often leave these counters out.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in own]
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    named = (("the file lacks", missing), ("the model has no", unexpected), ("other shapes:", shapes))
-    return [f"{label} {_first_of(names)}" for label, names in named if names]
-
-
-def _first_of(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
 
 
 def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -132,7 +117,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _public_callables(target: Any) -> str:
     own = [name for name, value in vars(target).items() if not name.startswith("_") and callable(value)]
-    return f"it has {_first_of(own)}" if own else ""
+    return f"it has {first_of(own)}" if own else ""
 
 
 def _named(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from clcalib.errors import OutputExistsError, WorseThanNearestWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.comparison import Comparison, compare
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
-from clcalib.job import Job, Outcome, prepare
+from clcalib.job import prepare
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
@@ -34,7 +34,8 @@ class QuantizationResult:
     """What ``quantize`` returns.
 
     Attributes:
-        model: the quantized network; same input and output as the float one.
+        model: the quantized network; same input and output as the float one.  Where a submodule was quantized, the
+            whole model with the quantized one in its place.
         record: what was done and measured.
         policy: the widths of every layer.
         quantized: the same network as a chain of units, with its quantizers by layer.
@@ -71,6 +72,7 @@ def quantize(
     first_last_bits: EdgeBits = EDGE_BITS,
     overrides: Overrides | None = None,
     unit_patterns: Sequence[str] = (),
+    submodule: str | None = None,
     weight_range: str = "mse_grid",
     activation_range: str = "mse_grid",
     evaluation: EvaluationSet | None = None,
@@ -99,6 +101,9 @@ def quantize(
             glob of layer names or, as ``"@depthwise"`` or ``"@linear"``, a word of a layer's kind; the last one that
             fits wins, over the first and last layer's rule too.
         unit_patterns: globs of module paths; each module that matches is one unit.
+        submodule: path of the part that is quantized, "backbone" say; the rest stays in float around it.  The images
+            go through the whole model, and the part is calibrated on what it gets there.  Its layers and modules are
+            named from the part on; a part that takes several tensors has its own name in front ("head.conv").
         weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
         activation_range: the same for activations.
         evaluation: images to judge the result on; with labels for accuracy.
@@ -144,6 +149,7 @@ def quantize(
             first_last_bits=first_last_bits,
             overrides=overrides,
             unit_patterns=unit_patterns,
+            submodule=submodule,
             weight_range=weight_range,
             activation_range=activation_range,
             evaluation=evaluation,
@@ -162,7 +168,8 @@ def quantize(
             outcome = job.calibrate(space)
         units = job.measure(outcome)
         clock.stage("evaluation")
-        judged = None if evaluation is None else _judged(job, outcome, evaluation)
+        networks = [job.network(each) for each in (job.chain, outcome.before.chain, outcome.after.chain)]
+        judged = None if evaluation is None else _judged(networks, evaluation, job.device)
     record = RunRecord(
         float_top1=None if judged is None else judged.float_top1,
         nearest_top1=None if judged is None else judged.nearest_top1,
@@ -183,6 +190,7 @@ def quantize(
         stored_bytes=space.most_used,
         spilled_bytes=space.most_in_files,
         units=units,
+        submodule=submodule,
         last_phase=None if outcome.network is None else last_phase_record(outcome.network),
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
@@ -197,8 +205,9 @@ def quantize(
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
     )
-    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(calibration.images.shape[1:]))
-    return QuantizationResult(outcome.after.chain.module, record, job.policy, outcome.after, origin)
+    form = None if job.part is None else job.part.form
+    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form)
+    return QuantizationResult(networks[-1], record, job.policy, outcome.after, origin)
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -215,10 +224,9 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         return load_checkpoint(Path(folder), model)
 
 
-def _judged(job: Job, outcome: Outcome, evaluation: EvaluationSet) -> Comparison:
-    """Compare the result with the float network and with nearest rounding; warn where it is worse than the latter."""
-    chains = (job.chain, outcome.before.chain, outcome.after.chain)
-    outputs = [logits(chain.module, evaluation.images, device=job.device) for chain in chains]
+def _judged(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: torch.device) -> Comparison:
+    """Compare float, nearest rounding and the result, in this order; warn where the last is worse than the second."""
+    outputs = [logits(network, evaluation.images, device=device) for network in networks]
     judged = compare(outputs[0], outputs[1], outputs[2], evaluation.labels)
     if judged.is_worse:
         which, values = "top-1", (judged.quantized_top1, judged.nearest_top1)

@@ -91,6 +91,7 @@ def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "first_last_bits": config.quantization.edge_bits(),
         "overrides": config.quantization.layer_overrides(),
         "unit_patterns": config.quantization.unit_patterns,
+        "submodule": config.model.submodule,
         "weight_range": config.quantization.weight_range,
         "activation_range": config.quantization.activation_range,
         "evaluation": evaluation,

@@ -70,10 +70,11 @@ def test_transformer_block_is_attention_and_mlp() -> None:
     ]
 
 
-def test_a_network_without_cuts_is_divided_by_layers() -> None:
+def test_a_network_without_cuts_is_divided_where_only_long_shortcuts_cross() -> None:
     chain = capture(UNet().eval(), torch.randn(2, 3, 8, 8))
-    assert len(chain.units) == 19
-    assert max(len(unit.outputs) for unit in chain.units) == 10, "the nine skips stay alive"
+    assert len(chain.units) == 13
+    assert max(len(unit.outputs) for unit in chain.units) == 6, "the long skips travel along"
+    assert len(chain.units[6].layers) == 7, "short ones hold a block together"
 
 
 def test_patterns_override_the_rules() -> None:

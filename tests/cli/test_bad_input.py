@@ -52,6 +52,13 @@ def mixed_shapes(folder: Path) -> None:
         Image.new("RGB", (size, size)).save(folder / "images" / f"{index}.png")
 
 
+def half_precision(folder: Path) -> None:
+    content = load_file(folder / "net.safetensors")
+    save_file({name: tensor.half() for name, tensor in content.items()}, folder / "net.safetensors")
+    code = (folder / "net.py").read_text()
+    (folder / "net.py").write_text(code.replace("    )\n", "    ).half()\n"))
+
+
 def network_code(code: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         (folder / "net.py").write_text(code)
@@ -70,6 +77,41 @@ def nothing(folder: Path) -> None:
     """Leave the folder as it is."""
 
 
+TWO_INPUTS = """
+from torch import nn
+
+class Net(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+build = Net
+"""
+DEPENDS_ON_VALUES = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+    def forward(self, x):
+        x = self.conv(x)
+        return x if x.sum() > 0 else -x
+
+build = Net
+"""
+SMALLEST_SIZE = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 11), nn.Flatten(), nn.Linear(4, 3))
+"""
+OTHER_WEIGHTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "empty": {},
+    "conv": {"0.weight": (4, 3, 3, 3), "0.bias": (4,)},
+    "named": {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,)},
+    "large": {"0.weight": (4, 3, 11, 11), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)},
+}
+
 CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no image": (images(0, 3, 8, 8), [], "at least one image"),
     "empty folder": (empty_folder, ["--calibration", "images"], "PNG or JPEG"),
@@ -79,6 +121,25 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "channel count": (images(32, 1, 8, 8), [], "shape"),
     "nan image": (image_with_nan, [], "NaN or infinity in 1 of 32 images"),
     "nan weight": (weight_with_nan, [], "3.weight"),
+    "half precision": (half_precision, [], "got float16 in the parameter `0.weight`; convert it with model.float()"),
+    "unknown submodule": (nothing, ["--submodule", "8"], "submodule: expected the path of a module in Sequential"),
+    "submodule of another input": (nothing, ["--submodule", "2"], "no convolution or linear layer"),
+    "evaluation of a part without classes": (
+        network_code("from torch import nn\nbuild = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())"),
+        ["--submodule", "0", "--weights", "conv.safetensors"],
+        "expected a network with output (N, classes)",
+    ),
+    "two inputs": (network_code(TWO_INPUTS), ["--weights", "empty.safetensors"], "takes x, y; only one image tensor"),
+    "control flow": (
+        network_code(DEPENDS_ON_VALUES),
+        ["--weights", "named.safetensors"],
+        "return x if x.sum() > 0 else -x): what this code does depends on the values",
+    ),
+    "images too small": (
+        network_code(SMALLEST_SIZE),
+        ["--weights", "large.safetensors"],
+        "(3, 8, 8); the model says: Calculated padded input size",
+    ),
     "other weights": (other_weights, [], "the file lacks 0.weight, 0.bias"),
     "pickle": (nothing, ["--weights", "net.pt"], "pickle"),
     "missing weights": (nothing, ["--weights", "nowhere.safetensors"], "there is no file"),
@@ -104,6 +165,8 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_one_message_before_any_work(name: str, workplace: Path, capsys: Capture) -> None:
     prepare, arguments, message = CASES[name]
+    for file, shapes in OTHER_WEIGHTS.items():
+        save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, workplace / f"{file}.safetensors")
     prepare(workplace)
     arguments = arguments if "--out" in arguments else [*arguments, "--out", "out"]
     assert main(["quantize", "run.toml", *arguments]) == 2
@@ -123,6 +186,7 @@ def test_bad_input_is_one_message_before_any_work(name: str, workplace: Path, ca
         (["describe", "--model", "net.py:build", "--shape", "3,8,8", "--unit", "blok"], "--unit"),
         (["describe", "--shape", "3,8,8"], "model.entry: missing"),
         (["describe", "--model", "net.py:build", "--shape", "5,8,8"], "expected"),
+        (["describe", "--model", "net.py:build", "--shape", "3,8,8", "--submodule", "x"], "nearest: "),
         (["evaluate", "nowhere"], "there is no such folder"),
         (["evaluate", "."], "model.entry: missing"),
         (["evaluate", ".", "--model", "net.py:build", "--evaluation", "evaluation.safetensors"], "no such file"),

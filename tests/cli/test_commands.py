@@ -56,6 +56,17 @@ def test_quantize_leaves_a_model_a_record_and_its_configuration(workplace: Path,
     assert max(len(line) for line in printed.out.splitlines() if str(out) not in line) <= 80
 
 
+def test_a_submodule_is_described_and_quantized_within_its_model(workplace: Path, capsys: Capture) -> None:
+    assert main(["describe", "run.toml", "--submodule", "3"]) == 0
+    assert "4x8x8" in capsys.readouterr().out.replace(" ", "")
+    assert main(["quantize", "run.toml", "--submodule", "3", "--out", "out"]) == 0
+    record = read_record(workplace / "out" / "run.json")
+    assert (record.submodule, [unit.layers for unit in record.units]) == ("3", [("weight",)])
+    capsys.readouterr()
+    assert main(["evaluate", "out"]) == 0
+    assert "quantized" in capsys.readouterr().out
+
+
 def test_augmentation_and_last_phase_by_flags(workplace: Path, capsys: Capture) -> None:
     arguments = ["quantize", "run.toml", "--augment", "flip, cutmix", "--augment-copies", "2", "--out", "out"]
     assert main([*arguments, "--last-phase", "--set", "last_phase.steps=6"]) == 0

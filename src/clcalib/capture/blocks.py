@@ -19,7 +19,8 @@ from clcalib.capture.segments import Segment
 
 UnitKind = Literal["layer", "block"]
 
-LARGEST_BRANCH = 16  # weighted layers; a branch with more (a U-Net, a feature pyramid) is divided layer by layer
+LARGEST_BRANCH = 16  # weighted layers; a branch with more (a U-Net, a feature pyramid) is divided
+LONGEST_SHORTCUT = 8  # weighted layers; a tensor that waits longer for its reader does not hold a branch together
 
 
 @dataclass(frozen=True)

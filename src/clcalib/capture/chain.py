@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.fold import fold_batch_norm
-from clcalib.capture.graph import extract, input_node, output_node, weighted_nodes
+from clcalib.capture.graph import extract, input_node, weighted_nodes
+from clcalib.capture.outputs import output_nodes
 from clcalib.capture.trace import trace
 from clcalib.capture.units import Unit, group_units
 from clcalib.errors import ArgumentError
@@ -26,10 +27,14 @@ class Chain:
     parameters and submodules with ``module`` by reference.  For every unit, on the same images,
     ``suffix(k)(*body(k)(*prefix(k)(x))) == (module(x),)``, bit for bit.
 
+    A network may return several tensors.  What is read off it as one tensor (the keys of the contrastive term, the
+    end of the last phase) is then the one that it computes last, as logits and as feature.
+
     Attributes:
         module: the captured graph; it may hold inserted ``call_module`` nodes.
         units: in execution order.
-        feature_name: the node that feeds the last layer with weights (the penultimate feature).
+        feature_name: the node that feeds the last layer with weights (the penultimate feature); of a network with
+            several outputs, the last of them.
     """
 
     module: fx.GraphModule
@@ -43,8 +48,13 @@ class Chain:
 
     @property
     def output_name(self) -> str:
-        """The node of the logits."""
-        return output_node(self.module.graph).name
+        """The node of the logits; of several outputs, the one that is computed last."""
+        return self.output_names[-1]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The nodes of all tensors that the network returns, each once, in execution order."""
+        return tuple(node.name for node in output_nodes(self.module.graph))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -94,7 +104,7 @@ def capture(
     """Turn a model into a chain of units.
 
     Args:
-        model: takes one image tensor, returns one tensor; it is left untouched.
+        model: takes one image tensor, returns one tensor or several in any structure; it is left untouched.
         example: images, shape (N, C, H, W) or any (N, ...).
         unit: "block" or "layer".
         fold: whether batch norm is folded into the layers before it.
@@ -112,5 +122,8 @@ def capture(
 
 
 def _feature_name(module: fx.GraphModule) -> str:
+    outputs = output_nodes(module.graph)
+    if len(outputs) > 1:
+        return str(outputs[-1].name)
     _, last = weighted_nodes(module)[-1]
     return str(last.args[0])

@@ -17,13 +17,14 @@ _TORCH = str(Path(torch.__file__).parent) + os.sep
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _LONGEST = 200
+_REMEDY = "rewrite it with tensor operations only, or name the part of the model that does without it as submodule"
 
 
 def capture_error(error: BaseException) -> CaptureError:
-    """One ``CaptureError`` of one or two lines: the line of the model's code, that code, and torch's first sentence."""
+    """One ``CaptureError``: the line of the model's code, that code, torch's first sentence, and what to do."""
     line = user_line(_frames(error))
     place = f" at {line}" if line else ""
-    return CaptureError(f"the model cannot be captured{place}: {first_sentence(error)}")
+    return CaptureError(f"the model cannot be captured{place}: {first_sentence(error)}; {_REMEDY}")
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:

@@ -51,16 +51,6 @@ def input_node(graph: fx.Graph) -> fx.Node:
     return node
 
 
-def output_node(graph: fx.Graph) -> fx.Node:
-    """The node whose value the graph returns."""
-    result: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-    if isinstance(result, tuple | list) and len(result) == 1:
-        result = result[0]
-    if not isinstance(result, fx.Node):
-        raise CaptureError("the graph returns more than one value; a chain of units has one output tensor")
-    return result
-
-
 def data_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The placeholder and every node that depends on its values, in execution order."""
     found: dict[fx.Node, None] = {}

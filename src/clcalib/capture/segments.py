@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from torch import Tensor, fx
 
@@ -14,10 +15,10 @@ from clcalib.capture.graph import (
     is_elementwise,
     is_weighted,
     module_path,
-    output_node,
     symbol_of,
     value_of,
 )
+from clcalib.capture.outputs import output_nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,10 @@ class Flow:
         self.nodes = data_nodes(graph)
         self._members = set(self.nodes)
         self._batch = symbol_of(value_of(input_node(graph)).shape[0])
-        self._live = self._sweep(output_node(graph))
+        self.outputs = output_nodes(graph)
+        self._place = {node: position for position, node in enumerate(self.nodes)}
+        self._last_reader = self._last_readers()
+        self._live = self._sweep()
 
     def live(self, position: int) -> tuple[fx.Node, ...]:
         """The nodes whose values are still needed after ``position``, in execution order."""
@@ -67,8 +71,13 @@ class Flow:
         return all(self._carries_batch(value_of(node)) for node in self.live(position))
 
     def is_single_cut(self, position: int) -> bool:
-        """Whether one tensor alone carries everything across ``position``."""
-        return len(self.live(position)) == 1 and self.is_cut(position)
+        """Whether one tensor alone carries everything across ``position``.
+
+        Outputs of the network that nothing reads any more only wait for its end; they do not count.
+        """
+        busy = [node for node in self.live(position) if self._last_reader[node] > position]
+        is_end = position == len(self.nodes) - 1
+        return (len(busy) == 1 or is_end) and self.is_cut(position)
 
     def is_weighted(self, node: fx.Node) -> bool:
         """Whether the node is a convolution or linear layer."""
@@ -81,6 +90,26 @@ class Flow:
             ends.append(len(self.nodes) - 1)
         starts = [1, *(end + 1 for end in ends[:-1])]
         return [self.segment(start, end) for start, end in zip(starts, ends, strict=True)]
+
+    def divided(self, segment: Segment, longest: int) -> list[Segment]:
+        """The pieces of a segment between cuts that one tensor crosses for a reader nearby.
+
+        Tensors that only wait for a reader more than ``longest`` layers with weights behind their maker (the skips of
+        a U-Net, the levels of a feature pyramid) travel along.
+        """
+        layers = [0, *accumulate(self.is_weighted(node) for node in self.nodes)]  # before each position
+
+        def is_near(node: fx.Node, reader: fx.Node, position: int) -> bool:
+            place = self._place.get(reader, -1)
+            return place > position and layers[place] - layers[self._place[node] + 1] <= longest
+
+        parts, start = [], segment.start
+        for position in range(segment.start, segment.end):
+            busy = [node for node in self.live(position) if any(is_near(node, user, position) for user in node.users)]
+            if len(busy) == 1 and self.is_cut(position):
+                parts.append(self.segment(start, position))
+                start = position + 1
+        return [*parts, self.segment(start, segment.end)]
 
     def segment(self, start: int, end: int) -> Segment:
         """The nodes at the positions ``start`` to ``end``, both included."""
@@ -107,10 +136,13 @@ class Flow:
     def _carries_batch(self, value: object) -> bool:
         return isinstance(value, Tensor) and value.dim() > 0 and symbol_of(value.shape[0]) == self._batch
 
-    def _sweep(self, output: fx.Node) -> list[tuple[fx.Node, ...]]:
-        place = {node: position for position, node in enumerate(self.nodes)}
-        last_use = {node: max((place[user] for user in node.users if user in place), default=-1) for node in self.nodes}
-        last_use[output] = len(self.nodes)
+    def _last_readers(self) -> dict[fx.Node, int]:
+        """The position of the last node that reads each one; -1 where none does."""
+        place = self._place
+        return {node: max((place[user] for user in node.users if user in place), default=-1) for node in self.nodes}
+
+    def _sweep(self) -> list[tuple[fx.Node, ...]]:
+        last_use = self._last_reader | dict.fromkeys(self.outputs, len(self.nodes))
         live: dict[fx.Node, None] = {}
         after = []
         for position, node in enumerate(self.nodes):

@@ -7,10 +7,12 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
@@ -30,17 +32,18 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     left as they were.
 
     Args:
-        model: takes one image tensor, returns one tensor.
+        model: takes one image tensor, returns one tensor or several in any structure; then the graph returns a flat
+            tuple of them (:func:`clcalib.capture.outputs.whole` makes the structure again).
         example: images, shape (N, C, H, W) or any (N, ...); the first two are used.
 
     Raises:
-        ArgumentError: the model refuses the example (wrong channel count, wrong size).
+        ArgumentError: the model refuses the example (wrong channel count, wrong size), or is not in float32.
         CaptureError: the model cannot be captured; the message names the line.
         NumericalError: a parameter or buffer is not finite.
     """
     _check_example(example)
     _check_signature(model)
-    _check_finite(model)
+    _check_tensors(model)
     if any(part.training for part in model.modules()):
         warnings.warn("the model is in train mode; it is captured in eval mode", TrainModeWarning, stacklevel=2)
     device = next(model.parameters(), example).device
@@ -81,14 +84,30 @@ def _check_signature(model: nn.Module) -> None:
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(required) > 1 or not positional:
         listed = ", ".join(required) or "nothing"
-        raise CaptureError(f"{type(model).__name__}.forward takes {listed}; only one image tensor is supported")
+        raise CaptureError(
+            f"{type(model).__name__}.forward takes {listed}; only one image tensor is supported: wrap the model in a "
+            "module with one input, or name the part of it to be quantized as submodule"
+        )
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_tensors(model: nn.Module) -> None:
+    """Raise for values that are not there, not float32, not on one device or not finite."""
+    devices: dict[torch.device, str] = {}
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+            devices.setdefault(tensor.device, name)
+            if not tensor.is_floating_point():
+                continue
+            if tensor.dtype != torch.float32:
+                got = f"{str(tensor.dtype).removeprefix('torch.')} in the {kind} `{name}`"
+                raise ArgumentError("model", "float32 everywhere", got, "convert it with model.float()")
+            if tensor.device.type == "meta":
+                raise ArgumentError("model", "trained values", f"no values in the {kind} `{name}`", "load the weights")
+            if not bool(torch.isfinite(tensor.detach()).all()):
                 raise NumericalError(f"the {kind} `{name}` of the model holds a value that is not finite")
+    if len(devices) > 1:
+        got = ", ".join(f"`{name}` on {device}" for device, name in devices.items())
+        raise ArgumentError("model", "all of it on one device", got, "move it with model.to(device)")
 
 
 @contextmanager
@@ -110,8 +129,8 @@ def _quiet(model: nn.Module, images: Tensor) -> Iterator[None]:
             part.training = training
 
 
-def _run(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's own answer, computed on copies of its buffers."""
+def _run(model: nn.Module, images: Tensor) -> list[Any]:
+    """The leaves of the model's own answer, computed on copies of its buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         result = torch.func.functional_call(model, buffers, (images.clone(),))
@@ -120,12 +139,18 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
         remedy = f"the model says: {first_sentence(error)}" + (f" at {line}" if line else "")
         shape = f"images of shape {tuple(images.shape[1:])}"
         raise ArgumentError("example", f"images that {type(model).__name__} takes", shape, remedy) from error
-    if not isinstance(result, Tensor):
-        raise CaptureError(f"{type(model).__name__} returns a {type(result).__name__}; only one tensor is supported")
-    if result.dim() == 0 or len(result) != len(images):
-        shape = f"{tuple(result.shape)} for {len(images)} images"
-        raise CaptureError(f"{type(model).__name__} returns the shape {shape}; the first dimension must be the batch")
-    return result
+    leaves = pytree.tree_leaves(result)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        kind = type(result).__name__
+        raise CaptureError(f"{type(model).__name__} returns a {kind} without a tensor in it; return tensors")
+    for tensor in tensors:
+        if tensor.dim() == 0 or len(tensor) != len(images):
+            shape = f"{tuple(tensor.shape)} for {len(images)} images"
+            raise CaptureError(
+                f"{type(model).__name__} returns the shape {shape}; the first dimension must be the batch"
+            )
+    return leaves
 
 
 def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
@@ -161,14 +186,19 @@ def _has_symbol(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
 
 
-def _check_result(module: fx.GraphModule, images: Tensor, expected: Tensor) -> None:
+def _check_result(module: fx.GraphModule, images: Tensor, expected: Sequence[Any]) -> None:
     """The graph must give the model's values, and take a batch of one."""
     try:
-        result, single = module(images), module(images[:1])
+        results, singles = pytree.tree_leaves(module(images)), pytree.tree_leaves(module(images[:1]))
     except Exception as error:
         raise CaptureError(f"the captured graph does not run on every batch size: {first_sentence(error)}") from error
-    scale = float(expected.detach().abs().nan_to_num(posinf=0.0).max())
-    if not torch.allclose(result, expected, rtol=0, atol=_TOLERANCE * max(scale, 1e-12), equal_nan=True):
-        raise CaptureError("the captured graph gives other values than the model; is its forward random in eval mode?")
-    if single.shape[1:] != expected.shape[1:]:
-        raise CaptureError(f"the captured graph returns the shape {tuple(single.shape)} for one image")
+    for result, single, own in zip(results, singles, expected, strict=True):
+        if not isinstance(own, Tensor):
+            continue
+        scale = float(own.detach().abs().nan_to_num(posinf=0.0).max())
+        if not torch.allclose(result, own, rtol=0, atol=_TOLERANCE * max(scale, 1e-12), equal_nan=True):
+            raise CaptureError(
+                "the captured graph gives other values than the model; is its forward random in eval mode?"
+            )
+        if single.shape[1:] != own.shape[1:]:
+            raise CaptureError(f"the captured graph returns the shape {tuple(single.shape)} for one image")

@@ -4,6 +4,10 @@ Every position where one tensor carries everything is a cut; the pieces between 
 one path and a layer with weights is a *branch* (a residual block, attention, squeeze-and-excitation); the lowest module
 that holds it is a *block module*, and so are the other modules of its class.  All pieces inside the outermost block
 module are one unit; a module with two branches or more (attention, then MLP) is one unit per branch.
+
+A branch of more than ``LARGEST_BRANCH`` layers is held together by long shortcuts (a U-Net, a feature pyramid): it is
+divided wherever only these cross, and what is still large after that layer by layer.  Each output of a network that
+returns several tensors is the target of a unit, and while it waits for the end it holds nothing together.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import fx
 
 from clcalib.capture.blocks import (
     LARGEST_BRANCH,
+    LONGEST_SHORTCUT,
     Group,
     UnitKind,
     attach_weightless,
@@ -112,8 +117,17 @@ def _layers_of(flow: Flow, start: int, end: int) -> list[Segment]:
 
 
 def _divide_large(flow: Flow, segment: Segment) -> list[Segment]:
-    is_large = segment.is_branching and len(segment.weighted) > LARGEST_BRANCH
-    return _layers_of(flow, segment.start, segment.end) if is_large else [segment]
+    """The pieces of a large branch that only its long shortcuts hold together; layers, where a piece is still large."""
+
+    def is_large(piece: Segment) -> bool:
+        return piece.is_branching and len(piece.weighted) > LARGEST_BRANCH
+
+    if not is_large(segment):
+        return [segment]
+    pieces = []
+    for piece in flow.divided(segment, LONGEST_SHORTCUT):
+        pieces += _layers_of(flow, piece.start, piece.end) if is_large(piece) else [piece]
+    return pieces
 
 
 def _divide_at_patterns(flow: Flow, segments: list[Segment], patterns: Sequence[str]) -> list[Segment]:
@@ -141,7 +155,7 @@ def _units(flow: Flow, groups: Sequence[Group]) -> tuple[Unit, ...]:
         while end < limit and not (is_last or flow.is_cut(end)):
             end += 1
         if end < limit:
-            units.append(_unit(flow, waiting, start, end))
+            units += _units_of(flow, waiting, start, end)
             start, waiting = end + 1, []
     return tuple(_distinct(units))
 
@@ -154,17 +168,33 @@ def _distinct(units: Sequence[Unit]) -> Iterable[Unit]:
         yield unit if seen[unit.name] == 1 else replace(unit, name=f"{unit.name}#{seen[unit.name]}")
 
 
-def _unit(flow: Flow, groups: Sequence[Group], start: int, end: int) -> Unit:
-    whole = flow.segment(start, end)
-    outputs = flow.live(end)
+def _units_of(flow: Flow, groups: Sequence[Group], start: int, end: int) -> list[Unit]:
+    """One unit, or several where outputs of the network arise inside: each is the target of a unit of its own."""
     names = [group.name for group in groups]
+    name = names[0] if len(names) == 1 else f"{names[0]}+{names[-1]}"
+    kind = groups[0].kind if len(groups) == 1 else "block"
+    parts = []
+    for position in range(start, end):
+        head, rest = flow.segment(start, position), flow.segment(position + 1, end)
+        is_output = flow.nodes[position] in flow.outputs and flow.is_cut(position)
+        if is_output and head.weighted and rest.weighted:
+            parts.append(head)
+            start = position + 1
+    parts.append(flow.segment(start, end))
+    if len(parts) == 1:
+        return [_unit(flow, parts[0], name, kind)]
+    return [_unit(flow, part, f"{name}.part{index}", kind) for index, part in enumerate(parts, start=1)]
+
+
+def _unit(flow: Flow, whole: Segment, name: str, kind: UnitKind) -> Unit:
+    outputs = flow.live(whole.end)
     layers = dict.fromkeys(layer_name(node) for node in whole.weighted)
     target = _target(flow, whole, outputs)
     return Unit(
-        name=names[0] if len(names) == 1 else f"{names[0]}+{names[-1]}",
-        kind=groups[0].kind if len(groups) == 1 else "block",
+        name=name,
+        kind=kind,
         nodes=tuple(node.name for node in whole.nodes),
-        inputs=tuple(node.name for node in flow.live(start - 1)),
+        inputs=tuple(node.name for node in flow.live(whole.start - 1)),
         outputs=tuple(node.name for node in outputs),
         target=target.name,
         layers=tuple(layers),
@@ -173,7 +203,13 @@ def _unit(flow: Flow, groups: Sequence[Group], start: int, end: int) -> Unit:
 
 
 def _target(flow: Flow, unit: Segment, outputs: Sequence[fx.Node]) -> fx.Node:
-    """The last layer with its followers, if that value leaves the unit; else the newest value that does."""
+    """The last layer with its followers, if that value leaves the unit; else the newest value made of it that does."""
     position = unit.start + unit.nodes.index(unit.weighted[-1])
     tail = flow.nodes[min(flow.layer_end(position), unit.end)]
-    return tail if tail in outputs else outputs[-1]
+    if tail in outputs:
+        return tail
+    made = {tail}
+    for node in unit.nodes[unit.nodes.index(tail) + 1 :]:
+        if any(source in made for source in node.all_input_nodes):
+            made.add(node)
+    return next(node for node in reversed(outputs) if node in made)

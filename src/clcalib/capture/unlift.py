@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from clcalib.capture.graph import data_nodes, is_weighted, module_path, operator_name
+from clcalib.capture.outputs import set_output
 from clcalib.errors import CaptureError
 
 _ATEN = torch.ops.aten
@@ -20,7 +21,9 @@ _FACTORIES = {"new_zeros": 0, "new_ones": 1}
 
 
 def unlift(program: ExportedProgram) -> fx.GraphModule:
-    """A ``GraphModule`` with ``get_attr`` nodes for parameters, which are copies; one input, one output tensor.
+    """A ``GraphModule`` with ``get_attr`` nodes for parameters, which are copies; it takes one tensor.
+
+    It returns one tensor, or a flat tuple where the model returns several.
 
     Raises:
         CaptureError: the program changes a buffer, or needs something other than tensors.
@@ -62,8 +65,9 @@ def _own_graph(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Any]]:
         target = names.get(node.name) if node.op == "placeholder" else None
         if node.op == "output":
             outputs = zip(node.args[0], signature.output_specs, strict=True)
-            (result,) = [value for value, spec in outputs if spec.kind is OutputKind.USER_OUTPUT]
-            graph.output(copies[result])
+            results = [value for value, spec in outputs if spec.kind is OutputKind.USER_OUTPUT]
+            values = [copies[value] if isinstance(value, fx.Node) else value for value in results]
+            set_output(graph, values, program.call_spec.out_spec)
         elif target is not None:
             source = program.state_dict[target] if target in program.state_dict else program.constants[target]
             root[target] = memory.setdefault(id(source), _private(source))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from clcalib.capture.chain import capture
 from clcalib.capture.describe import describe as describe_chain
+from clcalib.capture.submodule import Part
 from clcalib.cli.flags import (
     BitsOption,
     ConfigArgument,
@@ -17,6 +18,7 @@ from clcalib.cli.flags import (
     FloatOption,
     ModelOption,
     SetOption,
+    SubmoduleOption,
     UnitPatternOption,
     WeightsOption,
     collect,
@@ -46,6 +48,7 @@ def describe(
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    submodule: SubmoduleOption = None,
     shape: Annotated[
         str | None, typer.Option("--shape", metavar="C,H,W", help="Shape of one image; a TOML with images needs none.")
     ] = None,
@@ -66,12 +69,16 @@ def describe(
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
     widths = quantization_flags(bits, first_last_bits, unit_pattern)
-    table, source = collect(config, settings, {"model": {"entry": model, "weights": weights}, "quantization": widths})
+    flags = {"model": {"entry": model, "weights": weights, "submodule": submodule}, "quantization": widths}
+    table, source = collect(config, settings, flags)
     parsed = build(ModelConfig, with_patterns(table, bits, float_), source)
     size = _image_shape(shape, parsed)
     section = parsed.quantization
-    example = torch.zeros(_EXAMPLE_IMAGES, *size)
-    chain = capture(load_model(parsed.model), example, unit=kind, patterns=section.unit_patterns)
+    network, images = load_model(parsed.model), torch.zeros(_EXAMPLE_IMAGES, *size)
+    if parsed.model.submodule is not None:
+        part, images = Part.of(network, parsed.model.submodule, images)
+        network = part.module
+    chain = capture(network, images, unit=kind, patterns=section.unit_patterns)
     policy = chain_policy(chain, section.bits(), section.setting, section.layer_overrides(), section.edge_bits())
     console = Console(highlight=False)
     console.print(description_table(describe_chain(chain)))

@@ -25,6 +25,10 @@ ModelOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Its weights, a .safetensors file.")
 ]
+SubmoduleOption = Annotated[
+    str | None,
+    typer.Option("--submodule", metavar="PATH", help="Quantize this part of the network only, such as backbone."),
+]
 EvaluationOption = Annotated[
     Path | None,
     typer.Option("--evaluation", metavar="PATH", help="Evaluation images, as --calibration takes them; labels if any."),

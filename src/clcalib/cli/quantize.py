@@ -23,6 +23,7 @@ from clcalib.cli.flags import (
     FloatOption,
     ModelOption,
     SetOption,
+    SubmoduleOption,
     ThreadsOption,
     UnitPatternOption,
     WeightsOption,
@@ -58,6 +59,7 @@ def quantize(
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    submodule: SubmoduleOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -163,7 +165,7 @@ def quantize(
     widths = quantization_flags(bits, first_last_bits, unit_pattern)
     widths |= {key: value for key, value in (("weights", weight_bits), ("activations", activation_bits)) if value}
     flags: dict[str, Any] = {
-        "model": {"entry": model, "weights": weights},
+        "model": {"entry": model, "weights": weights, "submodule": submodule},
         "data": {
             "calibration": calibration,
             "augment": split_names(augment),

@@ -15,10 +15,18 @@ def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH, device:
     """Run the model over images (N, ...) in batches; return (N, classes) on the CPU.
 
     Raises:
+        ArgumentError: the model returns something else than one tensor (N, classes).
         NumericalError: an output is not finite.
     """
-    starts = range(0, len(images), batch_size)
-    result = torch.cat([model(images[start : start + batch_size].to(device)).float().cpu() for start in starts])
+    parts = []
+    for start in range(0, len(images), batch_size):
+        output = model(images[start : start + batch_size].to(device))
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            got = f"an output of {output.ndim} dimensions" if isinstance(output, Tensor) else type(output).__name__
+            expected = "a network with output (N, classes), since predicted classes are compared"
+            raise ArgumentError("evaluation", expected, got, "leave it out; clcalib.evaluate.detection compares boxes")
+        parts.append(output.float().cpu())
+    result = torch.cat(parts)
     if not bool(torch.isfinite(result).all()):
         raise NumericalError("model: its output is not finite on the evaluation images")
     return result

@@ -20,8 +20,17 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from clcalib.capture.blocks import UnitKind
-from clcalib.capture.chain import capture
-from clcalib.errors import CheckpointError, ConstantChannelWarning, NumericalError, TrainModeWarning
+from clcalib.capture.chain import Chain, capture
+from clcalib.capture.outputs import whole
+from clcalib.capture.submodule import InputForm, Part
+from clcalib.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConstantChannelWarning,
+    NumericalError,
+    TrainModeWarning,
+    misfits,
+)
 from clcalib.files import write_atomically
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
@@ -41,12 +50,16 @@ class Origin:
     Attributes:
         unit: the kind of units.
         patterns: globs of modules that were made units.
-        input_shape: of one image, without the batch.
+        input_shape: of one image, or of one row of a submodule's inputs, without the batch.
+        submodule: the path of the part that was captured; None for the whole model.
+        form: what that part takes.
     """
 
     unit: UnitKind
     patterns: tuple[str, ...]
     input_shape: tuple[int, ...]
+    submodule: str | None = None
+    form: InputForm | None = None
 
 
 def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
@@ -90,23 +103,46 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
     try:
         tensors = load_tensors(payload)
         policy = tuple(_row_from_json(row) for row in description["policy"])
+        part = _part(model, description)
         example = torch.zeros(2, *description["input_shape"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainModeWarning)  # only the architecture of the model matters here
-            chain = capture(model, example, unit=description["unit"], patterns=description["patterns"])
+            module = model if part is None else part.module
+            chain = capture(module, example, unit=description["unit"], patterns=description["patterns"])
     except (KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
-    layers = {layer for unit in chain.units for layer in unit.layers}
-    if layers != {row.layer for row in policy}:
-        odd = sorted(layers ^ {row.layer for row in policy})
-        raise CheckpointError(f"{folder}: model has other layers than the saved one, first difference {odd[0]!r}")
+    except ArgumentError as error:
+        if error.argument == "model":
+            raise
+        raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {error}") from None
+    if problems := _misfits(chain, description["code_shapes"], tensors):
+        raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
     home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     chain.module.cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
         quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"])
     _restore(quantized, tensors, description["code_shapes"], folder)
-    return quantized.chain.module.to(home)
+    network = whole(quantized.chain.module.to(home))
+    return network if part is None else part.put_back(network)
+
+
+def _part(model: nn.Module, description: dict[str, Any]) -> Part | None:
+    """The submodule that was quantized; None where it was the whole model."""
+    path = description.get("submodule")
+    if path is None:
+        return None
+    form = description["form"]
+    shapes = tuple(None if shape is None else tuple(shape) for shape in form["shapes"])
+    return Part.with_form(model, path, InputForm(shapes, form["structure"]))
+
+
+def _misfits(chain: Chain, code_shapes: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+    """Every tensor that is missing, too many, or of another shape than the float architecture has."""
+    own = {name: tensor.shape for name, tensor in chain.module.state_dict().items()}
+    saved = {(layer if layer in own else f"{layer}.weight"): shape for layer, shape in code_shapes.items()}
+    saved |= {name.removeprefix("float/"): t.shape for name, t in tensors.items() if name.startswith("float/")}
+    return misfits(own, saved)
 
 
 def _tensors(quantized: QuantizedChain) -> dict[str, Tensor]:
@@ -139,8 +175,6 @@ def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: dict
             count = int(torch.tensor(shape).prod())
             codes = unpack(tensors[f"codes/{layer}"], spec.bits, count, spec.is_signed).reshape(shape)
             parameters = QParams(tensors[f"weight_scale/{layer}"], tensors[f"weight_zero_point/{layer}"])
-            if codes.shape != quantized.weight(layer).codes.shape:
-                raise CheckpointError(f"{folder}: {layer}.weight has shape {shape} there and another one in model")
             quantized.replace(name, IntegerWeight(codes, parameters, spec))
         for layer, name in quantized.activations.items():
             parameters = QParams(tensors[f"input_scale/{layer}"], tensors[f"input_zero_point/{layer}"])
@@ -148,7 +182,7 @@ def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: dict
         for name, tensor in _other_state(quantized).items():
             tensor.copy_(tensors[f"float/{name}"])
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: does not fit model ({error}); load it into its own architecture") from None
+        raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
 
 
 def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:

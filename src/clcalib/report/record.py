@@ -158,6 +158,7 @@ class RunRecord(_Frozen):
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
         target: how widths were raised for the sake of accuracy, or None.
+        submodule: the path of the part that was quantized, or None for the whole model.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
@@ -192,6 +193,7 @@ class RunRecord(_Frozen):
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
     target: TargetRecord | None = None
+    submodule: str | None = None
     calibration_images: Count
     evaluation_images: Count = 0
     device: str

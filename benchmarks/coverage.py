@@ -1,0 +1,281 @@
+"""Which architectures are captured and quantized: a table of torchvision's and timm's families with random weights.
+
+Each architecture runs in a process of its own with a time limit, and leaves ``results/coverage/NAME.json``, so a broken
+one stops nothing and an interrupted table goes on where it was.  What is done to one:
+
+* built with random weights; parameters that start as one small number everywhere (zero-initialised residual branches,
+  layer scales of 1e-6) become 0.5, or else their branches are nothing; batch norm gets its statistics from 16 random
+  images, as a cumulative mean over two batches in train mode (of batch norm alone), so activations stay in range;
+* captured; the graph's output is compared with the model's, and suffix(body(prefix(x))) with the graph's, bit for
+  bit, at ``CHECKED_UNITS`` units spread over the network;
+* quantized to W4A4 with min-max ranges; QDrop with ``STEPS`` steps on ``IMAGES`` images for each unit.  The mean
+  ratio of a unit's reconstruction error after and before (geometric, over the units with an error) says that the
+  reconstruction works there; with so few steps and random weights it says nothing of accuracy.
+
+    python benchmarks/coverage.py run [--only NAME ...] [--redo]    # what is missing, then the table
+    python benchmarks/coverage.py table                             # results/coverage.json and docs/coverage.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import clcalib
+from architectures import ARCHITECTURES
+from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.walk import Walk
+from clcalib.capture.chain import Chain, capture
+from clcalib.capture.graph import data_nodes, operator_name
+from clcalib.capture.outputs import whole
+from clcalib.errors import ClcalibError
+from clcalib.files import write_atomically
+from clcalib.quant.insert import fit_policy, insert_quantizers
+from clcalib.quant.policy import build_policy
+from clcalib.quant.ranges import RANGE_RULES
+from common import RESULTS, ROOT, provenance, write_result
+
+FOLDER = RESULTS / "coverage"
+PAGE = ROOT / "docs" / "coverage.md"
+STEPS, IMAGES, BATCH, CHECKED_UNITS, SEED = 10, 16, 8, 4, 0
+LIMIT = 1200  # seconds for one architecture
+PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "one", "table"))
+    parser.add_argument("--only", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
+    parser.add_argument("--redo", action="store_true", help="also what has a result")
+    options = parser.parse_args()
+    if options.action == "one":
+        (name,) = options.only
+        write(name, measured(name))
+        return
+    if options.action == "run":
+        for name in options.only:
+            if options.redo or not path_of(name).exists():
+                in_own_process(name)
+    table()
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def write(name: str, row: dict[str, Any]) -> None:
+    architecture = ARCHITECTURES[name]
+    about = {"family": architecture.family, "library": architecture.library, "pixels": architecture.size}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(about | row | {"provenance": versions()}, indent=1) + "\n"
+    write_atomically(path_of(name), content.encode())
+
+
+def versions() -> dict[str, Any]:
+    return provenance(torchvision=torchvision.__version__, timm=timm.__version__, seed=SEED)
+
+
+def in_own_process(name: str) -> None:
+    start = time.time()
+    command = [sys.executable, __file__, "one", "--only", name]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        if finished.returncode:
+            lines = finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"]
+            write(name, {"error": lines[-1][:300]})
+    except subprocess.TimeoutExpired:
+        write(name, {"error": f"no result within {LIMIT} s"})
+    row = json.loads(path_of(name).read_text())
+    print(
+        f"{name}: {row.get('error') or row.get('quantization_error') or 'ok'} ({time.time() - start:.0f} s)", flush=True
+    )
+
+
+def measured(name: str) -> dict[str, Any]:
+    architecture = ARCHITECTURES[name]
+    torch.manual_seed(SEED)
+    images = torch.randn(IMAGES, 3, architecture.size, architecture.size)
+    model = prepared(architecture.build(), images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clock = time.process_time()
+        try:
+            chain = capture(model, images[:2])
+        except ClcalibError as error:
+            return {"error": str(error)}
+        row = (
+            facts(chain) | {"capture_seconds": round(time.process_time() - clock, 1)} | exactness(chain, model, images)
+        )
+        clock = time.process_time()
+        try:
+            row |= quantized(chain, images)
+        except ClcalibError as error:
+            row["quantization_error"] = str(error)
+        return row | {"quantization_seconds": round(time.process_time() - clock, 1)}
+
+
+@torch.no_grad()
+def prepared(model: nn.Module, images: Tensor) -> nn.Module:
+    """The model in eval mode, with activations of sensible size (see above)."""
+    for name, parameter in model.named_parameters():
+        is_vector = parameter.numel() == max(parameter.shape, default=1) and not name.endswith("bias")
+        if is_vector and bool((parameter == parameter.flatten()[0]).all()) and parameter.flatten()[0].abs() < 0.2:
+            parameter.fill_(0.5)
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a cumulative mean
+            module.train()
+    for batch in images.split(BATCH):
+        model(batch)
+    return model.eval()
+
+
+def facts(chain: Chain) -> dict[str, Any]:
+    """What the chain looks like, and what of it is not quantized."""
+    data = data_nodes(chain.module.graph)
+    policy = fit_policy(chain, build_policy(chain.layers, clcalib.Bits(4, 4)))
+    weighted = [node for node in data if "conv" in operator_name(node) or operator_name(node) == "linear"]
+    return {
+        "units": len(chain.units),
+        "blocks": sum(unit.kind == "block" for unit in chain.units),
+        "most_tensors_at_a_cut": max(len(unit.outputs) for unit in chain.units),
+        "outputs": len(chain.output_names),
+        "layers": len(chain.layers),
+        "layers_in_float": [row.layer for row in policy if row.weight is None]
+        + [node.name for node in weighted if node.args[1].op != "get_attr"],  # a weight made from the images
+        "float_products": dict(Counter(operator_name(node) for node in data if operator_name(node) in PRODUCTS)),
+        "parameters": sum(parameter.numel() for parameter in chain.module.parameters()),
+    }
+
+
+@torch.no_grad()
+def exactness(chain: Chain, model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Largest difference of graph and model, relative to the largest output, and whether all checked cuts are exact."""
+    few = images[:3]
+    expected = torch.utils._pytree.tree_leaves(model(few))
+    own = torch.utils._pytree.tree_leaves(whole(chain.module)(few))
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(own, expected, strict=True))
+    ends = chain.subgraph((chain.input_name,), chain.output_names)(few)
+    count = len(chain.units)
+    checked = sorted({round(i * (count - 1) / (CHECKED_UNITS - 1)) for i in range(CHECKED_UNITS)})
+    exact = 0
+    for index in checked:
+        state = chain.body(index)(*chain.prefix(index)(few))
+        results = chain.subgraph(chain.units[index].outputs, chain.output_names)(*state)
+        exact += all(torch.equal(a, b) for a, b in zip(results, ends, strict=True))
+    return {"folded_difference": difference, "units_checked": len(checked), "units_exact": exact}
+
+
+def quantized(chain: Chain, images: Tensor) -> dict[str, Any]:
+    """A short reconstruction of every unit."""
+    rule = RANGE_RULES["minmax"]
+    policy = fit_policy(chain, build_policy(chain.layers, clcalib.Bits(4, 4)))
+    copy = insert_quantizers(chain, policy, rule)
+    recipe = clcalib.recipes.qdrop(steps=STEPS, batch_size=BATCH)
+    walk = Walk(chain, copy, recipe, rule, {}, SEED, SilentObserver())
+    traces = list(walk.run(images, None))
+    ratios = [trace.error_after / trace.error_before for trace in traces if trace.error_before > 0]
+    return {
+        "error_ratio": round(math.exp(sum(map(math.log, ratios)) / len(ratios)), 4),
+        "units_better": sum(ratio < 1 for ratio in ratios),
+        "units_with_error": len(ratios),
+    }
+
+
+def table() -> None:
+    rows = {name: json.loads(path_of(name).read_text()) for name in ARCHITECTURES if path_of(name).exists()}
+    settings = {"steps": STEPS, "images": IMAGES, "batch": BATCH, "bits": "W4A4", "ranges": "minmax", "recipe": "qdrop"}
+    write_result("coverage", {"settings": settings, "provenance": versions(), "architectures": rows})
+    lines = [line for name, row in rows.items() for line in [shown(name, row)]]
+    captured = [row for row in rows.values() if "error" not in row]
+    done = [row for row in captured if "error_ratio" in row]
+    exact = sum(row["units_exact"] == row["units_checked"] for row in captured)
+    better = sum(row["error_ratio"] < 1 for row in done)
+    PAGE.write_text(
+        PAGE_HEAD.format(
+            total=len(rows),
+            captured=len(captured),
+            done=len(done),
+            exact=exact,
+            better=better,
+            steps=STEPS,
+            images=IMAGES,
+            checked=CHECKED_UNITS,
+            torch=torch.__version__,
+            torchvision=torchvision.__version__,
+            timm=timm.__version__,
+        )
+        + "\n".join(lines)
+        + "\n"
+        + failures(rows)
+    )
+
+
+PAGE_HEAD = """# Which networks work
+
+Generated by `benchmarks/coverage.py` from [coverage.json](../benchmarks/results/coverage.json); do not edit.
+torch {torch}, torchvision {torchvision}, timm {timm}; random weights, the smallest variant of each family.
+
+Of {total} architectures {captured} are captured, {done} quantized. In {exact} of {captured} the pieces
+before, inside and behind a unit give the network's output bit for bit at all of up to {checked} units that were
+checked. In {better} of {done} a short reconstruction (QDrop, W4A4, {steps} steps for each unit on {images}
+random images) lowers the mean unit error below that of nearest rounding. No architecture has a line of code of its own.
+
+* **units** (blocks): what is reconstructed at a time. **tensors**: the most that a cut between two units carries.
+* **layers**: convolutions and linear layers, all quantized unless noted. **products**: matrix products of two
+  activations (attention), which stay in float.
+* **folded**: largest difference of the captured network, batch norm folded, to the model, relative to its largest
+  output.
+* **exact**: units at which prefix, body and suffix give the network bit for bit, of those checked.
+* **error**: a unit's reconstruction error after the short reconstruction, relative to nearest rounding, geometric mean.
+* **seconds**: CPU time of one thread to capture + to quantize.
+
+| architecture | family | pixels | units | tensors | layers | products | folded | exact | error | seconds |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def shown(name: str, row: dict[str, Any]) -> str:
+    start = f"| `{name}` | {row['family']} | {row['pixels']}"
+    if "error" in row:
+        return f"{start} | not captured, see below |" + " |" * 7
+    in_float = f" ({len(row['layers_in_float'])} in float)" if row["layers_in_float"] else ""
+    products = sum(row["float_products"].values()) or "-"
+    ratio = f"{row['error_ratio']:.2f}" if "error_ratio" in row else "see below"
+    cells = [
+        f"{row['units']} ({row['blocks']})",
+        row["most_tensors_at_a_cut"],
+        f"{row['layers']}{in_float}",
+        products,
+        f"{row['folded_difference']:.0e}",
+        f"{row['units_exact']}/{row['units_checked']}",
+        ratio,
+        f"{row['capture_seconds']:.0f} + {row['quantization_seconds']:.0f}",
+    ]
+    return f"{start} | " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def failures(rows: dict[str, Any]) -> str:
+    told = {name: row.get("error") or row.get("quantization_error") for name, row in rows.items()}
+    lines = [f"* `{name}`: {message}" for name, message in told.items() if message]
+    return "\n## What does not work\n\n" + ("\n".join(lines) if lines else "Nothing in this table.") + "\n"
+
+
+if __name__ == "__main__":
+    main()
