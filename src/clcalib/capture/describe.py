@@ -10,13 +10,14 @@ from torch import Tensor, fx
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import is_convolution, operator_name, symbol_of, value_of
+from clcalib.capture.products import Product, find_products
 
 Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
 class UnitRow:
-    """One unit in the table; the batch is "N"; MACs are multiply-accumulates of the layers for one image."""
+    """One unit in the table; the batch is "N"; MACs are multiply-accumulates of layers and products for one image."""
 
     index: int
     name: str
@@ -26,11 +27,13 @@ class UnitRow:
     layers: tuple[str, ...]
     parameters: int
     macs: int
+    products: tuple[str, ...] = ()  # of two activations, as in attention
 
 
 def describe(chain: Chain) -> list[UnitRow]:
     """One row per unit, in execution order."""
     nodes = {node.name: node for node in chain.module.graph.nodes}
+    products = {product.node.name: product for product in find_products(chain.module.graph)}
     rows = []
     for index, unit in enumerate(chain.units):
         rows.append(
@@ -42,7 +45,10 @@ def describe(chain: Chain) -> list[UnitRow]:
                 output_shapes=tuple(_shape(value_of(nodes[name])) for name in unit.outputs),
                 layers=unit.layers,
                 parameters=sum(parameter.numel() for parameter in chain.body(index).parameters()),
-                macs=sum(_macs(nodes[name]) for name in unit.nodes),
+                macs=sum(
+                    _product_macs(products[name]) if name in products else _macs(nodes[name]) for name in unit.nodes
+                ),
+                products=tuple(products[name].name for name in unit.nodes if name in products),
             )
         )
     return rows
@@ -70,6 +76,12 @@ def _macs(node: fx.Node) -> int:
     is_transposed = name.startswith("conv_transpose") or (name == "convolution" and bool(node.args[6]))
     value = value_of(node.args[0] if is_transposed else node)  # type: ignore[arg-type]
     return _per_image(value) * int(math.prod(weight.shape[1:]))
+
+
+def _product_macs(product: Product) -> int:
+    """Elements of the result times the axis that is summed over; an einsum's axes have no fixed places: 0."""
+    is_einsum = operator_name(product.node) == "einsum"
+    return 0 if is_einsum else _per_image(value_of(product.node)) * int(value_of(product.left).shape[-1])
 
 
 def _per_image(value: Tensor) -> int:
