@@ -111,6 +111,10 @@ class QuantizationSection(_Section):
     unit_patterns: tuple[str, ...] = Field(default=(), description="a list of globs of modules that are to be units")
     weight_range: str = Field(default="mse_grid", description="the name of a range rule")
     activation_range: str = Field(default="mse_grid", description="the name of a range rule")
+    softmax_grid: Literal["uniform", "log2", "log_sqrt2"] = Field(
+        default="uniform", description='"uniform", "log2" or "log_sqrt2"'
+    )
+    gelu_grid: Literal["uniform", "twin"] = Field(default="uniform", description='"uniform" or "twin"')
     overrides: dict[str, Widths] = Field(default_factory=dict, description="a table of name pattern -> widths")
 
 

@@ -26,6 +26,7 @@ from clcalib.checks import (
     check_output,
     checked_device,
     checked_folder,
+    checked_grids,
     range_rule,
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
@@ -39,6 +40,7 @@ from clcalib.quant.insert import QuantizedChain, fit_policy, insert_quantizers
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, LayerPolicy, Override, build_policy
 from clcalib.quant.ranges import RangeRule
+from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.record import (
     BeforeAfter,
@@ -95,6 +97,8 @@ def quantize(
     unit_patterns: Sequence[str] = (),
     weight_range: str = "mse_grid",
     activation_range: str = "mse_grid",
+    softmax_grid: Grid = "uniform",
+    gelu_grid: Grid = "uniform",
     evaluation: EvaluationSet | None = None,
     held_out: CalibrationSet | None = None,
     measured_images: int = MEASURED_IMAGES,
@@ -113,10 +117,13 @@ def quantize(
         bits: the widths.
         seed: of every random choice; the caller's global generator is not used.
         setting: which edge layers have 8 bits, ``"qdrop"`` or ``"brecq"``.
-        overrides: glob pattern of layer names -> widths.
+        overrides: glob pattern of layer names, or of products of activations (``Chain.products``) -> widths.
         unit_patterns: globs of module paths; each module that matches is one unit.
         weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
         activation_range: the same for activations.
+        softmax_grid: where the quantized values of a softmax lie, as attention's second product reads them:
+            ``"uniform"``, ``"log2"`` or ``"log_sqrt2"`` (``quant/grids.py``).
+        gelu_grid: the same for a GELU: ``"uniform"`` or ``"twin"``.
         evaluation: images to judge the result on; with labels for accuracy.
         held_out: images that only measure the units' errors.
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
@@ -148,6 +155,7 @@ def quantize(
     with torch.random.fork_rng(devices=[]), collected_warnings() as messages, StageClock(observer.stage) as clock:
         check_arguments(calibration, recipe, bits, (("evaluation", evaluation), ("held_out", held_out)))
         rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
+        grids = checked_grids(softmax_grid, gelu_grid)
         place = checked_device(device)
         dtype = convolution_dtype(precision, place)
         budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
@@ -156,7 +164,8 @@ def quantize(
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
         check_output(chain, recipe, evaluation)
         chain.module.to(place)
-        policy = fit_policy(chain, build_policy(chain.layers, bits, setting, overrides))
+        rows = build_policy(chain.layers, bits, setting, overrides, products=chain.products)
+        policy = fit_policy(chain, rows, grids)
         observer.policy(policy)
         job = _Job(chain, recipe, seed, rules[1], dtype, calibration.images.to(place), observer, clock)
         clock.stage("weight ranges")

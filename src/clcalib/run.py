@@ -54,6 +54,8 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             overrides=_overrides(config.quantization),
             weight_range=config.quantization.weight_range,
             activation_range=config.quantization.activation_range,
+            softmax_grid=config.quantization.softmax_grid,
+            gelu_grid=config.quantization.gelu_grid,
             evaluation=evaluation,
             held_out=held_out_images(evaluation, calibration, config.data.held_out_count),
             device=config.run.device,

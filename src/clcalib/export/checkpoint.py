@@ -97,8 +97,8 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
     except (KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
     layers = {layer for unit in chain.units for layer in unit.layers}
-    if layers != {row.layer for row in policy}:
-        odd = sorted(layers ^ {row.layer for row in policy})
+    if layers != (named := {row.layer for row in policy} - set(chain.products)):
+        odd = sorted(layers ^ named)
         raise CheckpointError(f"{folder}: model has other layers than the saved one, first difference {odd[0]!r}")
     home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     chain.module.cpu()
@@ -174,17 +174,15 @@ def _row_to_json(row: LayerPolicy) -> dict[str, Any]:
         "reason": row.reason,
         "weight": None if row.weight is None else _spec_to_json(row.weight),
         "input": None if row.input is None else _spec_to_json(row.input),
+        "right": None if row.right is None else _spec_to_json(row.right),
     }
 
 
 def _row_from_json(row: dict[str, Any]) -> LayerPolicy:
-    weight, read = row["weight"], row["input"]
-    return LayerPolicy(
-        row["layer"],
-        None if weight is None else _spec_from_json(weight),
-        None if read is None else _spec_from_json(read),
-        row["reason"],
+    weight, read, right = (
+        None if row.get(side) is None else _spec_from_json(row[side]) for side in ("weight", "input", "right")
     )
+    return LayerPolicy(row["layer"], weight, read, row["reason"], right=right)
 
 
 def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:
@@ -195,4 +193,4 @@ def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:
 def _spec_from_json(spec: dict[str, Any]) -> QuantSpec:
     axis = spec["axis"]
     granularity = PerTensor() if axis is None else PerChannel(axis)
-    return QuantSpec(spec["bits"], spec["is_symmetric"], spec["is_signed"], granularity)
+    return QuantSpec(spec["bits"], spec["is_symmetric"], spec["is_signed"], granularity, spec.get("grid", "uniform"))

@@ -13,6 +13,7 @@ from clcalib.quant.spec import PerChannel, PerTensor, QuantSpec
 
 SETTINGS = ("qdrop", "brecq")
 EDGE_BITS = 8
+_PRODUCT = "product of activations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +59,25 @@ class Override:
 
 @dataclasses.dataclass(frozen=True)
 class LayerPolicy:
-    """One row: the widths of a layer's weight and of the tensor that it reads."""
+    """One row: the widths of a layer's weight and of the tensor that it reads.
+
+    A product of two activations, as in attention, has a row too: no weight, and a second tensor, ``right``.
+    """
 
     layer: str
     weight: QuantSpec | None
     input: QuantSpec | None
     reason: str
+    right: QuantSpec | None = None
 
 
 def build_policy(
-    layers: Sequence[str], bits: Bits, setting: str = "qdrop", overrides: Mapping[str, Bits | Override] | None = None
+    layers: Sequence[str],
+    bits: Bits,
+    setting: str = "qdrop",
+    overrides: Mapping[str, Bits | Override] | None = None,
+    *,
+    products: Sequence[str] = (),
 ) -> tuple[LayerPolicy, ...]:
     """Return one row for each layer, in execution order.
 
@@ -79,6 +89,8 @@ def build_policy(
         bits: the widths everywhere else.
         setting: ``"qdrop"`` or ``"brecq"``.
         overrides: glob pattern of layer names -> widths; the last pattern that fits wins.
+        products: names of matrix products of activations (``Chain.products``), whose rows come last; both their factors
+            have the activations' width.
 
     Raises:
         ArgumentError: an unknown setting, or a pattern that fits no layer.
@@ -91,17 +103,19 @@ def build_policy(
     for pattern, override in overrides.items():
         if not isinstance(override, (Bits, Override)):
             raise ArgumentError("overrides", f"Bits or Override for {pattern!r}", repr(override))
-        if not fnmatch.filter(layers, pattern):
-            near = difflib.get_close_matches(pattern, layers, 1, 0.0)
+        if not fnmatch.filter((*layers, *products), pattern):
+            near = difflib.get_close_matches(pattern, (*layers, *products), 1, 0.0)
             raise ArgumentError("overrides", "patterns that fit a layer", repr(pattern), f"nearest layer: {near[0]}")
     rows = []
-    for index, layer in enumerate(layers):
-        widths, reason = _default(index, len(layers), bits, setting)
+    for index, layer in enumerate((*layers, *products)):
+        is_product = index >= len(layers)
+        widths, reason = (bits, _PRODUCT) if is_product else _default(index, len(layers), bits, setting)
         for pattern, override in overrides.items():
             if fnmatch.fnmatchcase(layer, pattern):
                 widths = override if isinstance(override, Bits) else override.applied_to(widths)
                 reason = f"override {pattern}"
-        rows.append(LayerPolicy(layer, weight_spec(widths), None if index == 0 else input_spec(widths), reason))
+        weight, read = None if is_product else weight_spec(widths), None if index == 0 else input_spec(widths)
+        rows.append(LayerPolicy(layer, weight, read, reason, right=read if is_product else None))
     return tuple(rows)
 
 
