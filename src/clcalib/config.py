@@ -115,6 +115,7 @@ class QuantizationSection(_Section):
         default="uniform", description='"uniform", "log2" or "log_sqrt2"'
     )
     gelu_grid: Literal["uniform", "twin"] = Field(default="uniform", description='"uniform" or "twin"')
+    reparameterized_layer_norm: bool = Field(default=False, description="true or false")
     overrides: dict[str, Widths] = Field(default_factory=dict, description="a table of name pattern -> widths")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clcalib.calibrate.caches import round_to_nearest
+from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
@@ -40,6 +40,7 @@ from clcalib.quant.insert import QuantizedChain, fit_policy, insert_quantizers
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, LayerPolicy, Override, build_policy
 from clcalib.quant.ranges import RangeRule
+from clcalib.quant.reparameterize import reparameterize_layer_norm
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.record import (
@@ -99,6 +100,7 @@ def quantize(
     activation_range: str = "mse_grid",
     softmax_grid: Grid = "uniform",
     gelu_grid: Grid = "uniform",
+    is_layer_norm_reparameterized: bool = False,
     evaluation: EvaluationSet | None = None,
     held_out: CalibrationSet | None = None,
     measured_images: int = MEASURED_IMAGES,
@@ -124,6 +126,8 @@ def quantize(
         softmax_grid: where the quantized values of a softmax lie, as attention's second product reads them:
             ``"uniform"``, ``"log2"`` or ``"log_sqrt2"`` (``quant/grids.py``).
         gelu_grid: the same for a GELU: ``"uniform"`` or ``"twin"``.
+        is_layer_norm_reparameterized: whether the channels behind each layer norm are first brought to one range, which
+            the layers that read them undo (``quant/reparameterize.py``); the float network stays the same.
         evaluation: images to judge the result on; with labels for accuracy.
         held_out: images that only measure the units' errors.
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
@@ -164,6 +168,8 @@ def quantize(
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=unit_patterns)
         check_output(chain, recipe, evaluation)
         chain.module.to(place)
+        if is_layer_norm_reparameterized:
+            chain = reparameterize_layer_norm(chain, calibration.images[:RANGE_IMAGES].to(place))
         rows = build_policy(chain.layers, bits, setting, overrides, products=chain.products)
         policy = fit_policy(chain, rows, grids)
         observer.policy(policy)

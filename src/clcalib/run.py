@@ -56,6 +56,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             activation_range=config.quantization.activation_range,
             softmax_grid=config.quantization.softmax_grid,
             gelu_grid=config.quantization.gelu_grid,
+            is_layer_norm_reparameterized=config.quantization.reparameterized_layer_norm,
             evaluation=evaluation,
             held_out=held_out_images(evaluation, calibration, config.data.held_out_count),
             device=config.run.device,

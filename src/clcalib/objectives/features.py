@@ -30,7 +30,7 @@ def feature_error(features: Tensor, float_features: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureReconstruction:
-    """``feature_error`` at the penultimate feature; behind the last unit at the logits.  Maps are averaged over space."""
+    """``feature_error`` at the penultimate feature, maps averaged over space; behind the last unit at the logits."""
 
     @property
     def needs(self) -> frozenset[Need]:

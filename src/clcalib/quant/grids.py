@@ -1,8 +1,8 @@
 """Grids other than the uniform one: for the softmax of attention, and for what leaves a GELU.
 
 * ``log2``, ``log_sqrt2``: x_hat = s * 2^(-q / n), n = 1 or 2, q = clamp(round(-n log2(x / s)), 0, 2^b - 1), and 0 for
-  the last code.  The softmax has a few large shares and very many small ones.  Sources: FQ-ViT (Lin et al., IJCAI 2022),
-  section 3.3, log2; RepQ-ViT (Li et al., ICCV 2023), section 3.3, log sqrt 2.
+  the last code.  The softmax has a few large shares and very many small ones.  Sources: FQ-ViT (Lin et al., IJCAI
+  2022), section 3.3, log2; RepQ-ViT (Li et al., ICCV 2023), section 3.3, log sqrt 2.
 * ``twin``: one step for values below 0 and another one for those above, half of the codes for each.  A GELU goes down
   to -0.17 only.  Source: PTQ4ViT (Yuan et al., ECCV 2022), section 3.1.
 
