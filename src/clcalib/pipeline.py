@@ -211,7 +211,8 @@ def quantize(
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
     )
-    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(calibration.images.shape[1:]))
+    dtype_name = str(calibration.images.dtype).removeprefix("torch.")
+    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(calibration.images.shape[1:]), input_dtype=dtype_name)
     return QuantizationResult(after.chain.module, record, policy, after, origin)
 
 

@@ -42,11 +42,13 @@ class Origin:
         unit: the kind of units.
         patterns: globs of modules that were made units.
         input_shape: of one image, without the batch.
+        input_dtype: "float32", or "int64" for tokens.
     """
 
     unit: UnitKind
     patterns: tuple[str, ...]
     input_shape: tuple[int, ...]
+    input_dtype: str = "float32"
 
 
 def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
@@ -90,7 +92,8 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
     try:
         tensors = load_tensors(payload)
         policy = tuple(_row_from_json(row) for row in description["policy"])
-        example = torch.zeros(2, *description["input_shape"])
+        dtype = torch.int64 if description.get("input_dtype") == "int64" else torch.float32
+        example = torch.zeros(2, *description["input_shape"], dtype=dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainModeWarning)  # only the architecture of the model matters here
             chain = capture(model, example, unit=description["unit"], patterns=description["patterns"])

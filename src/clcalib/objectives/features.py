@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from torch import Tensor
 
+from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch, missing_need
 from clcalib.objectives.keys import as_vectors
 
@@ -30,14 +32,26 @@ def feature_error(features: Tensor, float_features: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureReconstruction:
-    """``feature_error`` at the penultimate feature, maps averaged over space; behind the last unit at the logits."""
+    """``feature_error`` where the frozen float remainder is read; maps are averaged over space.
+
+    Args:
+        read: ``"features"`` (penultimate), or ``"logits"``, the network's output, for one that ends in no classifier;
+            behind the last unit the latter in any case.
+    """
+
+    read: Literal["features", "logits"] = "features"
+
+    def __post_init__(self) -> None:
+        if self.read not in ("features", "logits"):
+            raise ArgumentError("read", "'features' or 'logits'", repr(self.read))
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.FEATURES})
+        return frozenset({Need(self.read)})
 
     def __call__(self, batch: UnitBatch) -> Tensor:
-        if Need.FEATURES not in batch.reads or Need.FEATURES not in batch.keys:
-            raise missing_need(self, Need.FEATURES)
-        float_features = batch.keys[Need.FEATURES].values[batch.sample_index]
-        return feature_error(as_vectors(batch.reads[Need.FEATURES]), float_features)
+        need = Need(self.read)
+        if need not in batch.reads or need not in batch.keys:
+            raise missing_need(self, need)
+        float_features = batch.keys[need].values[batch.sample_index]
+        return feature_error(as_vectors(batch.reads[need]), float_features)

@@ -7,6 +7,8 @@ the block is found.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.objectives.features import FeatureReconstruction
 from clcalib.objectives.lp import Reconstruction
@@ -18,6 +20,7 @@ def glf_q(
     *,
     steps: int = PAPER_STEPS,
     feature_weight: float = 1.0,
+    read: Literal["features", "logits"] = "features",
     rounding_rate: float = 0.02,
     weight_scale_rate: float = 2e-2,
     activation_rate: float = 2e-3,
@@ -29,6 +32,7 @@ def glf_q(
     Args:
         steps: optimiser steps for each block.
         feature_weight: of the feature's error; at weight 1 it begins as large as that of the block's output.
+        read: where the feature is read: ``"features"`` (penultimate), or ``"logits"`` without a classifier.
         rounding_rate: Adam's highest rate for the offsets, in steps of the grid (``straight_through``).
         weight_scale_rate: Adam's rate for the weights' scales, as a share of their first value, cosine to zero.
         activation_rate: Adam's rate for the activation scales, cosine to zero.
@@ -49,6 +53,6 @@ def glf_q(
         activation_rate=activation_rate,
         quantized_input_probability=keep_quantized_probability,
         keep_quantized_probability=keep_quantized_probability,
-        terms=(Term(Reconstruction()), Term(FeatureReconstruction(), feature_weight, is_relative=True)),
+        terms=(Term(Reconstruction()), Term(FeatureReconstruction(read), feature_weight, is_relative=True)),
     )
     return Recipe("glf_q", phases=(joint,))
