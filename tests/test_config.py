@@ -89,7 +89,7 @@ def test_all_problems_are_told_at_once(table: dict[str, Any], tmp_path: Path) ->
     assert "quantisation: unknown key; did you mean 'quantization'?" in told
     assert "quantization.weights: expected a whole number from 2 to 8, or 32 for float, got 9" in told
     assert "did you mean 'qdrop'?" in told
-    names = "adaround, brecq, fast, genie_m, gptq, nearest, pd_quant, qdrop, scale_only, straight_through"
+    names = "adaround, brecq, fast, genie_m, glf_q, gptq, nearest, pd_quant, qdrop, scale_only, straight_through"
     assert f"recipe.name: expected one of {names}, got 'qdrp'; did you mean 'qdrop'?" in told
     assert "contrastive.tempature: unknown key; did you mean 'temperature'?" in told
     assert "run.device: expected" in told

@@ -21,8 +21,10 @@ from clcalib.objectives.batch import Need
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.keys import KeySet
 from clcalib.objectives.local import CONTRASTIVE, batch_of
+from clcalib.quant.grids import GELU_GRIDS, SOFTMAX_GRIDS
 from clcalib.quant.policy import Bits
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
+from clcalib.quant.spec import Grid
 
 T = TypeVar("T")
 
@@ -133,6 +135,13 @@ def check_negatives(recipe: Recipe, keys: Mapping[Need, KeySet]) -> None:
 def range_rule(argument: str, name: str) -> RangeRule:
     """Look up a range rule."""
     return named(argument, name, RANGE_RULES)
+
+
+def checked_grids(softmax: Grid, gelu: Grid) -> dict[str, Grid]:
+    """The grids of ``fit_policy``."""
+    for argument, name, valid in (("softmax_grid", softmax, SOFTMAX_GRIDS), ("gelu_grid", gelu, GELU_GRIDS)):
+        named(argument, name, {known: known for known in valid})
+    return {"softmax": softmax, "gelu": gelu}
 
 
 def byte_count(argument: str, size: int | str) -> int:

@@ -124,6 +124,11 @@ class QuantizationSection(_Section):
     first_last_bits: Annotated[int | Literal["same"], BeforeValidator(_check_edge_bits)] = Field(
         default=EDGE_BITS, description=_EDGE_BITS
     )
+    softmax_grid: Literal["uniform", "log2", "log_sqrt2"] = Field(
+        default="uniform", description='"uniform", "log2" or "log_sqrt2"'
+    )
+    gelu_grid: Literal["uniform", "twin"] = Field(default="uniform", description='"uniform" or "twin"')
+    reparameterized_layer_norm: bool = Field(default=False, description="true or false")
     overrides: dict[str, Annotated[Widths, BeforeValidator(_from_text)]] = Field(
         default_factory=dict, description="a table of pattern -> widths"
     )

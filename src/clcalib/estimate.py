@@ -122,7 +122,7 @@ def estimate(
         stored_bytes=stored,
         spilled_bytes=round(space.most_in_files * scale),
         policy=job.policy,
-        float_operators=float_operators(job.chain),
+        float_operators=float_operators(job.chain, {row.layer for row in job.policy if row.input is not None}),
         warnings=tuple(messages),
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clcalib.calibrate.caches import round_to_nearest
+from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.precision import cache_dtype, convolution_dtype
@@ -28,6 +28,7 @@ from clcalib.checks import (
     check_output,
     checked_device,
     checked_folder,
+    checked_grids,
     range_rule,
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
@@ -39,6 +40,8 @@ from clcalib.objectives.keys import KeySet, as_vectors, build_keys
 from clcalib.quant.insert import QuantizedChain, chain_policy, insert_quantizers
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.ranges import RangeRule
+from clcalib.quant.reparameterize import reparameterize_layer_norm
+from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock
 from clcalib.report.record import UnitRecord
 from clcalib.unit_records import unit_record
@@ -162,6 +165,9 @@ def prepare(
     submodule: str | None,
     weight_range: str,
     activation_range: str,
+    softmax_grid: Grid,
+    gelu_grid: Grid,
+    is_layer_norm_reparameterized: bool,
     evaluation: EvaluationSet | None,
     held_out: CalibrationSet | None,
     measured_images: int,
@@ -181,6 +187,7 @@ def prepare(
     """
     check_arguments(calibration, recipe, bits, (("evaluation", evaluation), ("held_out", held_out)))
     rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
+    grids = checked_grids(softmax_grid, gelu_grid)
     place = checked_device(device)
     dtype, stored = convolution_dtype(precision, place), cache_dtype(cache_precision)
     budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
@@ -197,7 +204,9 @@ def prepare(
         logits(part.model, evaluation.images[:2])  # raises where the model does not classify
     check_output(chain, recipe, evaluation if part is None else None)
     chain.module.to(place)
-    policy = chain_policy(chain, bits, setting, overrides, first_last_bits)
+    if is_layer_norm_reparameterized:
+        chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
+    policy = chain_policy(chain, bits, setting, overrides, first_last_bits, grids)
     observer.policy(policy)
     return Job(
         chain=chain,

@@ -22,6 +22,7 @@ from clcalib.job import prepare
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
+from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.record import RunRecord, write_record
 from clcalib.unit_records import last_phase_record, layer_records
@@ -75,6 +76,9 @@ def quantize(
     submodule: str | None = None,
     weight_range: str = "mse_grid",
     activation_range: str = "mse_grid",
+    softmax_grid: Grid = "uniform",
+    gelu_grid: Grid = "uniform",
+    is_layer_norm_reparameterized: bool = False,
     evaluation: EvaluationSet | None = None,
     held_out: CalibrationSet | None = None,
     measured_images: int = MEASURED_IMAGES,
@@ -106,6 +110,11 @@ def quantize(
             named from the part on; a part that takes several tensors has its own name in front ("head.conv").
         weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
         activation_range: the same for activations.
+        softmax_grid: where the quantized values of a softmax lie, as attention's second product reads them:
+            ``"uniform"``, ``"log2"`` or ``"log_sqrt2"`` (``quant/grids.py``).
+        gelu_grid: the same for a GELU: ``"uniform"`` or ``"twin"``.
+        is_layer_norm_reparameterized: whether the channels behind each layer norm are first brought to one range, which
+            the layers that read them undo (``quant/reparameterize.py``); the float network stays the same.
         evaluation: images to judge the result on; with labels for accuracy.
         held_out: images on which the units' errors are measured, and nothing is fitted (but see ``is_guarded``).
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
@@ -152,6 +161,9 @@ def quantize(
             submodule=submodule,
             weight_range=weight_range,
             activation_range=activation_range,
+            softmax_grid=softmax_grid,
+            gelu_grid=gelu_grid,
+            is_layer_norm_reparameterized=is_layer_norm_reparameterized,
             evaluation=evaluation,
             held_out=held_out,
             measured_images=measured_images,
@@ -206,7 +218,8 @@ def quantize(
         warnings=tuple(messages),
     )
     form = None if job.part is None else job.part.form
-    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form)
+    dtype = str(job.images.dtype).removeprefix("torch.")
+    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form, dtype)
     return QuantizationResult(networks[-1], record, job.policy, outcome.after, origin)
 
 

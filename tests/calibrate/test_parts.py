@@ -11,7 +11,18 @@ import torch
 from clcalib.calibrate.codes import CodeGrid
 from clcalib.calibrate.mixing import mix, mix_rows
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.recipes import RECIPES, adaround, brecq, fast, genie_m, gptq, pd_quant, qdrop, with_contrastive
+from clcalib.calibrate.recipes import (
+    RECIPES,
+    adaround,
+    brecq,
+    fast,
+    genie_m,
+    glf_q,
+    gptq,
+    pd_quant,
+    qdrop,
+    with_contrastive,
+)
 from clcalib.calibrate.recipes.cl_calib import SHARE
 from clcalib.calibrate.schedules import SCHEDULES, WARM_UP, cosine, short_run_rate, warm_up_cosine
 from clcalib.calibrate.space import StoreSpace
@@ -21,6 +32,7 @@ from clcalib.errors import ArgumentError
 from clcalib.fused import calls
 from clcalib.fused.draws import ALL, Draw
 from clcalib.objectives.batch import Need
+from clcalib.objectives.features import FeatureReconstruction
 from clcalib.objectives.fisher import FisherReconstruction
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.rounding_penalty import RoundingPenalty
@@ -129,6 +141,9 @@ def test_papers_differ_as_their_table_says():
     assert (every.rounding_rate, every.weight_scale_rate, every.activation_rate) == (1e-3, 1e-3, 4e-5)
     settings = {"name": every.name, "weight_scale_rate": 1e-3, "has_scale_gradient_factor": False}
     assert dataclasses.replace(joint, **settings) == every
+    (feature,) = glf_q().phases
+    assert (feature.steps, feature.rounding, feature.weight_scale_rate) == (3_000, "straight_through", 2e-2)
+    assert feature.terms == (Term(Reconstruction()), Term(FeatureReconstruction(), is_relative=True))
     assert adaround().unit == "layer"
     assert adaround().steps_per_unit == 10_000
     assert {recipe().unit for name, recipe in RECIPES.items() if name not in ("adaround",)} == {"block"}

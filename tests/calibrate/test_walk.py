@@ -29,7 +29,7 @@ from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
 
-RECIPES = ["adaround", "brecq", "qdrop", "pd_quant", "fast", "genie_m", "straight_through", "scale_only"]
+RECIPES = ["adaround", "brecq", "qdrop", "pd_quant", "fast", "genie_m", "straight_through", "glf_q", "scale_only"]
 BITS = Bits(2, 4)
 
 

@@ -32,7 +32,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def test_prefix_body_suffix_are_the_network(name: str, unit: Literal["block", "layer"], fold: bool) -> None:
     build, size = NETWORKS[name]
     model = randomise_norms(build())
-    chain = capture(model, torch.randn(2, 3, size, size), unit=unit, fold=fold)
+    chain = capture(model, torch.randn(2, 3, size, size), unit=unit, fold=fold, expand=fold)
     assert_units_cover_the_graph(chain)
     for batch in (1, 5):
         images = torch.randn(batch, 3, size, size)

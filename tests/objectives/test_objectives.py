@@ -17,6 +17,7 @@ from clcalib.fused.soft import rectified_sigmoid
 from clcalib.objectives.batch import AnnealedObjective, Need
 from clcalib.objectives.contrastive import LOSSES, Contrastive
 from clcalib.objectives.critics import CRITICS
+from clcalib.objectives.features import FeatureReconstruction
 from clcalib.objectives.fisher import FisherReconstruction
 from clcalib.objectives.keys import FALSE_NEGATIVES, build_keys
 from clcalib.objectives.lp import Reconstruction, lp_error
@@ -88,6 +89,21 @@ class TestPrediction(ObjectiveContract):
 
     def with_inputs(self, batch, inputs):
         return dataclasses.replace(batch, reads={Need.LOGITS: inputs[0]})
+
+
+class TestFeatureReconstruction(ObjectiveContract):
+    def make(self):
+        return FeatureReconstruction()
+
+    def reference(self, batch):
+        floats = numpy(batch.keys[Need.FEATURES].values[batch.sample_index])
+        return reconstruction.feature_error(numpy(batch.reads[Need.FEATURES]), floats)
+
+    def inputs(self, batch):
+        return [batch.reads[Need.FEATURES]]
+
+    def with_inputs(self, batch, inputs):
+        return dataclasses.replace(batch, reads={Need.FEATURES: inputs[0]})
 
 
 class ContrastiveContract(ObjectiveContract):

@@ -49,6 +49,13 @@ def prediction_difference(logits, float_logits, temperature):
     return total / len(logits)
 
 
+def feature_error(features, float_features):
+    """Sum over channels, mean over the batch."""
+    rows = zip(features, float_features, strict=True)
+    total = sum((a - b) ** 2 for row, other in rows for a, b in zip(row, other, strict=True))
+    return total / len(features)
+
+
 def statistics_error(entering, running_mean, running_variance, epsilon, counts):
     """mean over images of sum over channels of squared errors of mean and deviation of what enters a batch norm.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_the_policy_table_shows_every_layer() -> None:
     assert [cell.strip() for cell in lines[4].split("│")[1:3]] == ["2", "4"]
     assert [cell.strip() for cell in lines[5].split("│")[1:3]] == ["8", "8"]
     assert "float" in lines[3]
+
+
+def test_the_policy_table_shows_both_factors_of_a_product_and_their_grids() -> None:
+    *_, row = build_policy(["conv"], Bits(2, 4), products=["attn.matmul2"])
+    assert row.input is not None
+    shares = dataclasses.replace(row, input=row.input.on("log2"))
+    lines = shown(policy_table([row, shares])).splitlines()
+    assert [[cell.strip() for cell in line.split("│")[1:3]] for line in lines[3:]] == [
+        ["float", "4, 4"],
+        ["float", "4 log2, 4"],
+    ]
+    assert "product of activations" in lines[3]
 
 
 def test_the_accuracy_table_shows_what_is_known() -> None:

@@ -12,6 +12,7 @@ from clcalib.calibrate.store import RowState
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import State
 from clcalib.errors import DeadActivationWarning
+from clcalib.quant.grids import activation_range
 from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.ranges import RangeRule
@@ -42,7 +43,7 @@ class _RangeFinder(fx.Interpreter):
         assert isinstance(tensor, Tensor)
         if float(tensor.amin()) == float(tensor.amax()):
             self.dead.append(name)
-        self.found[name] = ActivationQuantizer(self._rule(tensor, module.spec), module.spec)
+        self.found[name] = ActivationQuantizer(activation_range(tensor, module.spec, self._rule), module.spec)
         return self.found[name](tensor)
 
 

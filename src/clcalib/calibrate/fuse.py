@@ -37,7 +37,8 @@ def fuse(body: fx.GraphModule, dtype: torch.dtype = torch.float32, *, casts_inpu
     """
     _freeze_weights(body)
     for node in list(body.graph.nodes):
-        if isinstance(module_of(body, node), TrainableActivation):
+        module = module_of(body, node)
+        if isinstance(module, TrainableActivation) and module.spec.grid == "uniform":
             _absorb(body, node)
     for node in list(body.graph.nodes):
         limits = _limits(node)

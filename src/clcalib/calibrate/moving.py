@@ -84,4 +84,6 @@ def _gradient(rest: nn.Module, outputs: State, targets: State, position: int) ->
 
 def _grid_of(body: fx.GraphModule, node: fx.Node) -> CodeGrid | None:
     module = body.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return CodeGrid.of(module) if isinstance(module, ActivationQuantizer) else None
+    if not isinstance(module, ActivationQuantizer) or module.spec.grid != "uniform":
+        return None
+    return CodeGrid.of(module)

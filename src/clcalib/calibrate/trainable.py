@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.streams import StepStream
+from clcalib.fused.draws import keep_mask
+from clcalib.quant.functional import scale_gradient
+from clcalib.quant.grids import GRIDS
 from clcalib.quant.kernels import NO_LIMITS, activation, soft_round
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.rounding import floor_codes, harden, initial_v, offset_codes, offset_quantize
@@ -139,6 +142,8 @@ class TrainableActivation(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         factor = 1.0 / math.sqrt(x.numel() * max(self.spec.q_max, 1)) if self._has_factor else 1.0
+        if self.spec.grid != "uniform":
+            return self._on_grid(x, factor).to(self.dtype or x.dtype)
         return activation(
             x,
             self.scale,
@@ -151,6 +156,13 @@ class TrainableActivation(nn.Module):
             gradient_factor=factor,
             dtype=self.dtype,
         )
+
+    def _on_grid(self, x: Tensor, factor: float) -> Tensor:
+        """The plain passes of a grid without a kernel; nothing was taken in there (``fuse``)."""
+        spec, draw = self.spec, self._random.draw(self._keep)
+        scale = scale_gradient(self.scale, factor)
+        quantized = GRIDS[spec.grid](x, scale, self.zero_point, spec.q_min, spec.q_max)
+        return torch.where(keep_mask(x.shape, draw, x.device) > 0, quantized, x)
 
     def finished(self) -> ActivationQuantizer:
         """The plain quantizer with the trained scale, kept positive."""

@@ -8,10 +8,12 @@ from typing import Literal
 
 from torch import Tensor, fx, nn
 
+from clcalib.capture.attention import expand_attention
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.fold import fold_batch_norm
 from clcalib.capture.graph import extract, input_node, weighted_nodes
 from clcalib.capture.outputs import output_nodes
+from clcalib.capture.products import find_products
 from clcalib.capture.trace import trace
 from clcalib.capture.units import Unit, group_units
 from clcalib.errors import ArgumentError
@@ -61,6 +63,11 @@ class Chain:
         """The names of the layers that can be quantized, in execution order, each once."""
         return tuple(dict.fromkeys(name for name, _ in weighted_nodes(self.module)))
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The names of the matrix products of activations, as in attention, in execution order."""
+        return tuple(product.name for product in find_products(self.module.graph))
+
     def prefix(self, index: int) -> fx.GraphModule:
         """Images -> the inputs of unit ``index``."""
         return self.subgraph((self.input_name,), self._unit(index).inputs)
@@ -99,7 +106,13 @@ class Chain:
 
 
 def capture(
-    model: nn.Module, example: Tensor, *, unit: UnitKind = "block", fold: bool = True, patterns: Sequence[str] = ()
+    model: nn.Module,
+    example: Tensor,
+    *,
+    unit: UnitKind = "block",
+    fold: bool = True,
+    expand: bool = True,
+    patterns: Sequence[str] = (),
 ) -> Chain:
     """Turn a model into a chain of units.
 
@@ -108,6 +121,7 @@ def capture(
         example: images, shape (N, C, H, W) or any (N, ...).
         unit: "block" or "layer".
         fold: whether batch norm is folded into the layers before it.
+        expand: whether fused attention is written as its matrix products (``attention.py``), which can be quantized.
         patterns: globs of module paths; each module that matches is one unit.
 
     Raises:
@@ -116,6 +130,8 @@ def capture(
         NumericalError: a parameter or buffer is not finite.
     """
     module = trace(model, example)
+    if expand:
+        module = expand_attention(module)
     if fold:
         module = fold_batch_norm(module)
     return Chain(module, group_units(module, unit, patterns), _feature_name(module))

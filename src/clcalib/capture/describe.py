@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -20,6 +21,7 @@ from clcalib.capture.graph import (
     value_of,
     weighted_nodes,
 )
+from clcalib.capture.products import Product, find_products
 
 Shape = tuple[int | str, ...]
 
@@ -36,7 +38,7 @@ _FLOAT = (
 
 @dataclass(frozen=True)
 class UnitRow:
-    """One unit in the table; the batch is "N"; MACs are multiply-accumulates of the layers for one image."""
+    """One unit in the table; the batch is "N"; MACs are multiply-accumulates of layers and products for one image."""
 
     index: int
     name: str
@@ -46,11 +48,13 @@ class UnitRow:
     layers: tuple[str, ...]
     parameters: int
     macs: int
+    products: tuple[str, ...] = ()  # of two activations, as in attention
 
 
 def describe(chain: Chain) -> list[UnitRow]:
     """One row per unit, in execution order."""
     nodes = {node.name: node for node in chain.module.graph.nodes}
+    products = {product.node.name: product for product in find_products(chain.module.graph)}
     rows = []
     for index, unit in enumerate(chain.units):
         rows.append(
@@ -62,7 +66,10 @@ def describe(chain: Chain) -> list[UnitRow]:
                 output_shapes=tuple(_shape(value_of(nodes[name])) for name in unit.outputs),
                 layers=unit.layers,
                 parameters=sum(parameter.numel() for parameter in chain.body(index).parameters()),
-                macs=sum(_macs(nodes[name]) for name in unit.nodes),
+                macs=sum(
+                    _product_macs(products[name]) if name in products else _macs(nodes[name]) for name in unit.nodes
+                ),
+                products=tuple(products[name].name for name in unit.nodes if name in products),
             )
         )
     return rows
@@ -82,12 +89,18 @@ def _kind(node: fx.Node) -> str:
     return f"{'depthwise' if groups == channels else 'grouped'} {name}"
 
 
-def float_operators(chain: Chain) -> dict[str, int]:
-    """How often each operator occurs that computes in float after quantization, since it is no layer of the policy.
+def float_operators(chain: Chain, quantized: Collection[str]) -> dict[str, int]:
+    """How often each operator occurs that computes in float after quantization.
 
     Additions, pooling, rectifiers and what only moves values are left out: they work on codes as well.
+
+    Args:
+        chain: the float chain.
+        quantized: names of the layers and products whose inputs are quantized.
     """
+    products = find_products(chain.module.graph)
     weighted = {node for _, node in weighted_nodes(chain.module)}
+    weighted |= {product.node for product in products if product.name in quantized}
     found: Counter[str] = Counter()
     for node in data_nodes(chain.module.graph):
         name = operator_name(node)
@@ -119,6 +132,12 @@ def _macs(node: fx.Node) -> int:
     is_transposed = name.startswith("conv_transpose") or (name == "convolution" and bool(node.args[6]))
     value = value_of(node.args[0] if is_transposed else node)  # type: ignore[arg-type]
     return _per_image(value) * int(math.prod(weight.shape[1:]))
+
+
+def _product_macs(product: Product) -> int:
+    """Elements of the result times the axis that is summed over; an einsum's axes have no fixed places: 0."""
+    is_einsum = operator_name(product.node) == "einsum"
+    return 0 if is_einsum else _per_image(value_of(product.node)) * int(value_of(product.left).shape[-1])
 
 
 def _per_image(value: Tensor) -> int:

@@ -34,7 +34,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     Args:
         model: takes one image tensor, returns one tensor or several in any structure; then the graph returns a flat
             tuple of them (:func:`clcalib.capture.outputs.whole` makes the structure again).
-        example: images, shape (N, C, H, W) or any (N, ...); the first two are used.
+        example: images, shape (N, C, H, W) or any (N, ...), or the numbers of tokens; the first two are used.
 
     Raises:
         ArgumentError: the model refuses the example (wrong channel count, wrong size), or is not in float32.
@@ -73,9 +73,12 @@ def _silent_torch() -> Iterator[None]:
 def _check_example(example: object) -> None:
     if not isinstance(example, Tensor):
         raise ArgumentError("example", "a tensor of images", type(example).__name__)
-    if not example.is_floating_point() or example.dim() < 2 or example.numel() == 0:
+    is_number = example.is_floating_point() or example.dtype in (torch.int32, torch.int64)
+    if not is_number or example.dim() < 2 or example.numel() == 0:
         got = f"{example.dtype} of shape {tuple(example.shape)}"
-        raise ArgumentError("example", "at least one image of floating point numbers, (N, C, H, W)", got)
+        raise ArgumentError(
+            "example", "at least one image of floating point numbers, (N, C, H, W), or tokens, (N, T) int64", got
+        )
 
 
 def _check_signature(model: nn.Module) -> None:

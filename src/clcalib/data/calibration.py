@@ -1,6 +1,7 @@
 """The images that the package works on: frozen, checked once, and with their provenance.
 
 Everything later may rely on it: at least one image, all of one shape, float32, finite, contiguous, on the CPU.
+For a network of language, an "image" is a row of token numbers, int64.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from clcalib.errors import DataError
+
+_TOKENS = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class CalibrationSet:
     """The images that a quantized model is calibrated on; made by ``from_tensor`` or ``from_images``.
 
     Args:
-        images: (N, C, H, W), or any (N, ...), float32, contiguous, on the CPU, finite.
+        images: (N, C, H, W), or any (N, ...), float32, contiguous, on the CPU, finite; or tokens (N, T), int64.
         provenance: where they came from.
 
     Raises:
@@ -65,16 +68,17 @@ class CalibrationSet:
         indices: Sequence[int] | None = None,
         transform: str = "none",
     ) -> Self:
-        """Take a private float32 copy of ``images`` (N, ...), on the CPU.
+        """Take a private float32 copy of ``images`` (N, ...), on the CPU; int64 for tokens.
 
         Args:
-            images: (N, C, H, W) or any (N, ...), of any floating type, on any device, already normalised.
+            images: (N, C, H, W) or any (N, ...), of any floating type, on any device, already normalised; or numbers of
+                tokens, int32 or int64.
             source: where they came from.
             indices: their places in the source.
             transform: what was done to them.
 
         Raises:
-            DataError: no image, not a floating type, fewer than 2 dimensions, or a value that is not finite.
+            DataError: no image, another type, fewer than 2 dimensions, or a value that is not finite.
         """
         copy = _private_copy(images)
         return cls(copy, _provenance(copy, source, indices, transform))
@@ -197,9 +201,9 @@ def _provenance(images: Tensor, source: str, indices: Sequence[int] | None, tran
     return Provenance(source, places, transform, digest(images))
 
 
-def _private_copy(images: Tensor) -> Tensor:  # (N, ...) any float -> (N, ...) float32
+def _private_copy(images: Tensor) -> Tensor:  # (N, ...) any float -> (N, ...) float32; tokens -> int64
     _check_kind(images)
-    copy = images.detach().to("cpu", torch.float32, copy=True)
+    copy = images.detach().to("cpu", torch.float32 if images.is_floating_point() else torch.int64, copy=True)
     return copy.contiguous()
 
 
@@ -216,7 +220,7 @@ def _check_kind(images: object) -> None:
         raise DataError(
             "images", "a tensor (N, ...)", type(images).__name__, "use from_images for a sequence of images"
         )
-    if not images.is_floating_point():
+    if not images.is_floating_point() and images.dtype not in _TOKENS:
         raise DataError(
             "images", "a floating type", images.dtype, "normalise the images as in training, for example with Transform"
         )
@@ -228,7 +232,7 @@ def _check_kind(images: object) -> None:
 
 def _check(images: Tensor) -> None:
     _check_kind(images)
-    if images.dtype != torch.float32 or images.device.type != "cpu" or not images.is_contiguous():
+    if images.dtype not in (torch.float32, torch.int64) or images.device.type != "cpu" or not images.is_contiguous():
         raise DataError(
             "images", "contiguous float32 on the CPU", f"{images.dtype} on {images.device}", "use from_tensor"
         )

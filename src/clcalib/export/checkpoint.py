@@ -53,6 +53,7 @@ class Origin:
         input_shape: of one image, or of one row of a submodule's inputs, without the batch.
         submodule: the path of the part that was captured; None for the whole model.
         form: what that part takes.
+        input_dtype: "float32", or "int64" for tokens.
     """
 
     unit: UnitKind
@@ -60,6 +61,7 @@ class Origin:
     input_shape: tuple[int, ...]
     submodule: str | None = None
     form: InputForm | None = None
+    input_dtype: str = "float32"
 
 
 def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
@@ -104,7 +106,8 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
         tensors = load_tensors(payload)
         policy = tuple(_row_from_json(row) for row in description["policy"])
         part = _part(model, description)
-        example = torch.zeros(2, *description["input_shape"])
+        dtype = torch.int64 if description.get("input_dtype") == "int64" else torch.float32
+        example = torch.zeros(2, *description["input_shape"], dtype=dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainModeWarning)  # only the architecture of the model matters here
             module = model if part is None else part.module
@@ -208,17 +211,15 @@ def _row_to_json(row: LayerPolicy) -> dict[str, Any]:
         "reason": row.reason,
         "weight": None if row.weight is None else _spec_to_json(row.weight),
         "input": None if row.input is None else _spec_to_json(row.input),
+        "right": None if row.right is None else _spec_to_json(row.right),
     }
 
 
 def _row_from_json(row: dict[str, Any]) -> LayerPolicy:
-    weight, read = row["weight"], row["input"]
-    return LayerPolicy(
-        row["layer"],
-        None if weight is None else _spec_from_json(weight),
-        None if read is None else _spec_from_json(read),
-        row["reason"],
+    weight, read, right = (
+        None if row.get(side) is None else _spec_from_json(row[side]) for side in ("weight", "input", "right")
     )
+    return LayerPolicy(row["layer"], weight, read, row["reason"], right=right)
 
 
 def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:
@@ -229,4 +230,4 @@ def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:
 def _spec_from_json(spec: dict[str, Any]) -> QuantSpec:
     axis = spec["axis"]
     granularity = PerTensor() if axis is None else PerChannel(axis)
-    return QuantSpec(spec["bits"], spec["is_symmetric"], spec["is_signed"], granularity)
+    return QuantSpec(spec["bits"], spec["is_symmetric"], spec["is_signed"], granularity, spec.get("grid", "uniform"))

@@ -18,8 +18,9 @@ from clcalib.errors import ConstantChannelWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides, build_policy
 from clcalib.quant.ranges import RangeRule, is_constant
+from clcalib.quant.reads import Read, find_reads
 from clcalib.quant.rounding import nearest
-from clcalib.quant.spec import PerChannel, QuantSpec
+from clcalib.quant.spec import Grid, PerChannel, QuantSpec
 
 Layers = Sequence[tuple[str, fx.Node]]  # in execution order
 
@@ -43,7 +44,8 @@ class QuantizedChain:
         chain: the quantized graph; its units have the names, kinds and order of the float chain's.
         weights: layer -> name of its ``IntegerWeight`` inside ``chain.module``.
         activations: layer -> name of the quantizer of the tensor that it reads.  Of layers that share one, the first
-            is named; the further calls of a layer that is called more than once are ``layer#2`` and so on.
+            is named; the further calls of a layer that is called more than once are ``layer#2`` and so on.  A product
+            of activations reads two, its own name and ``name.right``.
         sources: layer -> path of its float weight inside the float chain's module.
         policy: the rows that it was made from.
     """
@@ -80,40 +82,64 @@ def chain_policy(
     setting: str = "qdrop",
     overrides: Overrides | None = None,
     first_last_bits: EdgeBits = EDGE_BITS,
+    grids: Mapping[str, Grid] | None = None,
 ) -> tuple[LayerPolicy, ...]:
-    """The rows of ``build_policy`` for a chain's layers, as ``fit_policy`` can carry them out."""
-    kinds = layer_kinds(chain.module)
-    rows = build_policy(chain.layers, bits, setting, overrides, first_last_bits=first_last_bits, kinds=kinds)
-    return fit_policy(chain, rows)
+    """The rows of ``build_policy`` for a chain's layers and products, as ``fit_policy`` can carry them out."""
+    rows = build_policy(
+        chain.layers,
+        bits,
+        setting,
+        overrides,
+        first_last_bits=first_last_bits,
+        kinds=layer_kinds(chain.module),
+        products=chain.products,
+    )
+    return fit_policy(chain, rows, grids)
 
 
-def fit_policy(chain: Chain, policy: Sequence[LayerPolicy]) -> tuple[LayerPolicy, ...]:
+def fit_policy(
+    chain: Chain, policy: Sequence[LayerPolicy], grids: Mapping[str, Grid] | None = None
+) -> tuple[LayerPolicy, ...]:
     """Return the rows as they can be carried out on this chain; this is the table that is shown.
 
-    A tensor has one quantizer, so layers that read the same tensor share the largest of their widths.  The image is
-    never quantized.  Weights of transposed convolutions have their output channels on axis 1 (with groups they are
-    quantized per input channel, as no axis holds the output channels).
+    The rows come in execution order.  A tensor has one quantizer, so layers that read the same tensor share the largest
+    of their widths.  The image is never quantized.  Weights of transposed convolutions have their output channels on
+    axis 1 (with groups they are quantized per input channel, as no axis holds the output channels).
+
+    Args:
+        chain: the float chain.
+        policy: the rows of ``build_policy``.
+        grids: "softmax" or "gelu" -> the grid of the tensors that come from one; uniform where nothing is said.
     """
-    readers: dict[str, list[str]] = {}
-    transposed: set[str] = set()
-    for layer, node in weighted_nodes(chain.module):
-        readers.setdefault(node.all_input_nodes[0].name, []).append(layer)
-        if "transpose" in operator_name(node) and groups_of(node) == 1:
-            transposed.add(layer)
-    shared = {layer: [other for other in group if other != layer] for group in readers.values() for layer in group}
-    image = set(readers.get(chain.input_name, ()))
+    reads = find_reads(chain.module)
+    places = {name: place for place, name in enumerate(dict.fromkeys(read.name for read in reads))}
+    transposed = {
+        layer
+        for layer, node in weighted_nodes(chain.module)
+        if "transpose" in operator_name(node) and groups_of(node) == 1
+    }
     rows = {row.layer: row for row in policy}
     fitted = []
-    for row in policy:
-        specs = [spec for layer in (row.layer, *shared[row.layer]) if (spec := rows[layer].input) is not None]
-        widest = max(specs, key=lambda spec: spec.bits, default=None)
-        weight, read, reason = row.weight, None if row.layer in image else widest, row.reason
-        if read != row.input:
-            note = "image not quantized" if read is None else f"reads the same tensor as {shared[row.layer][0]}"
-            reason = f"{reason}; {note}" if reason else note
+    for row in sorted(policy, key=lambda row: places[row.layer]):
+        weight, reason = row.weight, row.reason
+        sides: dict[str, QuantSpec | None] = {"input": row.input, "right": row.right}
+        for read in (read for read in reads if read.name == row.layer):
+            is_image = read.tensor.name == chain.input_name
+            others = [other for other in reads if other.tensor is read.tensor]
+            specs = [spec for other in others if (spec := other.spec(rows.get(other.name))) is not None]
+            sides[read.side] = None if is_image else max(specs, key=lambda spec: spec.bits, default=None)
+            if sides[read.side] != read.spec(row):
+                (other, *_) = [other.name for other in others if other.name != row.layer] or [row.layer]
+                note = "image not quantized" if is_image else f"reads the same tensor as {other}"
+                reason = f"{reason}; {note}" if reason else note
+            grid = (grids or {}).get(read.source, "uniform")
+            if (spec := sides[read.side]) is not None and grid != "uniform":
+                sides[read.side] = spec.on(grid)
         if weight is not None and row.layer in transposed and isinstance(weight.granularity, PerChannel):
             weight = dataclasses.replace(weight, granularity=PerChannel(1))
-        fitted.append(dataclasses.replace(row, weight=weight, input=read, reason=reason))
+        fitted.append(
+            dataclasses.replace(row, weight=weight, input=sides["input"], right=sides["right"], reason=reason)
+        )
     return tuple(fitted)
 
 
@@ -125,7 +151,7 @@ def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: 
 
     Args:
         chain: the float chain; not changed.
-        policy: one row for each layer, as ``fit_policy`` returns them.
+        policy: one row for each layer, as ``fit_policy`` returns them, and for products, which else stay in float.
         weight_rule: chooses scale and zero point of each weight.
 
     Warns:
@@ -134,8 +160,8 @@ def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: 
     rows = {row.layer: row for row in policy}
     module = copy.deepcopy(chain.module)
     layers = weighted_nodes(module)
+    activations, renamed = _insert_activations(module, rows)
     weights = _insert_weights(module, layers, rows, weight_rule)
-    activations, renamed = _insert_activations(module, layers, rows)
     sources = {layer: _parameter(node) for layer, node in weighted_nodes(chain.module)}
     module.graph.eliminate_dead_code()
     # Built anew from the graph, the module holds what the graph reads and nothing else: no float weight stays behind.
@@ -179,27 +205,25 @@ def _nearest_weight(layer: str, weight: Tensor, spec: QuantSpec, rule: RangeRule
 
 
 def _insert_activations(
-    module: fx.GraphModule, layers: Layers, rows: Mapping[str, LayerPolicy]
+    module: fx.GraphModule, rows: Mapping[str, LayerPolicy]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    readers: dict[fx.Node, list[str]] = {}
-    for layer, node in layers:
-        tensor = node.args[0]
-        if isinstance(tensor, fx.Node) and rows[layer].input is not None:
-            readers.setdefault(tensor, []).append(layer)
+    readers: dict[fx.Node, tuple[Read, QuantSpec]] = {}
+    for read in find_reads(module):
+        spec = read.spec(rows.get(read.name))
+        if spec is not None:
+            readers.setdefault(read.tensor, (read, spec))
     names: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    for index, (tensor, names_of_readers) in enumerate(readers.items()):
-        spec = rows[names_of_readers[0]].input
-        assert spec is not None
-        name = f"activation_{index}_{_identifier(names_of_readers[0])}"
+    for index, (tensor, (read, spec)) in enumerate(readers.items()):
+        name = f"activation_{index}_{_identifier(read.key)}"
         module.add_submodule(name, Unquantized(spec))
         with module.graph.inserting_after(tensor):
             quantized = module.graph.call_module(name, (tensor,))
         for user in [user for user in tensor.users if user is not quantized]:
             user.replace_input_with(tensor, quantized)
         quantized.meta = dict(tensor.meta)
-        count = sum(key.partition("#")[0] == names_of_readers[0] for key in names)
-        names[names_of_readers[0] + (f"#{count + 1}" if count else "")] = name
+        count = sum(key.partition("#")[0] == read.key for key in names)
+        names[read.key + (f"#{count + 1}" if count else "")] = name
         renamed[tensor.name] = quantized.name
     return names, renamed
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clcalib.quant.functional import dequantize, fake_quantize
+from clcalib.quant.functional import dequantize
+from clcalib.quant.grids import GRIDS
 from clcalib.quant.spec import QParams, QuantSpec
 
 
@@ -31,7 +32,7 @@ class IntegerWeight(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """x -> s * (clamp(round(x / s) + z, q_min, q_max) - z), one scale for the tensor."""
+    """x -> s * (clamp(round(x / s) + z, q_min, q_max) - z), one scale for the tensor; or another of ``GRIDS``."""
 
     scale: Tensor
     zero_point: Tensor
@@ -43,4 +44,4 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", parameters.zero_point.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, self.scale, self.zero_point, self.spec.q_min, self.spec.q_max)
+        return GRIDS[self.spec.grid](x, self.scale, self.zero_point, self.spec.q_min, self.spec.q_max)

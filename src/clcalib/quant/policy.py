@@ -21,6 +21,7 @@ WIDTHS = '"W4A8", "W4" or "A8" (2 to 8, 32 for float), or "float"'
 EdgeBits = int | Literal["same"] | None
 
 _WIDTHS = re.compile(r"(?=.)(?:w(\d+))?(?:a(\d+))?", re.IGNORECASE)
+_PRODUCT = "product"  # the kind of a matrix product of activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +100,17 @@ Overrides = Mapping[str, Bits | Override | str]
 
 @dataclasses.dataclass(frozen=True)
 class LayerPolicy:
-    """One row: the widths of a layer's weight and of the tensor that it reads, and what kind of layer it is."""
+    """One row: the widths of a layer's weight and of the tensor that it reads, and what kind of layer it is.
+
+    A product of two activations, as in attention, has a row too: no weight, and a second tensor, ``right``.
+    """
 
     layer: str
     weight: QuantSpec | None
     input: QuantSpec | None
     reason: str
     kind: str = ""
+    right: QuantSpec | None = None
 
 
 def build_policy(
@@ -116,6 +121,7 @@ def build_policy(
     *,
     first_last_bits: EdgeBits = EDGE_BITS,
     kinds: Mapping[str, str] | None = None,
+    products: Sequence[str] = (),
 ) -> tuple[LayerPolicy, ...]:
     """Return one row for each layer, in execution order.
 
@@ -133,6 +139,8 @@ def build_policy(
         first_last_bits: the width of the first and the last layer in place of 8; None leaves them in float, ``"same"``
             gives them those of all others.
         kinds: layer -> its kind in words, such as ``"depthwise conv2d"``.
+        products: names of matrix products of activations (``Chain.products``), whose rows come last; both their factors
+            have the activations' width.
 
     Raises:
         ArgumentError: an unknown setting, or a pattern that fits no layer.
@@ -142,20 +150,21 @@ def build_policy(
     if setting not in SETTINGS:
         raise ArgumentError("setting", f"one of {', '.join(SETTINGS)}", repr(setting))
     _check_edge_bits(first_last_bits)
-    kinds = kinds or {}
+    kinds = {**(kinds or {}), **dict.fromkeys(products, _PRODUCT)}
     parsed = {pattern: _override(pattern, widths) for pattern, widths in (overrides or {}).items()}
     for pattern in parsed:
-        _check_fits(pattern, layers, kinds)
+        _check_fits(pattern, (*layers, *products), kinds)
     rows = []
-    for index, layer in enumerate(layers):
-        widths, reason = _default(index, len(layers), bits, setting, first_last_bits)
+    for index, layer in enumerate((*layers, *products)):
+        is_product = index >= len(layers)
+        widths, reason = (bits, "") if is_product else _default(index, len(layers), bits, setting, first_last_bits)
         for pattern, override in parsed.items():
             if _fits(pattern, layer, kinds.get(layer, "")):
                 widths = override if isinstance(override, Bits) else override.applied_to(widths)
                 own = override.reason if isinstance(override, Override) else ""
                 reason = own or f"override {pattern}"
-        read = None if index == 0 else input_spec(widths)
-        rows.append(LayerPolicy(layer, weight_spec(widths), read, reason, kinds.get(layer, "")))
+        weight, read = None if is_product else weight_spec(widths), None if index == 0 else input_spec(widths)
+        rows.append(LayerPolicy(layer, weight, read, reason, kinds.get(layer, ""), read if is_product else None))
     return tuple(rows)
 
 

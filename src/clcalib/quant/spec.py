@@ -7,6 +7,7 @@ A ``QuantSpec`` fixes b, q_min and q_max; ``QParams`` holds s and z.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class PerChannel:
 
 
 Granularity = PerTensor | PerChannel
+Grid = Literal["uniform", "log2", "log_sqrt2", "twin"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class QuantSpec:
         is_symmetric: whether the zero point is fixed to the middle code.
         is_signed: whether the codes start at -2^(b-1) instead of 0.
         granularity: how much of a tensor shares one scale.
+        grid: where the values lie (``quant/grids.py``); all but ``"uniform"`` are for activations: per tensor and
+            asymmetric, ``"twin"`` signed and the logarithmic ones unsigned.
 
     Raises:
         ArgumentError: an argument is out of its range or has the wrong type.
@@ -72,6 +76,7 @@ class QuantSpec:
     is_symmetric: bool = False
     is_signed: bool = False
     granularity: Granularity = PerTensor()
+    grid: Grid = "uniform"
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not MINIMUM_BITS <= self.bits <= MAXIMUM_BITS:
@@ -81,6 +86,15 @@ class QuantSpec:
                 raise ArgumentError(name, "True or False", repr(getattr(self, name)))
         if not isinstance(self.granularity, PerTensor | PerChannel):
             raise ArgumentError("granularity", "PerTensor() or PerChannel(axis)", repr(self.granularity))
+        if self.grid not in get_args(Grid):
+            raise ArgumentError("grid", f"one of {', '.join(get_args(Grid))}", repr(self.grid))
+        form = (self.is_symmetric, self.is_signed, self.granularity)
+        if self.grid != "uniform" and form != (False, self.grid == "twin", PerTensor()):
+            raise ArgumentError("grid", "'uniform' for this granularity and these signs", repr(self.grid))
+
+    def on(self, grid: Grid) -> QuantSpec:
+        """The same width on another grid, per tensor."""
+        return self if grid == self.grid else QuantSpec(self.bits, is_signed=grid == "twin", grid=grid)
 
     @property
     def q_min(self) -> int:

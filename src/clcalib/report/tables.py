@@ -17,7 +17,7 @@ _PERCENT = 100.0
 
 
 def policy_table(rows: Sequence[LayerPolicy]) -> Table:
-    """Which layer gets how many bits for its weight and for the tensor that it reads, and why."""
+    """Which layer gets how many bits for its weight and for the tensor that it reads (a product reads two), and why."""
     table = new_table("Policy: bits of weights and inputs")
     has_kind = any(row.kind for row in rows)
     table.add_column("layer", overflow="fold", style="bold")
@@ -28,7 +28,8 @@ def policy_table(rows: Sequence[LayerPolicy]) -> Table:
     table.add_column("why")
     for row in rows:
         kind = [Text(row.kind)] if has_kind else []
-        table.add_row(Text(row.layer), *kind, _bits(row.weight), _bits(row.input), Text(row.reason))
+        read = _bits(row.input) if row.right is None else f"{_bits(row.input)}, {_bits(row.right)}"
+        table.add_row(Text(row.layer), *kind, _bits(row.weight), read, Text(row.reason))
     return table
 
 
@@ -41,11 +42,15 @@ def description_table(rows: Sequence[UnitRow]) -> Table:
     table.add_column("kind", no_wrap=True)
     table.add_column("input -> output", overflow="fold")
     table.add_column("layers", justify="right", no_wrap=True, footer=str(sum(len(row.layers) for row in rows)))
+    products = sum(len(row.products) for row in rows)
+    if products:
+        table.add_column("products", justify="right", no_wrap=True, footer=str(products))
     table.add_column("params", justify="right", no_wrap=True, footer=short(sum(row.parameters for row in rows)))
     table.add_column("MACs", justify="right", no_wrap=True, footer=short(sum(row.macs for row in rows)))
     for row in rows:
         shapes = f"{_shapes(row.input_shapes)} -> {_shapes(row.output_shapes)}"
-        numbers = (str(len(row.layers)), short(row.parameters), short(row.macs))
+        counts = (str(len(row.layers)), str(len(row.products))) if products else (str(len(row.layers)),)
+        numbers = (*counts, short(row.parameters), short(row.macs))
         table.add_row(str(row.index), Text(row.name), row.kind, shapes, *numbers)
     return table
 
@@ -187,7 +192,9 @@ def new_table(title: str) -> Table:
 
 
 def _bits(spec: QuantSpec | None) -> str:
-    return "float" if spec is None else str(spec.bits)
+    if spec is None:
+        return "float"
+    return str(spec.bits) if spec.grid == "uniform" else f"{spec.bits} {spec.grid}"
 
 
 def _change(measured: OnImages | None, *, is_held_out: bool = False, digits: int | None = None) -> str:

@@ -10,6 +10,7 @@ from clcalib.calibrate.recipes.brecq import brecq
 from clcalib.calibrate.recipes.cl_calib import cl_calib, with_contrastive
 from clcalib.calibrate.recipes.fast import fast
 from clcalib.calibrate.recipes.genie_m import genie_m
+from clcalib.calibrate.recipes.glf_q import glf_q
 from clcalib.calibrate.recipes.gptq import gptq
 from clcalib.calibrate.recipes.last_phase import with_last_phase
 from clcalib.calibrate.recipes.nearest import nearest
@@ -29,6 +30,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "straight_through": straight_through,
     "pd_quant": pd_quant,
     "cl_calib": cl_calib,
+    "glf_q": glf_q,
     "fast": fast,
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "cl_calib",
     "fast",
     "genie_m",
+    "glf_q",
     "gptq",
     "nearest",
     "pd_quant",
