@@ -8,9 +8,9 @@ whether bits repeat.
 ResNet-18 with random weights, random images of 224 x 224, W2A2, batch 32, the term at every fourth step on eight images
 of the batch.  A step's time is that between the first and the last reported step of a unit, by CUDA events, the least
 of the runs; it contains the unit's share of what recording CUDA graphs takes, which weighs more at 300 steps than at
-20,000. As many runs of at most 300 steps go without graphs (``CLCALIB_GRAPHS=0``); it is told whether graphs were
-used, and if not, why. One more run is profiled for fifty steps of its middle unit. The runs have one seed: their
-codes and scales are compared bit for bit. Where there is no CUDA device this says so and does nothing. Writes
+20,000.  As many runs of at most 300 steps go without graphs (``CLCALIB_GRAPHS=0``); it is told whether graphs were
+used, and if not, why.  One more run is profiled for fifty steps of its middle unit.  The runs have one seed: their
+codes and scales are compared bit for bit.  Where there is no CUDA device this says so and does nothing.  Writes
 ``benchmarks/results/gpu_speed.json``.
 """
 
