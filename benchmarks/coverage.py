@@ -21,8 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
 import time
 import warnings
 from collections import Counter
@@ -58,14 +57,10 @@ PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "one", "table"))
+    parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--only", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--redo", action="store_true", help="also what has a result")
     options = parser.parse_args()
-    if options.action == "one":
-        (name,) = options.only
-        write(name, measured(name))
-        return
     if options.action == "run":
         for name in options.only:
             if options.redo or not path_of(name).exists():
@@ -91,18 +86,25 @@ def versions() -> dict[str, Any]:
 
 def in_own_process(name: str) -> None:
     start = time.time()
-    command = [sys.executable, __file__, "one", "--only", name]
-    try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-        if finished.returncode:
-            lines = finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"]
-            write(name, {"error": lines[-1][:300]})
-    except subprocess.TimeoutExpired:
+    process = multiprocessing.get_context("fork").Process(target=one, args=(name,))  # what is imported, it has
+    process.start()
+    process.join(LIMIT)
+    if process.is_alive():
+        process.kill()
         write(name, {"error": f"no result within {LIMIT} s"})
+    elif process.exitcode:
+        write(name, {"error": f"the process ended with {process.exitcode}"})
     row = json.loads(path_of(name).read_text())
     print(
         f"{name}: {row.get('error') or row.get('quantization_error') or 'ok'} ({time.time() - start:.0f} s)", flush=True
     )
+
+
+def one(name: str) -> None:
+    try:
+        write(name, measured(name))
+    except Exception as error:
+        write(name, {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"})
 
 
 def measured(name: str) -> dict[str, Any]:
