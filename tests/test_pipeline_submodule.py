@@ -149,5 +149,5 @@ def test_a_checkpoint_of_a_part_needs_a_model_with_it(tmp_path):
 
 
 def test_a_model_in_half_precision_is_told():
-    with pytest.raises(ArgumentError, match="model: expected float32 everywhere, got float16 in .*model.float"):
+    with pytest.raises(ArgumentError, match="model: expected parameters in float32, got float16 in .*model.float"):
         clcalib.quantize(tiny().half(), CALIBRATION, recipe=QDROP, bits=BITS)

@@ -47,7 +47,12 @@ def test_a_detector_with_a_quantized_backbone_finds_nearly_the_same_boxes() -> N
     model = detector("ssdlite320_mobilenet_v3_large")
     images = torch.rand(4, 3, 64, 64)
     calibration = clcalib.CalibrationSet.from_tensor(images)
-    settings = {"recipe": clcalib.recipes.nearest(), "submodule": "backbone", "activation_range": "minmax"}
+    settings = {
+        "recipe": clcalib.recipes.nearest(),
+        "submodule": "backbone",
+        "weight_range": "minmax",
+        "activation_range": "minmax",
+    }
     with torch.no_grad():
         floats = model(list(images))
         threshold = float(torch.cat([image["scores"] for image in floats]).quantile(0.9))

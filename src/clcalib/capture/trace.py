@@ -94,16 +94,16 @@ def _check_signature(model: nn.Module) -> None:
 
 
 def _check_tensors(model: nn.Module) -> None:
-    """Raise for values that are not there, not float32, not on one device or not finite."""
+    """Raise for values that are not there, not on one device or not finite, and for parameters of another type."""
     devices: dict[torch.device, str] = {}
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
             devices.setdefault(tensor.device, name)
             if not tensor.is_floating_point():
                 continue
-            if tensor.dtype != torch.float32:
-                got = f"{str(tensor.dtype).removeprefix('torch.')} in the {kind} `{name}`"
-                raise ArgumentError("model", "float32 everywhere", got, "convert it with model.float()")
+            if kind == "parameter" and tensor.dtype != torch.float32:
+                got = f"{str(tensor.dtype).removeprefix('torch.')} in the parameter `{name}`"
+                raise ArgumentError("model", "parameters in float32", got, "convert it with model.float()")
             if tensor.device.type == "meta":
                 raise ArgumentError("model", "trained values", f"no values in the {kind} `{name}`", "load the weights")
             if not bool(torch.isfinite(tensor.detach()).all()):
