@@ -50,6 +50,8 @@ def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any
         recipe=cell.make(),
         bits=clcalib.Bits(2, cell.activations),
         seed=seed,
+        precision=cell.precision,
+        cache_precision=cell.cache_precision,
         measured_images=0,
     )
     seconds = time.process_time() - start
@@ -111,6 +113,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "test": spread(tested) if tested else None,
         "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs) / len(runs), 1),
         "commits": sorted({run["commit"] for run in runs}),
+        "machines": sorted({f"torch {run['torch']}, {run['machine']}" for run in runs}),
     }
 
 

@@ -32,6 +32,8 @@ class Cell:
         images: how many are calibrated on.
         augment: names of augmentations.
         copies: how many augmented copies of each image are added.
+        precision: of convolutions.
+        cache_precision: of the float network's stored values.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Cell:
     images: int = CALIBRATION_IMAGES
     augment: tuple[str, ...] = ()
     copies: int = 1
+    precision: str = "auto"
+    cache_precision: str = "float32"
 
     def make(self) -> Recipe:
         recipe = RECIPES[self.recipe](**self.options)
@@ -236,6 +240,16 @@ def last_phase() -> list[Cell]:
     return cells
 
 
+def cache_precision() -> list[Cell]:
+    """The float network's stored values in float32 and in bfloat16."""
+    cells = []
+    for activations in (2, 4):
+        for name in ("float32", "bfloat16"):
+            more = {"activations": activations, "precision": "float32", "cache_precision": name}
+            cells.append(Cell(f"fast-200-w2a{activations}-{name}", "fast", {"steps": 200}, **more))
+    return cells
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -266,6 +280,7 @@ GRIDS = {
     "straight_through": straight_through,
     "augmentation": augmentation,
     "last_phase": last_phase,
+    "cache_precision": cache_precision,
     "final": final,
     "curve": curve,
 }

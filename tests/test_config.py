@@ -46,7 +46,7 @@ def test_every_key_arrives(table: dict[str, Any]) -> None:
         "recipe": {"name": "brecq", "steps": 7, "activation_steps": 3},
         "contrastive": {"weight": 2, "read": "logits"},
         "last_phase": {"steps": 9, "start_share": 0.5},
-        "run": {"seed": 5, "threads": 1, "overwrite": True},
+        "run": {"seed": 5, "threads": 1, "overwrite": True, "cache_precision": "bfloat16"},
     }
     config = build(RunConfig, merge(table, more), "run.toml")
     recipe = make_recipe(config.recipe, config.contrastive, config.last_phase)
@@ -61,6 +61,7 @@ def test_every_key_arrives(table: dict[str, Any]) -> None:
     assert recipe.contrastive is not None
     assert recipe.contrastive["weight"] == 2
     assert config.run.seed == 5
+    assert config.run.cache_precision == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,9 @@ def test_all_problems_are_told_at_once(table: dict[str, Any], tmp_path: Path) ->
     assert "quantisation: unknown key; did you mean 'quantization'?" in told
     assert "quantization.weights: expected a whole number from 2 to 8, or 32 for float, got 9" in told
     assert "did you mean 'qdrop'?" in told
-    names = "adaround, brecq, fast, genie_m, glf_q, gptq, nearest, pd_quant, qdrop, scale_only, straight_through"
+    names = (
+        "adaround, brecq, cl_calib, fast, genie_m, glf_q, gptq, nearest, pd_quant, qdrop, scale_only, straight_through"
+    )
     assert f"recipe.name: expected one of {names}, got 'qdrp'; did you mean 'qdrop'?" in told
     assert "contrastive.tempature: unknown key; did you mean 'temperature'?" in told
     assert "run.device: expected" in told
