@@ -21,7 +21,16 @@ MOST_LINES = 400
 ORDER = (
     *("errors", "files", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
-    *("checks", "unit_records", "job", "pipeline", "timing", "estimate", "target_accuracy", "__init__"),  # the Python API; what follows is the command line, which uses it
+    *(
+        "checks",
+        "unit_records",
+        "job",
+        "pipeline",
+        "timing",
+        "estimate",
+        "target_accuracy",
+        "__init__",
+    ),  # the Python API; what follows is the command line, which uses it
     *("config_sources", "config_problems", "config_sections", "config", "model_source", "run", "cli", "__main__"),
 )
 # Beyond the order: a leaf, and parts that must work without what made a model.
