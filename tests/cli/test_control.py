@@ -62,7 +62,6 @@ def test_the_widths_are_kept_with_the_run(workplace: Path) -> None:
         (["--unit-pattern", "nowhere.*"], "patterns: expected globs that match a module path"),
         (["--max-drop", "0"], "target.max_drop: expected a number of percentage points above 0"),
         (["--guard-images", "32"], "guard.images: expected from 1 to 31 of the 32 calibration images"),
-        (["--max-drop", "1", "--set", 'data.evaluation=""'], "data.evaluation"),
     ],
 )
 def test_what_is_wrong_is_one_message(arguments: list[str], message: str, workplace: Path, capsys: Capture) -> None:
@@ -71,6 +70,13 @@ def test_what_is_wrong_is_one_message(arguments: list[str], message: str, workpl
     assert message in printed
     assert printed.count("error: ") == 1
     assert not (workplace / "out").exists()
+
+
+def test_a_target_needs_evaluation_images(workplace: Path, capsys: Capture) -> None:
+    lines = (workplace / "run.toml").read_text().splitlines()
+    (workplace / "run.toml").write_text("\n".join(line for line in lines if "evaluation" not in line))
+    assert main(["quantize", "run.toml", "--max-drop", "1", "--out", "out"]) == 2
+    assert "data.evaluation: expected evaluation images with --max-drop, got none" in capsys.readouterr().err
 
 
 def test_patterns_of_flags_come_behind_those_of_the_toml() -> None:
