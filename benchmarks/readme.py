@@ -267,6 +267,22 @@ def cache_bytes() -> str:
     return "\n".join([*lines, "", f"{about}; {'; '.join(machines_of(steps))}."])
 
 
+def estimates() -> str:
+    result = load("estimates")
+    lines = ["| run | CPU seconds | memory at the peak | in files | dry run |", "|---|---|---|---|---|"]
+    for case in result["cases"]:
+        said, taken = case["estimate"], case["run"]
+        seconds = f"{said['seconds']:.0f} said, {taken['seconds']:.0f} taken"
+        memory, files = (
+            f"{said[key] / 1e6:,.0f} MB said, {taken[key] / 1e6:,.0f} MB taken"
+            for key in ("peak_memory_bytes", "spilled_bytes")
+        )
+        own = f"{said['own_seconds']:.0f} s"
+        lines.append(f"| {case['case']} | {seconds} | {memory} | {files if taken['spilled_bytes'] else '-'} | {own} |")
+    about = "ResNet-20 and MobileNetV2, W2A4, 100 steps for each unit, 1,024 images, one thread"
+    return "\n".join([*lines, "", f"{about}; torch {result['torch']}, {result['machine']}."])
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measurements": measurements, "demo": demo},
     "docs/speed.md": {
@@ -280,6 +296,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "kernel times": lambda: decisions.kernel_times(load("kernel_choice")),
     },
     "docs/decisions/0008-what-the-study-says.md": {"study": lambda: decisions.study(load("study"))},
+    "docs/policy.md": {"estimates": estimates},
 }
 
 

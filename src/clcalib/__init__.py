@@ -10,9 +10,12 @@ from clcalib.capture.chain import Chain, capture
 from clcalib.capture.describe import describe
 from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
+from clcalib.data.division import halves, kept_aside
+from clcalib.estimate import Estimate, estimate
 from clcalib.pipeline import QuantizationResult, load, quantize
-from clcalib.quant.policy import Bits
+from clcalib.quant.policy import Bits, Override
 from clcalib.report.record import RunRecord
+from clcalib.target_accuracy import quantize_to_target
 
 __version__ = "0.1.0"
 
@@ -20,7 +23,9 @@ __all__ = [
     "Bits",
     "CalibrationSet",
     "Chain",
+    "Estimate",
     "EvaluationSet",
+    "Override",
     "Phase",
     "QuantizationResult",
     "Recipe",
@@ -29,8 +34,12 @@ __all__ = [
     "augmented",
     "capture",
     "describe",
+    "estimate",
+    "halves",
+    "kept_aside",
     "load",
     "quantize",
+    "quantize_to_target",
     "recipes",
     "with_contrastive",
     "with_last_phase",

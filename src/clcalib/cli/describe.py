@@ -61,9 +61,11 @@ def describe(
 ) -> None:
     """Print the units that a network is cut into, and the widths that every layer would get and why.
 
-    Units are what is reconstructed one after the other. Patterns of --bits and --float are globs of the layer names in
-    the second table, or @ and a word of a layer's kind there (@depthwise, @conv2d, @linear); the last one that fits
-    wins, over the first and last layer's 8 bits too. clcalib quantize takes the same flags.
+    Units are what is reconstructed one after the other.  Patterns of --bits
+    and --float are globs of the layer names in the second table, or @ and a
+    word of a layer's type there (@depthwise, @linear); the last one that fits
+    wins, over the 8 bits of the first and last layer too.  clcalib quantize
+    takes the same flags.
     """
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))

@@ -30,14 +30,13 @@ def estimate_table(estimate: Estimate) -> Table:
 
 def estimate_text(estimate: Estimate) -> Text:
     """Memory and disk, and what stays in float."""
-    stored = f"{short(estimate.stored_bytes)}B of it for the inputs and targets of units"
-    lines = [
-        f"memory: {short(estimate.peak_memory_bytes)}B at the peak, {stored}",
-        f"disk:   {short(estimate.spilled_bytes)}B in temporary files"
-        + ("" if estimate.spilled_bytes else ", as all of it is in memory (--memory-budget limits that)"),
-        f"float:  layers {', '.join(estimate.float_layers) or 'none'}",
-    ]
     operators = ", ".join(f"{name} ({count})" for name, count in estimate.float_operators.items())
-    lines.append(f"        operators that are no layers {operators or 'none'}")
-    lines.append("Nothing was written.")
+    lines = (
+        f"memory: {short(estimate.peak_memory_bytes)}B at the peak, {short(estimate.stored_bytes)}B of it stored "
+        "activations",
+        f"disk:   {short(estimate.spilled_bytes)}B in temporary files (--memory-budget)",
+        f"float:  layers: {', '.join(estimate.float_layers) or 'none'}",
+        f"        operators: {operators or 'none'}",
+        "Nothing was written.",
+    )
     return Text("\n".join(lines))

@@ -13,6 +13,9 @@ from clcalib.config_sources import Table, merge, parse_assignment, read_toml, wi
 from clcalib.errors import ArgumentError
 from clcalib.quant.policy import FLOAT, Override
 
+# Panels of the help.
+WIDTHS, ACCURACY, COST = "Widths and units", "Accuracy", "Time, memory and disk"
+
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration file; flags win over it.")
 ]
@@ -38,34 +41,46 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the configuration: --set data.count=512"),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu (default), cuda, cuda:N or mps.")
+    str | None,
+    typer.Option("--device", rich_help_panel=COST, metavar="NAME", help="cpu (default), cuda, cuda:N or mps."),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="CPU threads of torch; all cores by default.")
+    int | None,
+    typer.Option("--threads", rich_help_panel=COST, metavar="N", help="CPU threads of torch; all cores by default."),
 ]
 
 BitsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--bits",
-        metavar="[PATTERN=]W4A4",
-        help="Widths, 2 to 8 (32 is float); again with a pattern for some layers: 'layer4.*=W4A8', '@depthwise=W8A8'.",
+        rich_help_panel=WIDTHS,
+        metavar="WIDTHS",
+        help="W4A4: 2 to 8 bits, 32 is float; again, for some layers, 'layer4.*=W4A8', '@depthwise=W8'.",
     ),
 ]
 FloatOption = Annotated[
-    list[str] | None, typer.Option("--float", metavar="PATTERN", help="Leave these layers in float: '*.se.*', @linear.")
+    list[str] | None,
+    typer.Option(
+        "--float", rich_help_panel=WIDTHS, metavar="PATTERN", help="Leave these layers in float: '*.se.*', @linear."
+    ),
 ]
 EdgeBitsOption = Annotated[
     str | None,
     typer.Option(
         "--first-last-bits",
+        rich_help_panel=WIDTHS,
         metavar="N|same",
         help="Width of the first and the last layer; 8 by default.",
     ),
 ]
 UnitPatternOption = Annotated[
     list[str] | None,
-    typer.Option("--unit-pattern", metavar="GLOB", help="Make each module of these names one unit: 'layer1.*'."),
+    typer.Option(
+        "--unit-pattern",
+        rich_help_panel=WIDTHS,
+        metavar="GLOB",
+        help="Make each module of these names one unit: 'layer1.*'.",
+    ),
 ]
 
 _BITS = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)

@@ -15,6 +15,9 @@ from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipes import RECIPES
 from clcalib.cli.estimates import estimate_table, estimate_text
 from clcalib.cli.flags import (
+    ACCURACY,
+    COST,
+    WIDTHS,
     BitsOption,
     ConfigArgument,
     DeviceOption,
@@ -81,14 +84,17 @@ def quantize(
     bits: BitsOption = None,
     float_: FloatOption = None,
     first_last_bits: EdgeBitsOption = None,
-    weight_bits: Annotated[int | None, typer.Option("--weight-bits", metavar="N", help="Width of weights.")] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option("--weight-bits", rich_help_panel=WIDTHS, metavar="N", help="Width of weights.")
+    ] = None,
     activation_bits: Annotated[
-        int | None, typer.Option("--activation-bits", metavar="N", help="Width of activations.")
+        int | None, typer.Option("--activation-bits", rich_help_panel=WIDTHS, metavar="N", help="Width of activations.")
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
             "--max-drop",
+            rich_help_panel=ACCURACY,
             metavar="POINTS",
             help="Raise widths of the most sensitive units, run after run, until at most this is lost.",
         ),
@@ -119,11 +125,20 @@ def quantize(
     ] = None,
     guard: Annotated[
         bool | None,
-        typer.Option("--guard/--no-guard", help="Keep nearest rounding in units that get worse (default), or not."),
+        typer.Option(
+            "--guard/--no-guard",
+            rich_help_panel=ACCURACY,
+            help="Keep nearest rounding in units that get worse (default), or not.",
+        ),
     ] = None,
     guard_images: Annotated[
         int | None,
-        typer.Option("--guard-images", metavar="N", help="Keep N calibration images aside to judge that; default 0."),
+        typer.Option(
+            "--guard-images",
+            rich_help_panel=ACCURACY,
+            metavar="N",
+            help="Keep N calibration images aside to judge that; default 0.",
+        ),
     ] = None,
     settings: SetOption = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of everything random; 0 by default.")] = None,
@@ -133,6 +148,7 @@ def quantize(
         str | None,
         typer.Option(
             "--memory-budget",
+            rich_help_panel=COST,
             metavar="SIZE",
             help="Most memory for stored activations, 2GB say; the rest goes to files.",
         ),
@@ -141,6 +157,7 @@ def quantize(
         str | None,
         typer.Option(
             "--precision",
+            rich_help_panel=COST,
             metavar="NAME",
             help="Type of convolutions while optimising: auto (the faster one here), float32 or bfloat16.",
         ),
@@ -150,17 +167,22 @@ def quantize(
         bool | None, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = None,
     is_dry: Annotated[
-        bool, typer.Option("--dry-run", help="Print the time, memory and disk that it would take; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=COST, help="Print the time, memory and disk that it would take; write nothing."
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False,
 ) -> None:
     """Quantize a trained network with a few hundred images; nothing is retrained.
 
-    Leaves model.safetensors, model.json, run.json and config.json in the output folder. clcalib describe shows what
-    --bits and --float patterns mean for a network.
+    Leaves model.safetensors, model.json, run.json and config.json in the
+    output folder.  clcalib describe shows what --bits and --float patterns
+    mean for a network, and --dry-run what a run takes.
 
-    With --max-drop, half of the evaluation images choose the widths and the other half report; a third set that took
-    no part in any choice is needed for a figure to publish.
+    With --max-drop, half of the evaluation images choose the widths and the
+    other half report; a figure to publish needs a third set, which took no
+    part in any choice.
     """
     widths = quantization_flags(bits, first_last_bits, unit_pattern)
     widths |= {key: value for key, value in (("weights", weight_bits), ("activations", activation_bits)) if value}

@@ -127,7 +127,7 @@ def build_policy(
 
     The first and the last layer's weights and the last layer's input have 8 bits; the image itself is not quantized.
     ``"brecq"`` also gives the second layer's input 8 bits.  The two settings must not be mixed in one comparison.
-    A pattern wins over these rules, and a later pattern over an earlier one.
+    A pattern wins over these rules, and a later pattern over an earlier one; a width that it does not name stays.
 
     Args:
         layers: names in execution order.
