@@ -246,6 +246,5 @@ def test_the_process_itself_returns_the_code_and_one_line(workplace: Path) -> No
     assert finished.stdout == ""
     assert finished.stderr == (
         "error: run.toml: recipe.name: expected one of adaround, brecq, cl_calib, fast, genie_m, glf_q, gptq, nearest, "
-        "pd_quant, qdrop, scale_only, straight_through, got 'qdrp'; did you mean 'qdrop'?
-"
+        "pd_quant, qdrop, scale_only, straight_through, got 'qdrp'; did you mean 'qdrop'?\n"
     )

@@ -19,10 +19,17 @@ Capture = pytest.CaptureFixture[str]
 def test_describe_prints_every_unit_and_the_totals(workplace: Path, capsys: Capture) -> None:
     assert main(["describe", "--model", "net.py:build", "--shape", "3,8,8", "--unit", "layer"]) == 0
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines() if "│" in line]
+    units, widths = printed.split("Policy")
+    rows = [[cell.strip() for cell in line.split("│")] for line in units.splitlines() if "│" in line]
     assert [row[1] for row in rows] == ["0", "3", "7", "total"]
     assert rows[0][3:] == ["3x8x8 -> 4x8x8", "1", "112", "6.91k"]
     assert rows[-1][4:] == ["3", "275", "16.1k"]
+    layers = [[cell.strip() for cell in line.split("│")] for line in widths.splitlines() if "│" in line]
+    assert [row[:4] for row in layers] == [
+        ["0", "conv2d", "8", "float"],
+        ["3", "conv2d", "4", "4"],
+        ["7", "linear", "8", "8"],
+    ]
 
 
 def test_describe_takes_the_shape_from_the_images_of_a_toml(workplace: Path, capsys: Capture) -> None:

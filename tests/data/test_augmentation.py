@@ -15,7 +15,7 @@ from clcalib.data.calibration import CalibrationSet
 from clcalib.data.selection import uniforms
 from clcalib.errors import DataError, EqualCopiesWarning
 from clcalib.objectives.batch import Need
-from clcalib.pipeline import _keys
+from clcalib.job import _keys
 
 COUNT = 12
 
