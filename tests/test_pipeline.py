@@ -140,9 +140,7 @@ def test_damage_is_told(tmp_path, name, change, message):
 def test_another_architecture_is_told(tmp_path):
     quantize(recipe=clcalib.recipes.nearest()).save(tmp_path)
     other = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 4)).eval()
-    with pytest.raises(
-        CheckpointError, match="the file lacks 0.weight, 0.bias, 2.weight and 1 more; the model has no conv.weight"
-    ):
+    with pytest.raises(CheckpointError, match="does not fit Sequential: the file lacks"):
         clcalib.load(tmp_path, other)
     wider = tiny()
     wider.fc = torch.nn.Linear(8, 5)

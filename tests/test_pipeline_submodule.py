@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_architecture_tells_everything_at_once(tmp_path)
     assert "block.conv2.weight is (8, 8, 3, 3), expected (8, 8, 1, 1)" in message
     assert "fc.weight is (4, 8), expected (5, 8)" in message
     assert "fc.bias is (4,), expected (5,)" in message
-    with pytest.raises(CheckpointError, match="the model has no conv.weight, block.conv1.weight"):
+    with pytest.raises(CheckpointError, match="the model has no .*block.conv1.weight"):
         clcalib.load(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(512, 4)).eval())
 
 
