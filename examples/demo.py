@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from clcalib.cli.progress import observer_for
-from clcalib.config import RunConfig, build
+from clcalib.config import build
+from clcalib.config_sections import RunConfig
 from clcalib.config_sources import merge, read_toml
 from clcalib.files import write_atomically
 from clcalib.report.record import RunRecord

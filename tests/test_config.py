@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from clcalib.config import EvaluationConfig, ModelConfig, RunConfig, build, make_recipe
+from clcalib.config import build, make_recipe
+from clcalib.config_sections import EvaluationConfig, ModelConfig, RunConfig
 from clcalib.config_sources import merge, parse_assignment, read_toml, with_absolute_paths
 from clcalib.errors import ConfigError
 

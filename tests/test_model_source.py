@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clcalib.config import ModelSection
+from clcalib.config_sections import ModelSection
 from clcalib.errors import ArgumentError, CheckpointError
 from clcalib.model_source import load_model, load_weights
 
