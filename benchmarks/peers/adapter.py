@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-from demo_network import resnet20  # noqa: E402 - its folder is put on the path above
+from demo_network import resnet20
 
 Predict = Callable[[Tensor], Tensor]
 EDGE_BITS = 8

@@ -85,7 +85,7 @@ PEERS: dict[str, Peer] = {
         "image with 8 bits; weights asymmetric, a scale for each channel",
         {
             "ptq": Method("PTQ", "ranges by squared error, bias correction (its defaults)"),
-            "gptq": Method("GPTQ (gradients)", "its defaults, but 5 epochs in place of the tens it recommends"),
+            "gptq": Method("GPTQ (gradients)", "its defaults, 5 epochs as in the example of its documentation"),
         },
     ),
     "nncf": Peer(

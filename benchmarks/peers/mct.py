@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - what torchvision needs is declared before anything imports it
 """Sony's Model Compression Toolkit: post-training quantization, and its gradient-based form (GPTQ)."""
 
 from __future__ import annotations
