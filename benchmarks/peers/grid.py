@@ -114,7 +114,7 @@ PEERS: dict[str, Peer] = {
     ),
     "modelopt": Peer(
         "NVIDIA Model Optimizer",
-        (TORCH, "numpy", "requests", "nvidia-modelopt==0.47.0"),
+        (TORCH, "numpy", "requests", "huggingface_hub", "nvidia-modelopt==0.47.0"),
         ACADEMIC,
         "the image and shortcuts stay float; batch norm is not folded; weights symmetric, a scale for each channel",
         {
