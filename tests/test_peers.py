@@ -93,7 +93,9 @@ def test_the_verdict_names_the_better_one_and_counts_noise(page, theirs, words):
     }
     assert [one[1:] for one in page.ranking(runs, (4, 4))][-1] == ("ours", "nearest")
     assert words in page.verdict(runs, (4, 4))
+    assert "best of 1 that ran" in page.verdict(runs, (4, 4))
     assert "nothing to compare" in page.verdict(runs, (8, 8))
+    assert page.progress(runs).startswith("3 of ")
 
 
 def test_the_page_is_what_the_results_say(page):

@@ -91,6 +91,18 @@ def cell(runs: Runs, peer: str, method: str, widths: Widths) -> str:
     return "failed" if "failed" in run else f"{run['top1']:.2f} ({run['cpu_seconds']:.0f} s)"
 
 
+def progress(runs: Runs) -> str:
+    """How much of the grid there is: an empty cell is no verdict on a peer."""
+    names = [
+        name_of(peer, method, widths, SEED)
+        for peer, method in rows()
+        if not PEERS[peer].did_not_run
+        for widths in PEERS[peer].methods[method].widths
+    ]
+    done = sum(name in runs for name in names)
+    return f"{done} of {len(names)} runs are done; the others say `not run yet`, which is no verdict on the library."
+
+
 def table(runs: Runs) -> list[str]:
     lines = ["| | " + " | ".join(title_of(widths) for widths in WIDTHS) + " |", "|---" * (len(WIDTHS) + 1) + "|"]
     for peer, method in rows():
@@ -114,9 +126,10 @@ def verdict(runs: Runs, widths: Widths) -> str:
         return f"* **{title_of(widths)}**: nothing to compare yet."
     gap = ours[0] - theirs[0]
     limit = noise(max(ours[0], theirs[0]))
+    others = sum(one[1] != "ours" for one in order)
     word = "no difference beyond noise" if abs(gap) < limit else "ours is better" if gap > 0 else "the peer is better"
     return (
-        f"* **{title_of(widths)}**: best of ours {ours[0]:.2f} ({ours[2]}), best peer {theirs[0]:.2f} "
+        f"* **{title_of(widths)}**: best of ours {ours[0]:.2f} ({ours[2]}), best of {others} that ran {theirs[0]:.2f} "
         f"({title(*theirs[1:])}; placement: {PEERS[theirs[1]].placement}): {gap:+.2f} points, {word} ({limit:.1f})."
     )
 
@@ -161,6 +174,8 @@ def page(runs: Runs) -> str:
             f"Float: {done[0]['float_top1']:.2f} %. Top-1 in % (CPU seconds to quantize), {'; '.join(machines)}:",
             "",
             *table(runs),
+            "",
+            progress(runs),
             "",
             "## Who is ahead",
             "",
