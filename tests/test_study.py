@@ -34,8 +34,8 @@ def grid():
 
 
 @pytest.fixture
-def one():
-    return pytest.importorskip("study.one", exc_type=ImportError)  # fcntl: not on Windows
+def run_files():
+    return pytest.importorskip("run_files", exc_type=ImportError)  # fcntl: not on Windows
 
 
 def test_bootstrap_of_equal_values_has_no_width(stats):
@@ -135,14 +135,14 @@ def test_rates_are_multiplied(grid):
     assert double.phases[1] == plain.phases[1]
 
 
-def test_a_run_is_done_once(one, tmp_path):
+def test_a_run_is_done_once(run_files, tmp_path):
     path = tmp_path / "part" / "network" / "cell-seed0.json"
-    with one.claimed(path) as first, one.claimed(path) as second:
+    with run_files.claimed(path) as first, run_files.claimed(path) as second:
         assert (first, second) == (True, False)
-    with one.claimed(path) as again:  # the first one died without a result
+    with run_files.claimed(path) as again:  # the first one died without a result
         assert again
         path.write_text("{}")
-    with one.claimed(path) as late:
+    with run_files.claimed(path) as late:
         assert not late
     assert [file.name for file in path.parent.iterdir() if file.suffix != ".json"] == []
 
@@ -156,14 +156,14 @@ def row_of(cell, seed, accuracy):
     return {"key": cell.key, "seed": seed, **numbers, **place}
 
 
-def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
+def test_summary_and_page_of_made_up_runs(grid, run_files, tmp_path):
     import study.page
     import study.summary
 
     cells = [grid.ablation(None), grid.ablation({}), grid.ablation({"temperature": 0.1})]
     for gain, cell in enumerate(cells):
         for seed in range(5):
-            path = one.path_of(cell, seed, tmp_path)
+            path = run_files.path_of(cell.key, seed, tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(row_of(cell, seed, 70.0 + 2 * gain + seed)))
     result = study.summary.summarise(study.summary.read_runs(tmp_path, grid.STEPS), grid.STEPS)
@@ -185,7 +185,7 @@ def test_the_pages_are_those_of_the_result(name):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid, one):
+def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid):
     """At each common seed x1 is better; its two other seeds are low."""
     import study.summary
 
@@ -202,12 +202,12 @@ def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid, one):
     assert [row["plain"] for row in best] == [grid.rate_key("resnet20", "qdrop", 1.0, is_contrastive=False)]
 
 
-def test_other_steps_and_bounds_of_fewer_images_are_left_out(grid, one, tmp_path):
+def test_other_steps_and_bounds_of_fewer_images_are_left_out(grid, run_files, tmp_path):
     import study.summary
 
     cells = [grid.ablation(None), grid.ablation(None, steps=10), grid.ablation(None, 32)]
     for cell in cells:
-        path = one.path_of(cell, 0, tmp_path)
+        path = run_files.path_of(cell.key, 0, tmp_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row_of(cell, 0, 70.0)))
     runs = study.summary.read_runs(tmp_path, grid.STEPS)
