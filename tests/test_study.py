@@ -73,6 +73,19 @@ def test_t_interval_by_hand(stats):
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
 
 
+def test_the_crossed_interval_sees_both_seeds_and_images(stats):
+    random = np.random.default_rng(0)
+    images, seeds = random.normal(0, 1, 400), random.normal(0, 1, 50)
+    low, high = stats.crossed_interval(np.tile(images, (3, 1)))  # seeds that agree are no more images
+    assert (high - low) / 2 == pytest.approx(1.96 * images.std() / 20, rel=0.05)
+    low, high = stats.crossed_interval(np.tile(seeds[:, None], (1, 7)))
+    assert (high - low) / 2 == pytest.approx(1.96 * seeds.std() / 50**0.5, rel=0.05)
+    low, high = stats.crossed_interval(seeds[:, None] + images)
+    both = (images.var() / 400 + seeds.var() / 50) ** 0.5
+    assert (high - low) / 2 == pytest.approx(1.96 * both, rel=0.05)
+    assert stats.crossed_interval(np.ones((2, 5))) == (1.0, 1.0)
+
+
 def test_differences_are_paired_by_seed(stats):
     base = {0: 10.0, 1: 50.0, 2: 90.0, 7: 0.0}
     ours = {seed: value + gain for (seed, value), gain in zip(base.items(), (1.0, 2.0, 3.0, 4.0), strict=True)}

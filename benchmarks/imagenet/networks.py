@@ -224,7 +224,7 @@ class Network:
 
 
 def photographs(mean: tuple[float, ...], deviation: tuple[float, ...], size: int = 224) -> Transform:
-    """Bicubic for all: bilinear with Pillow blurs more than what MobileNetV2 was trained with, and costs it 2 points."""
+    """Bicubic for all: Pillow's bilinear blurs more than what MobileNetV2 was trained with, and costs it 2 points."""
     return Transform(round(size / 0.875), size, mean, deviation, "bicubic")
 
 

@@ -39,6 +39,8 @@ difference is in bold; of twenty that are none, one is bold by chance.  PD-Quant
 and MobileNetV2 the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be
 chosen by *selection*, the accuracy on 2,000 training images that are not calibrated on: the float networks were trained
 on them, so that its level is too high, and its order is what counts.
+
+Networks for ImageNet, with 1,000 classes: [imagenet.md](imagenet.md).
 """
 
 

@@ -1,0 +1,112 @@
+"""Write docs/imagenet.md from ``benchmarks/results/imagenet.json`` and nothing else.
+
+python benchmarks/imagenet/page.py            # writes
+python benchmarks/imagenet/page.py --check    # fails where the page says something else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from study.page import ROOT, accuracy, table
+
+RESULT = ROOT / "benchmarks" / "results" / "imagenet.json"
+PAGE = ROOT / "docs" / "imagenet.md"
+Row = dict[str, Any]
+
+ABOUT = """\
+# ImageNet networks, and what the contrastive term does on 1,000 classes
+
+Written by `benchmarks/imagenet/page.py` from `benchmarks/results/imagenet.json`; the runs are made by
+`benchmarks/imagenet/run.py`.  How the tables of the papers are made, with all of ImageNet:
+[benchmarks/imagenet.md](../benchmarks/imagenet.md).
+
+**These are no ImageNet accuracies.**  The networks have public ImageNet weights and are calibrated on training images
+of ImageNet, another choice for each seed.  They are judged on 1,000 labelled photographs from elsewhere (the
+development set of the NIPS 2017 adversarial competition, 299 x 299 pixels, made smaller and not cropped), which are
+curated and easier.  What counts is the *drop* against the float network on the same images, in points, and *agreement*:
+on how many of these images both name the same class, in %.  QDrop setting.
+
+Numbers are means ± standard deviation over seeds (their number).  *Difference* is contrastive less plain, seed by seed:
+the t interval over seeds (what another choice of calibration images and random numbers would give on these very
+images), then the interval of a bootstrap over seeds and images at once (what other images would give).  Both are at
+95 %; where neither holds zero, the difference is bold.  The term is computed at every fourth step on the whole batch;
+all else is the default of `with_contrastive`.
+"""
+HEADER = ["widths", "method", "drop", "agreement", "drop with the term", "difference of top-1", "of agreement", "CPU s"]
+
+
+def difference(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    intervals = [row[name] for name in ("t_interval", "seeds_and_images") if name in row]
+    is_bold = len(intervals) == 2 and (all(low > 0 for low, _ in intervals) or all(high < 0 for _, high in intervals))
+    text = f"**{row['mean']:+.2f}**" if is_bold else f"{row['mean']:+.2f}"
+    spans = [f"[{low:+.2f}, {high:+.2f}]" for low, high in intervals]
+    return " ".join([text, *(["t"] if "t_interval" in row else []), *spans, f"({row['n']})"])
+
+
+def tables(result: Row) -> list[str]:
+    """One for each network, number of images and number of steps; nearest rounding takes none and is in all."""
+    cells, lines = result["cells"], []
+    groups = dict.fromkeys(
+        (cell["network"], cell["calibration_images"], cell["steps"]) for cell in cells.values() if cell["steps"]
+    )
+    for network, images, steps in sorted(groups):
+        own = {
+            key: cell
+            for key, cell in cells.items()
+            if (cell["network"], cell["calibration_images"]) == (network, images) and cell["steps"] in (0, steps)
+        }
+        any_cell = next(iter(own.values()))
+        about = f"Float: {any_cell['float_top1']:.1f} % of {any_cell['evaluation_images']} images."
+        lines += ["", f"## {network}: {images} images, {steps} steps for each unit", "", about, ""]
+        lines += table(HEADER, rows(result, own))
+    return lines
+
+
+def rows(result: Row, cells: Row) -> list[list[str]]:
+    compared = {pair["plain"]: pair for pair in result["pairs"]}
+    plain = {key: cell for key, cell in cells.items() if not key.endswith("-contrastive")}
+    order = sorted(plain, key=lambda key: (_widths(plain[key]), plain[key]["steps"] > 0, key))
+    found = []
+    for key in order:
+        cell, term, pair = plain[key], cells.get(f"{key}-contrastive"), compared.get(key, {})
+        seconds = " / ".join(f"{own['cpu_seconds']:.0f}" for own in (cell, term) if own is not None)
+        name = f"W{cell['weights']}A{cell['activations']}", cell["host"]
+        values = accuracy(cell["drop"]), accuracy(cell["agreement"]), accuracy(term and term["drop"])
+        found.append([*name, *values, difference(pair.get("top1")), difference(pair.get("agreement")), seconds])
+    return found
+
+
+def _widths(cell: Row) -> tuple[int, int]:  # the widest first
+    return -cell["weights"] - cell["activations"], -cell["weights"]
+
+
+def page(result: Row) -> str:
+    commits = sorted({commit for cell in result["cells"].values() for commit in cell["commits"]})
+    where = f"torch {result['torch']}, {result['machine']}; commits of the runs: {', '.join(commits) or 'none'}."
+    return "\n".join([ABOUT.rstrip(), *tables(result), "", where]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page differs")
+    arguments = parser.parse_args()
+    if not RESULT.exists():
+        sys.exit(0 if arguments.check else f"{RESULT.name} is not there; run python benchmarks/imagenet/summary.py")
+    wanted = page(json.loads(RESULT.read_text()))
+    if not arguments.check:
+        PAGE.write_text(wanted)
+    elif not PAGE.exists() or PAGE.read_text() != wanted:
+        sys.exit(f"{PAGE.name} differs from {RESULT.name}; run python benchmarks/imagenet/page.py")
+
+
+if __name__ == "__main__":
+    main()
