@@ -25,7 +25,8 @@ from study.grid import Cell
 
 FOLDER = RESULTS / "imagenet"
 IMAGES = ASSETS / "imagenet"
-MEMORY_BUDGET = "4GB"
+CHOICE = 1000  # images there are to choose from; what a seed does not calibrate on, it measures the agreement on
+MEMORY_BUDGET = "3GB"
 BATCH = 25  # images at once in float or quantized inference: more is slower, as it leaves the processor's caches
 PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
 
@@ -84,14 +85,13 @@ def run_cell(cell: Cell, seed: int, precision: str, spill_folder: Path | None = 
     """
     network = NETWORKS[cell.network]
     evaluation = judged(cell.network)
-    calibration = load_calibration(
-        IMAGES / "calibration", transform=network.transform, count=cell.calibration_images, seed=seed
-    )
+    every = load_calibration(IMAGES / "calibration", transform=network.transform, count=CHOICE, seed=seed).images
+    own, others = every[: cell.calibration_images], every[cell.calibration_images :]
     model = network.load()
     start = time.process_time()
     result = clcalib.quantize(
         model,
-        calibration,
+        clcalib.CalibrationSet.from_tensor(own),
         recipe=cell.make(),
         bits=clcalib.Bits(cell.weights, cell.activations),
         seed=seed,
@@ -103,7 +103,7 @@ def run_cell(cell: Cell, seed: int, precision: str, spill_folder: Path | None = 
     seconds = time.process_time() - start
     record = result.record
     predictions = predicted(result.model, evaluation.images)
-    is_kept = predicted(result.model, calibration.images) == predicted(model, calibration.images)
+    kept, held_out = (predicted(result.model, images) == predicted(model, images) for images in (own, others))
     right, float_right = (names == evaluation.labels for names in (predictions, evaluation.predictions))
     agrees = predictions == evaluation.predictions
     return {
@@ -115,7 +115,8 @@ def run_cell(cell: Cell, seed: int, precision: str, spill_folder: Path | None = 
         "top1": percent(right),
         "float_top1": percent(float_right),
         "agreement": percent(agrees),
-        "calibration_agreement": percent(is_kept),
+        "calibration_agreement": percent(kept),
+        "held_out_agreement": percent(held_out) if len(others) else None,
         "evaluation_images": len(right),
         "right": packed(right),
         "float_right": packed(float_right),

@@ -4,9 +4,9 @@
     python benchmarks/imagenet/run.py --networks mobilenet_v2 --only w2a4-qdrop --steps 100 --images 256
 
 Each run is one JSON in ``benchmarks/results/imagenet/steps-STEPS-images-IMAGES/NETWORK/``.  Weights and images are no
-part of the project; networks that cannot be run are told at the start.  Set MALLOC_MMAP_THRESHOLD_,
-MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ (glibc) to some 10^9 bytes: buffers of this size are otherwise given back to
-the system and cleared again at each use, which takes as long as all else.
+part of the project; networks that cannot be run are told at the start.  Set MALLOC_MMAP_THRESHOLD_=400000000,
+MALLOC_TRIM_THRESHOLD_=3000000000 and MALLOC_TOP_PAD_=200000000 (glibc): buffers of the size of a batch are otherwise
+given back to the system and cleared again at each use, which takes as long as all else.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="for each unit and phase")
     parser.add_argument("--images", type=int, default=CALIBRATION_IMAGES, help="to calibrate, 1,000 at most")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of convolutions")
-    parser.add_argument("--spill-folder", type=Path, help="for what does not fit in 4 GB of memory")
+    parser.add_argument("--spill-folder", type=Path, help="for what does not fit in 3 GB of memory")
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
     run(parser.parse_args())
 
