@@ -129,7 +129,8 @@ def row_of(one, cell, seed, right):
     """A run in which the float network is right everywhere."""
     flags = torch.tensor(right, dtype=torch.bool)
     share = one.percent(flags)
-    numbers = {"top1": share, "agreement": share, "float_top1": 100.0, "calibration_agreement": 90.0}
+    numbers = {"top1": share, "agreement": share, "float_top1": 100.0}
+    numbers |= {"calibration_agreement": 90.0, "held_out_agreement": 50.0 + seed}
     bits = {"right": one.packed(flags), "agrees": one.packed(flags), "evaluation_images": len(flags)}
     fields = ("network", "host", "weights", "activations", "steps", "calibration_images")
     more = {"seed": seed, "cpu_seconds": 10.0, "peak_memory_bytes": 1, "precision": "float32", "commit": "abc"}
@@ -161,7 +162,8 @@ def test_summary_and_page_of_made_up_runs(one, tmp_path):
     assert low == 0.0  # the repaired image is left out in one resample of three
     assert 30.0 <= high <= 50.0
     text = page(result)
-    assert "| W2A4 | qdrop | 40.00 ± 0.00 (3) | 60.00 ± 0.00 (3) | 26.67 ± 5.77 (3) | +13.33 t [" in text
+    assert "| W2A4 | qdrop | 40.00 ± 0.00 (3) | 26.67 ± 5.77 (3) | +13.33 t [" in text
+    assert "| 51.00 ± 1.00 (3), 51.00 ± 1.00 (3), +0.00 t [+0.00, +0.00] (3) |" in text
     assert "Float: 100.0 % of 10 images." in text
 
 

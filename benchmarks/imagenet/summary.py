@@ -25,7 +25,8 @@ from study.stats import crossed_interval, paired_difference, rounded, spread
 Rows = dict[int, dict[str, Any]]  # by seed
 Runs = dict[str, Rows]  # by key
 SUFFIX = "-contrastive"
-# By the name of a share in percent: the bits behind it.
+SHARES = ("top1", "agreement", "held_out_agreement", "calibration_agreement")
+# The bits behind a share in percent, where all seeds have the same images.
 BITS = {"top1": "right", "agreement": "agrees"}
 
 
@@ -40,11 +41,10 @@ def read_runs(folder: Path) -> Runs:
 def cell_summary(rows: Rows) -> dict[str, Any]:
     ordered = [rows[seed] for seed in sorted(rows)]
     same = ("network", "host", "weights", "activations", "steps", "calibration_images", "precision")
-    shares = ("top1", "agreement", "calibration_agreement")
     return {
         **{name: ordered[0][name] for name in (*same, "float_top1", "evaluation_images")},
         "seeds": sorted(rows),
-        **{name: spread([row[name] for row in ordered]) for name in shares},
+        **{name: spread(list(column(rows, name).values())) for name in SHARES if column(rows, name)},
         "drop": spread([row["float_top1"] - row["top1"] for row in ordered]),
         "cpu_seconds": round(fmean(row["cpu_seconds"] for row in ordered), 1),
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in ordered),
@@ -52,10 +52,14 @@ def cell_summary(rows: Rows) -> dict[str, Any]:
     }
 
 
+def column(rows: Rows, share: str) -> dict[int, float]:
+    return {seed: rows[seed][share] for seed in sorted(rows) if rows[seed].get(share) is not None}
+
+
 def difference(ours: Rows, base: Rows, share: str) -> dict[str, Any] | None:
     """Ours less base in points, seed by seed, over the seeds that both have; None where there is none."""
-    row = paired_difference(*({seed: run[share] for seed, run in rows.items()} for rows in (ours, base)))
-    if row is not None:
+    row = paired_difference(column(ours, share), column(base, share))
+    if row is not None and share in BITS:
         table = 100 * np.stack([bits(ours[seed], share) - bits(base[seed], share) for seed in row["seeds"]])
         row["seeds_and_images"] = rounded(crossed_interval(table))
     return row
@@ -72,7 +76,7 @@ def pairs(runs: Runs) -> list[dict[str, Any]]:
     for key, base in runs.items():
         ours = runs.get(key + SUFFIX)
         if ours is not None:
-            differences = {share: difference(ours, base, share) for share in BITS}
+            differences = {share: difference(ours, base, share) for share in SHARES}
             found.append({"plain": key, "contrastive": key + SUFFIX, **differences})
     return found
 
