@@ -26,7 +26,7 @@ from study.grid import Cell
 FOLDER = RESULTS / "imagenet"
 IMAGES = ASSETS / "imagenet"
 CHOICE = 1000  # images there are to choose from; what a seed does not calibrate on, it measures the agreement on
-MEMORY_BUDGET = "3GB"
+MEMORY_BUDGET = "1GB"
 BATCH = 25  # images at once in float or quantized inference: more is slower, as it leaves the processor's caches
 PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
 

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="for each unit and phase")
     parser.add_argument("--images", type=int, default=CALIBRATION_IMAGES, help="to calibrate, 1,000 at most")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of convolutions")
-    parser.add_argument("--spill-folder", type=Path, help="for what does not fit in 3 GB of memory")
+    parser.add_argument("--spill-folder", type=Path, help="for what does not fit in 1 GB of memory")
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
     run(parser.parse_args())
 
