@@ -22,6 +22,7 @@ from clcalib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ASSETS = ROOT.parent / "shared" / "assets"  # public weights and images, which are no part of the project
 sys.path.insert(0, str(ROOT / "examples"))
 
 from demo_network import resnet20, resnet56  # noqa: E402 - its folder is put on the path above
@@ -67,7 +68,7 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 def public_weights(name: str = "resnet20") -> Path:
     """The public CIFAR-10 weights of ResNet-20 and ResNet-56, which are no part of the project."""
-    return ROOT.parent / "shared" / "assets" / "cifar10-resnet" / f"{name}.safetensors"
+    return ASSETS / "cifar10-resnet" / f"{name}.safetensors"
 
 
 def network(weights: Path, build: Callable[[], nn.Module] = resnet20) -> nn.Module:

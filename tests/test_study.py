@@ -34,8 +34,8 @@ def grid():
 
 
 @pytest.fixture
-def one():
-    return pytest.importorskip("study.one", exc_type=ImportError)  # fcntl: not on Windows
+def run_files():
+    return pytest.importorskip("run_files", exc_type=ImportError)  # fcntl: not on Windows
 
 
 def test_bootstrap_of_equal_values_has_no_width(stats):
@@ -71,6 +71,19 @@ def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says(stats):
 def test_t_interval_by_hand(stats):
     low, high = stats.t_interval([1.0, 2.0, 3.0])  # mean 2, s 1, t 4.303
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+
+
+def test_the_crossed_interval_sees_both_seeds_and_images(stats):
+    random = np.random.default_rng(0)
+    images, seeds = random.normal(0, 1, 400), random.normal(0, 1, 50)
+    low, high = stats.crossed_interval(np.tile(images, (3, 1)))  # seeds that agree are no more images
+    assert (high - low) / 2 == pytest.approx(1.96 * images.std() / 20, rel=0.05)
+    low, high = stats.crossed_interval(np.tile(seeds[:, None], (1, 7)))
+    assert (high - low) / 2 == pytest.approx(1.96 * seeds.std() / 50**0.5, rel=0.05)
+    low, high = stats.crossed_interval(seeds[:, None] + images)
+    both = (images.var() / 400 + seeds.var() / 50) ** 0.5
+    assert (high - low) / 2 == pytest.approx(1.96 * both, rel=0.05)
+    assert stats.crossed_interval(np.ones((2, 5))) == (1.0, 1.0)
 
 
 def test_differences_are_paired_by_seed(stats):
@@ -135,14 +148,14 @@ def test_rates_are_multiplied(grid):
     assert double.phases[1] == plain.phases[1]
 
 
-def test_a_run_is_done_once(one, tmp_path):
+def test_a_run_is_done_once(run_files, tmp_path):
     path = tmp_path / "part" / "network" / "cell-seed0.json"
-    with one.claimed(path) as first, one.claimed(path) as second:
+    with run_files.claimed(path) as first, run_files.claimed(path) as second:
         assert (first, second) == (True, False)
-    with one.claimed(path) as again:  # the first one died without a result
+    with run_files.claimed(path) as again:  # the first one died without a result
         assert again
         path.write_text("{}")
-    with one.claimed(path) as late:
+    with run_files.claimed(path) as late:
         assert not late
     assert [file.name for file in path.parent.iterdir() if file.suffix != ".json"] == []
 
@@ -157,20 +170,20 @@ def row_of(cell, seed, accuracy, precision="bfloat16"):
     return {"key": cell.key, "seed": seed, **numbers, **place, **where}
 
 
-def write(one, folder, cell, seed, row):
-    path = one.path_of(cell, seed, folder)
+def write(run_files, folder, cell, seed, row):
+    path = run_files.path_of(cell.key, seed, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row))
 
 
-def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
+def test_summary_and_page_of_made_up_runs(grid, run_files, tmp_path):
     import study.page
     import study.summary
 
     cells = [grid.ablation(None), grid.ablation({}), grid.ablation({"temperature": 0.1})]
     for gain, cell in enumerate(cells):
         for seed in range(5):
-            write(one, tmp_path, cell, seed, row_of(cell, seed, 70.0 + 2 * gain + seed))
+            write(run_files, tmp_path, cell, seed, row_of(cell, seed, 70.0 + 2 * gain + seed))
     result = study.summary.summarise(study.summary.read_runs(tmp_path, grid.STEPS), grid.STEPS)
     (host,) = result["hosts"]
     assert host["difference"]["bootstrap"] == [2.0, 2.0]
@@ -185,17 +198,17 @@ def test_summary_and_page_of_made_up_runs(grid, one, tmp_path):
     assert "torch 2.x, a machine.  Commits of the runs: abc." in page
 
 
-def test_differences_are_of_runs_with_the_same_precision(grid, one, tmp_path):
+def test_differences_are_of_runs_with_the_same_precision(grid, run_files, tmp_path):
     """Seed 1 has float32 on one side; with it the mean would be +35."""
     import study.page
     import study.summary
 
     plain, ours = grid.ablation(None), grid.ablation({})
     for seed, (base, gain, precision) in {0: (70.0, 1.0, "bfloat16"), 2: (70.0, 3.0, "float32")}.items():
-        write(one, tmp_path, plain, seed, row_of(plain, seed, base, precision))
-        write(one, tmp_path, ours, seed, row_of(ours, seed, base + gain, precision))
-    write(one, tmp_path, plain, 1, row_of(plain, 1, 0.0, "bfloat16"))
-    write(one, tmp_path, ours, 1, row_of(ours, 1, 99.0, "float32"))
+        write(run_files, tmp_path, plain, seed, row_of(plain, seed, base, precision))
+        write(run_files, tmp_path, ours, seed, row_of(ours, seed, base + gain, precision))
+    write(run_files, tmp_path, plain, 1, row_of(plain, 1, 0.0, "bfloat16"))
+    write(run_files, tmp_path, ours, 1, row_of(ours, 1, 99.0, "float32"))
     runs = study.summary.read_runs(tmp_path, grid.STEPS)
     result = study.summary.summarise(runs, grid.STEPS)
     (host,) = result["hosts"]
@@ -224,16 +237,16 @@ def test_runs_of_which_none_are_alike_have_no_difference(grid):
     assert study.summary.compared(runs, ours.key, plain.key)["difference"] is None
 
 
-def test_the_page_has_a_section_for_each_number_of_steps(grid, one, tmp_path):
+def test_the_page_has_a_section_for_each_number_of_steps(grid, run_files, tmp_path):
     import study.page
     import study.summary
 
     nearest = grid.Cell("hosts", "resnet20", "w2a2-nearest", "nearest", 2, 2)
-    write(one, tmp_path, nearest, 0, row_of(nearest, 0, 14.0))
+    write(run_files, tmp_path, nearest, 0, row_of(nearest, 0, 14.0))
     for steps in (grid.STEPS, 2000):
         for gain, changes in enumerate((None, {})):
             cell = grid.ablation(changes, steps=steps)
-            write(one, tmp_path, cell, 0, row_of(cell, 0, 70.0 + gain * steps / 100, "float32"))
+            write(run_files, tmp_path, cell, 0, row_of(cell, 0, 70.0 + gain * steps / 100, "float32"))
     assert study.summary.steps_in(tmp_path) == [grid.STEPS, 2000]
     assert study.summary.result_name(2000) == "study-steps-2000"
     results = [study.summary.summarise(study.summary.read_runs(tmp_path, n), n) for n in (grid.STEPS, 2000)]
@@ -253,7 +266,7 @@ def test_the_pages_are_those_of_the_result(name):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid, one):
+def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid):
     """At each common seed x1 is better; its two other seeds are low."""
     import study.summary
 
@@ -270,12 +283,12 @@ def test_the_best_rate_is_chosen_on_seeds_that_all_have(grid, one):
     assert [row["plain"] for row in best] == [grid.rate_key("resnet20", "qdrop", 1.0, is_contrastive=False)]
 
 
-def test_other_steps_and_bounds_of_fewer_images_are_left_out(grid, one, tmp_path):
+def test_other_steps_and_bounds_of_fewer_images_are_left_out(grid, run_files, tmp_path):
     import study.summary
 
     cells = [grid.ablation(None), grid.ablation(None, steps=10), grid.ablation(None, 32)]
     for cell in cells:
-        write(one, tmp_path, cell, 0, row_of(cell, 0, 70.0))
+        write(run_files, tmp_path, cell, 0, row_of(cell, 0, 70.0))
     runs = study.summary.read_runs(tmp_path, grid.STEPS)
     assert set(runs) == {cells[0].key, cells[2].key}
     assert study.summary.bound_correlations(runs)["least unit"]["all"]["n"] == 1

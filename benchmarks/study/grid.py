@@ -34,8 +34,13 @@ HOSTS: dict[str, tuple[str, dict[str, Any]]] = {
     "genie_m": ("genie_m", {}),
     "straight_through": ("straight_through", {}),
 }
-# What the papers set otherwise for MobileNetV2; an option that a recipe does not have is left out.
-NETWORK_OPTIONS = {"mobilenetv2": {"rounding_weight": 0.1, "temperature": 1.0, "correction_strength": 0.005}}
+# What the papers set otherwise for MobileNetV2, here for its relatives too; an option that a recipe does not have is
+# left out.
+_MOBILE = {"rounding_weight": 0.1, "temperature": 1.0, "correction_strength": 0.005}
+NETWORK_OPTIONS = {
+    **{name: _MOBILE for name in ("mobilenetv2", "mobilenet_v2", "efficientnet_lite0", "efficientnet_lite1")},
+    "efficientnet_lite2": _MOBILE,
+}
 TUNED = frozenset({"fast"})  # its penalty is its own
 
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)

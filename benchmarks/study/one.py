@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +16,13 @@ from clcalib.evaluate.accuracy import logits, top1
 from clcalib.files import write_atomically
 from clcalib.report.record import OnImages, UnitRecord
 from common import NETWORKS, RESULTS, all_images, cifar10, provenance, shuffled
+from run_files import described, path_of
 from study.grid import CALIBRATION_IMAGES, Cell
 
 FOLDER = RESULTS / "study"
 HELD_OUT_IMAGES = 128
 SELECTION_IMAGES = 2000
 PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
-
-
-def path_of(cell: Cell, seed: int, folder: Path = FOLDER) -> Path:
-    return folder / f"{cell.key}-seed{seed}.json"
-
-
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process is to make the file: nobody has made it, and nobody is making it.
-
-    The claim is a lock on a file beside it, which the system gives up when its holder dies.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock")
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        # Another may have finished between the look at the folder and the lock.
-        yield not path.exists()
-        if path.exists():
-            lock.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +71,7 @@ def run_cell(cell: Cell, seed: int, data: Path, precision: str) -> dict[str, Any
         **dataclasses.asdict(cell),
         "settings": result.record.contrastive,
         "seed": seed,
-        "recipe": _described(cell.make()),
+        "recipe": described(cell.make()),
         "test_top1": round(100 * top1(logits(result.model, tests), labels), 2),
         "selection_top1": round(100 * top1(logits(result.model, others), other_labels), 2),
         "float_top1": round(float_top1(data, cell.network), 2),
@@ -117,22 +91,12 @@ def finish(cell: Cell, seed: int, data: Path, nearest: Cell | None, precision: s
     """
     row = run_cell(cell, seed, data, precision)
     if nearest is not None:
-        place = path_of(nearest, seed)
+        place = path_of(nearest.key, seed, FOLDER)
         if not place.exists():
             finish(nearest, seed, data, None, precision)
         row["nearest_top1"] = json.loads(place.read_text())["test_top1"]
-    write_atomically(path_of(cell, seed), (json.dumps(row) + "\n").encode())
+    write_atomically(path_of(cell.key, seed, FOLDER), (json.dumps(row) + "\n").encode())
     return row
-
-
-def _described(recipe: clcalib.Recipe) -> dict[str, Any]:
-    """What the phases are trained at, for the record."""
-    rates = ("rounding_rate", "weight_scale_rate", "activation_rate")
-    phases = [
-        {"name": phase.name, "steps": phase.steps, **{name: getattr(phase, name, None) for name in rates}}
-        for phase in recipe.phases
-    ]
-    return {"name": recipe.name, "phases": phases}
 
 
 def _unit(unit: UnitRecord) -> dict[str, Any]:

@@ -43,6 +43,8 @@ leaves out zero, the difference is in bold; of twenty that are none, one is bold
 20 steps of its 500, and MobileNetV2 the settings that the papers have for it (`NETWORK_OPTIONS`).  Settings are to be
 chosen by *selection*, the accuracy on 2,000 training images that are not calibrated on: the float networks were
 trained on them, so that its level is too high, and its order is what counts.
+
+Networks for ImageNet, with 1,000 classes: [imagenet.md](imagenet.md).
 """
 
 
@@ -50,10 +52,15 @@ def accuracy(cell: Row | None, which: str = "test") -> str:
     """Mean, deviation, and of how many seeds at which precision; nearest rounding has none."""
     if cell is None:
         return "-"
-    spread, precisions = cell[which], cell["precisions"]
+    return mean_of(cell[which], " + ".join(f"{count} {SHORT[name]}" for name, count in cell["precisions"].items()))
+
+
+def mean_of(spread: Row | None, seeds: str = "") -> str:
+    """Mean and deviation; then the seeds, as they are named or else their number."""
+    if spread is None:
+        return "-"
     deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.2f}"
-    seeds = " + ".join(f"{count} {SHORT[name]}" for name, count in precisions.items()) or str(spread["n"])
-    return f"{spread['mean']:.2f}{deviation} ({seeds})"
+    return f"{spread['mean']:.2f}{deviation} ({seeds or spread['n']})"
 
 
 def difference(row: Row | None) -> str:

@@ -19,8 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import NETWORKS
+from run_files import claimed, path_of
 from study.grid import NETWORK_NAMES, PARTS, SEEDS, STEPS, Cell, hosts
-from study.one import claimed, finish, path_of
+from study.one import FOLDER, finish
 
 
 def reason(cell: Cell) -> str | None:
@@ -56,13 +57,17 @@ def run(arguments: argparse.Namespace) -> None:
     skipped = {cell.key: why for _, cell in chosen if (why := reason(cell)) is not None}
     for why in sorted(set(skipped.values())):
         print(f"skipped: {list(skipped.values()).count(why)} cells: {why}", flush=True)
-    todo = [(seed, cell) for seed, cell in chosen if cell.key not in skipped and not path_of(cell, seed).exists()]
+    todo = [
+        (seed, cell)
+        for seed, cell in chosen
+        if cell.key not in skipped and not path_of(cell.key, seed, FOLDER).exists()
+    ]
     print(f"{len(todo)} of {len(chosen)} runs are to be done", flush=True)
     for seed, cell in todo:
         if time.monotonic() > end:
             print("the time is over", flush=True)
             return
-        with claimed(path_of(cell, seed)) as is_ours:
+        with claimed(path_of(cell.key, seed, FOLDER)) as is_ours:
             if is_ours:
                 row = finish(cell, seed, arguments.data, nearest_of(cell), arguments.precision)
                 print(f"{cell.key} seed {seed}: {row['test_top1']:.2f} ({row['cpu_seconds']} CPU s)", flush=True)

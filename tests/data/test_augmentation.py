@@ -14,8 +14,8 @@ from clcalib.data.augmentation import AUGMENTATIONS, _Copy, augmented
 from clcalib.data.calibration import CalibrationSet
 from clcalib.data.selection import uniforms
 from clcalib.errors import DataError, EqualCopiesWarning
-from clcalib.objectives.batch import Need
 from clcalib.job import _keys
+from clcalib.objectives.batch import Need
 
 COUNT = 12
 
