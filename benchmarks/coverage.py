@@ -27,7 +27,7 @@ import resource
 import signal
 import time
 import warnings
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,13 @@ from architectures import ARCHITECTURES
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.walk import Walk
 from clcalib.capture.chain import Chain, capture
+from clcalib.capture.describe import float_operators
 from clcalib.capture.graph import data_nodes, operator_name
 from clcalib.capture.outputs import whole
 from clcalib.errors import ClcalibError
 from clcalib.files import write_atomically
-from clcalib.quant.insert import fit_policy, insert_quantizers
-from clcalib.quant.policy import build_policy
+from clcalib.quant.insert import chain_policy, insert_quantizers
+from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.ranges import RANGE_RULES
 from common import RESULTS, ROOT, provenance, write_result
 
@@ -155,7 +156,7 @@ def prepared(model: nn.Module, images: Tensor) -> nn.Module:
 def facts(chain: Chain) -> dict[str, Any]:
     """What the chain looks like, and what of it is not quantized."""
     data = data_nodes(chain.module.graph)
-    policy = fit_policy(chain, build_policy(chain.layers, clcalib.Bits(4, 4)))
+    policy = chain_policy(chain, clcalib.Bits(4, 4))
     weighted = [node for node in data if "conv" in operator_name(node) or operator_name(node) == "linear"]
     return {
         "units": len(chain.units),
@@ -165,9 +166,16 @@ def facts(chain: Chain) -> dict[str, Any]:
         "layers": len(chain.layers),
         "layers_in_float": [row.layer for row in policy if row.weight is None]
         + [node.name for node in weighted if node.args[1].op != "get_attr"],  # a weight made from the images
-        "float_products": dict(Counter(operator_name(node) for node in data if operator_name(node) in PRODUCTS)),
+        "products": len(chain.products),
+        "float_products": products_in_float(chain, policy),
         "parameters": sum(parameter.numel() for parameter in chain.module.parameters()),
     }
+
+
+def products_in_float(chain: Chain, policy: Sequence[LayerPolicy]) -> dict[str, int]:
+    """Matrix products of two activations that no row of the policy quantizes, by operator."""
+    quantized = {row.layer for row in policy if row.input is not None}
+    return {name: count for name, count in float_operators(chain, quantized).items() if name in PRODUCTS}
 
 
 @torch.no_grad()
@@ -191,10 +199,10 @@ def exactness(chain: Chain, model: nn.Module, images: Tensor) -> dict[str, Any]:
 def quantized(chain: Chain, images: Tensor) -> dict[str, Any]:
     """A short reconstruction of every unit."""
     rule = RANGE_RULES["minmax"]
-    policy = fit_policy(chain, build_policy(chain.layers, clcalib.Bits(4, 4)))
+    policy = chain_policy(chain, clcalib.Bits(4, 4))
     copy = insert_quantizers(chain, policy, rule)
     recipe = clcalib.recipes.qdrop(steps=STEPS, batch_size=BATCH)
-    walk = Walk(chain, copy, recipe, rule, {}, SEED, SilentObserver())
+    walk = Walk(chain, copy, recipe, rule, {}, SEED, SilentObserver(), is_guarded=False)  # what is learned, as it is
     traces = list(walk.run(images, None))
     ratios = [trace.error_after / trace.error_before for trace in traces if trace.error_before > 0]
     return {
@@ -248,7 +256,7 @@ random images) lowers the mean unit error below that of nearest rounding. No arc
 
 * **units** (blocks): what is reconstructed at a time. **tensors**: the most that a cut between two units carries.
 * **layers**: convolutions and linear layers, all quantized unless noted. **products**: matrix products of two
-  activations (attention), which stay in float.
+  activations (attention), all quantized unless noted.
 * **folded**: largest difference of the captured network, batch norm folded, to the model, relative to its largest
   output.
 * **exact**: units at which prefix, body and suffix give the network bit for bit, of those checked.
@@ -265,7 +273,8 @@ def shown(name: str, row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{start} | not captured, see below |" + " |" * 7
     in_float = f" ({len(row['layers_in_float'])} in float)" if row["layers_in_float"] else ""
-    products = sum(row["float_products"].values()) or "-"
+    left = sum(row["float_products"].values())
+    products = f"{row['products'] or '-'}" + (f" ({left} in float)" if left else "")
     ratio = f"{row['error_ratio']:.2f}" if "error_ratio" in row else "see below"
     cells = [
         f"{row['units']} ({row['blocks']})",

@@ -53,6 +53,7 @@ def run_cell(cell: Cell, seed: int, data: Path, is_final: bool) -> dict[str, Any
         precision=cell.precision,
         cache_precision=cell.cache_precision,
         measured_images=0,
+        is_guarded=False,  # the method as it is
     )
     seconds = time.process_time() - start
     test = None

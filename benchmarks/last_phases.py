@@ -23,8 +23,7 @@ from clcalib.calibrate.walk import Walk
 from clcalib.capture.chain import Chain, capture
 from clcalib.evaluate.accuracy import logits, top1
 from clcalib.files import write_atomically
-from clcalib.quant.insert import QuantizedChain, fit_policy, insert_quantizers
-from clcalib.quant.policy import build_policy
+from clcalib.quant.insert import QuantizedChain, chain_policy, insert_quantizers
 from clcalib.quant.ranges import RANGE_RULES
 from common import RESULTS, all_images, network, public_weights
 from fewer_steps import parts, row
@@ -36,7 +35,7 @@ RULE = RANGE_RULES["mse_grid"]
 def make(cell: Cell, pictures: torch.Tensor) -> tuple[Chain, QuantizedChain]:
     """The float chain and its copy under nearest rounding, as ``quantize`` makes them."""
     chain = capture(network(public_weights()), pictures[:2])
-    policy = fit_policy(chain, build_policy(chain.layers, clcalib.Bits(2, cell.activations)))
+    policy = chain_policy(chain, clcalib.Bits(2, cell.activations))
     return chain, insert_quantizers(chain, policy, RULE)
 
 

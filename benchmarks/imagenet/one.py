@@ -96,6 +96,7 @@ def run_cell(cell: Cell, seed: int, precision: str, spill_folder: Path | None = 
         bits=clcalib.Bits(cell.weights, cell.activations),
         seed=seed,
         measured_images=0,
+        is_guarded=False,  # the method as it is
         precision=precision,
         memory_budget=MEMORY_BUDGET,
         spill_folder=spill_folder,
