@@ -118,8 +118,13 @@ def ranking(runs: Runs, widths: Widths) -> list[tuple[float, str, str]]:
 
 
 def verdict(runs: Runs, widths: Widths) -> str:
-    """Who is first, how far the best of ours is from the best peer, and whether that is more than noise."""
+    """Who is first, how far the best of ours is from the best peer, and whether that is more than noise.
+
+    None of one library alone: it says nothing of the others.
+    """
     order = ranking(runs, widths)
+    if len({one[1] for one in order} - {"ours"}) == 1:
+        return f"* **{title_of(widths)}**: one library has run, which is too few for a verdict."
     ours = next((one for one in order if one[1] == "ours"), None)
     theirs = next((one for one in order if one[1] != "ours"), None)
     if ours is None or theirs is None:
