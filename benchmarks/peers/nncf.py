@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import nncf
 
 from peers.adapter import Job, Predict, Tensor, batches, main, nn
@@ -19,4 +21,5 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Predict:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "0")  # its C++ is compiled at first use; a busy machine is slow
     main(quantize, ("nncf",))
