@@ -135,7 +135,7 @@ class Detects(nn.Module):
 
 
 def test_masks_and_indices_are_returned_and_floating_values_are_reconstructed() -> None:
-    model, images = Detects().eval(), torch.randn(8, 3, 8, 8)
+    model, images = Detects().eval(), torch.randn(32, 3, 8, 8)
     chain = capture(model, images)
     assert chain.output_name == chain.feature_name == chain.units[-1].target
     assert chain.output_name != chain.output_names[-1]
