@@ -93,3 +93,10 @@ def test_the_observer_is_told():
     observer = Listening()
     clcalib.estimate(tiny(), **arguments(64, observer=observer))
     assert observer.names == ["conv", "block", "fc"]
+
+
+def test_a_part_is_evaluated_within_its_model():
+    evaluation = clcalib.EvaluationSet.from_tensor(images(20, seed=6))
+    found = clcalib.estimate(tiny(), **arguments(64, submodule="block", evaluation=evaluation))
+    assert [row.layer for row in found.policy] == ["conv1", "conv2"]
+    assert found.seconds_per_stage["evaluation"] > 0

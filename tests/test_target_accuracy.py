@@ -8,6 +8,8 @@ import torch
 import clcalib
 from clcalib.errors import ArgumentError, TargetNotMetWarning
 from clcalib.report.record import read_record
+from tests.capture.networks import Transformer
+from tests.quant.test_reparameterize import with_uneven_channels
 from tests.tiny import images, tiny
 
 NEAREST = clcalib.recipes.nearest()
@@ -70,3 +72,52 @@ def test_nonsense_is_told_before_any_work(options, name, monkeypatch):
     monkeypatch.setattr("clcalib.target_accuracy.capture", None)
     with pytest.raises(ArgumentError, match=name):
         run(**options)
+
+
+def test_a_part_is_refused():
+    with pytest.raises(ArgumentError, match="submodule: expected None, the whole model, got 'block'"):
+        run(8.0, submodule="block")
+
+
+def transformer():
+    torch.manual_seed(0)
+    return with_uneven_channels(Transformer())
+
+
+@pytest.mark.filterwarnings("ignore::clcalib.errors.TargetNotMetWarning")
+def test_products_of_activations_rise_with_their_units():
+    shown = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    calibration, deciding = clcalib.CalibrationSet.from_tensor(shown[:16]), clcalib.EvaluationSet.from_tensor(shown)
+    result = clcalib.quantize_to_target(
+        transformer(),
+        calibration,
+        max_drop=30.0,
+        deciding=deciding,
+        recipe=NEAREST,
+        bits=clcalib.Bits(8, 2),
+        overrides={"*": "A8", "@product": "A2"},
+        rounds=2,
+        measured_images=0,
+    )
+    first, second = result.record.target.rounds
+    assert first.widths["blocks.0.matmul1"] == "W32A2"
+    raised = [name for name in first.widths if second.widths[name] != first.widths[name]]
+    assert raised
+    assert all("matmul" in name and second.widths[name] == "W32A3" for name in raised)
+
+
+def test_units_are_exchanged_within_one_network_where_layer_norms_change():
+    """Without quantization no unit changes anything, whatever the layer norms were brought to."""
+    images_of = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    result = clcalib.quantize_to_target(
+        transformer(),
+        clcalib.CalibrationSet.from_tensor(images_of),
+        max_drop=1.0,
+        deciding=clcalib.EvaluationSet.from_tensor(images_of),
+        recipe=NEAREST,
+        bits=clcalib.Bits(None, None),
+        is_layer_norm_reparameterized=True,
+        rounds=1,
+        measured_images=0,
+    )
+    assert max(result.record.target.rounds[0].sensitivities.values()) < 1e-9

@@ -14,6 +14,7 @@ import torch
 
 from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain
+from clcalib.capture.graph import value_of
 from clcalib.capture.outputs import output_nodes
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import ArgumentError, SmallCalibrationWarning
@@ -91,7 +92,13 @@ def _check_has_negatives(recipe: Recipe, calibration: CalibrationSet) -> None:
 
 
 def check_output(chain: Chain, recipe: Recipe, evaluation: EvaluationSet | None) -> None:
-    """Raise where classes are asked for and the network's output is not (N, classes)."""
+    """Raise where a unit has no output to reconstruct, or where classes are asked for and there is no (N, classes)."""
+    values = {node.name: value_of(node) for node in chain.module.graph.nodes}
+    for unit in chain.units:
+        if not values[unit.target].is_floating_point():
+            kind = str(values[unit.target].dtype).removeprefix("torch.")
+            remedy = "return what these are made of, such as logits, or quantize a submodule before them"
+            raise ArgumentError("model", f"floating values behind the unit {unit.name}", f"{kind} only", remedy)
     outputs = output_nodes(chain.module.graph)
     dimensions = outputs[0].meta["val"].ndim
     got = f"an output of {dimensions} dimensions" if len(outputs) == 1 else f"{len(outputs)} outputs"

@@ -196,4 +196,4 @@ def _stages(
 
 def _evaluate(job: Job, outcome: Outcome, evaluation: EvaluationSet) -> None:
     for chain in (job.chain, outcome.before.chain, outcome.after.chain):
-        logits(chain.module, evaluation.images[:TIMED_IMAGES], device=job.device)
+        logits(job.network(chain), evaluation.images[:TIMED_IMAGES], device=job.device)

@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clcalib.calibrate.caches import RANGE_IMAGES
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain, capture
+from clcalib.capture.describe import describe
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import ArgumentError, ClcalibWarning, TargetNotMetWarning
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.sensitivity import unit_sensitivities
 from clcalib.pipeline import QuantizationResult, quantize
 from clcalib.quant.policy import Bits, LayerPolicy, Override, Overrides
+from clcalib.quant.reparameterize import reparameterize_layer_norm
 from clcalib.quant.spec import QuantSpec
 from clcalib.report.record import TargetRecord, TargetRound
 
@@ -69,7 +72,8 @@ def quantize_to_target(
         The first result that keeps the accuracy, or else the best one; ``record.target`` has all rounds.
 
     Raises:
-        ArgumentError: not even 8 bits everywhere keep the accuracy.
+        ArgumentError: not even 8 bits everywhere keep the accuracy, or ``options`` name a submodule: units of a part
+            are not compared by what the whole model says.
 
     Warns:
         TargetNotMetWarning: no round came to it.
@@ -78,6 +82,9 @@ def quantize_to_target(
         raise ArgumentError("max_drop", "percentage points above 0 and below 100", max_drop)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ArgumentError("rounds", "a whole number of runs, at least 1", rounds)
+    if options.get("submodule") is not None:
+        remedy = "quantize the part with quantize, and raise its widths with overrides"
+        raise ArgumentError("submodule", "None, the whole model", repr(options["submodule"]), remedy)
     observer = observer or SilentObserver()
     device = torch.device(options.get("device", "cpu"))
     patterns: Sequence[str] = options.get("unit_patterns", ())
@@ -85,7 +92,11 @@ def quantize_to_target(
         warnings.simplefilter("ignore", ClcalibWarning)  # every run tells them
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=patterns)
     chain.module.to(device)
+    if options.get("is_layer_norm_reparameterized"):  # as in every run: units are exchanged between both chains
+        chain = reparameterize_layer_norm(chain, calibration.images[:RANGE_IMAGES].to(device))
     search = _Search(chain, deciding, logits(chain.module, deciding.images, device=device), device)
+
+    members = {row.name: (*row.layers, *row.products) for row in describe(chain)}
 
     def attempt(own: Overrides, **changes: Any) -> QuantizationResult:
         settings: dict[str, Any] = {"recipe": recipe, "observer": observer, **options, **changes}
@@ -98,14 +109,14 @@ def quantize_to_target(
         drop = search.drop(result.model)
         best = (drop, result) if best is None or drop < best[0] else best
         tried.append(search.round(result, drop, calibration.images[:SENSITIVITY_IMAGES].to(device)))
-        units = () if drop <= max_drop else _most_sensitive(chain, result.policy, tried[-1].sensitivities)
+        units = () if drop <= max_drop else _most_sensitive(members, result.policy, tried[-1].sensitivities)
         if not units:
             break
         if number == 0:
-            widest = {**own, **_raised(chain.layers, result.policy, lambda bits: LADDER[-1])}
+            everywhere = (*chain.layers, *chain.products)
+            widest = {**own, **_raised(everywhere, result.policy, lambda bits: LADDER[-1])}
             _check_reachable(attempt, search, max_drop, widest, recipe)
-        layers = [layer for unit in chain.units if unit.name in units for layer in unit.layers]
-        raised = _raised(layers, result.policy, _next)
+        raised = _raised([name for unit in units for name in members[unit]], result.policy, _next)
         own = {name: widths for name, widths in own.items() if name not in raised} | raised
         tried[-1] = tried[-1].model_copy(update={"raised": units})
     assert best is not None
@@ -155,10 +166,11 @@ class _Search:
         )
 
 
-def _most_sensitive(chain: Chain, policy: Sequence[LayerPolicy], sensitivities: Mapping[str, float]) -> tuple[str, ...]:
+def _most_sensitive(
+    members: Mapping[str, Sequence[str]], policy: Sequence[LayerPolicy], sensitivities: Mapping[str, float]
+) -> tuple[str, ...]:
     """The units, worst first, that make up ``SHARE`` of the divergence of all that can still be raised."""
-    open_layers = _raised(chain.layers, policy, _next)
-    units = [unit.name for unit in chain.units if any(glob.escape(layer) in open_layers for layer in unit.layers)]
+    units = [unit for unit, names in members.items() if _raised(names, policy, _next)]
     units.sort(key=lambda name: -sensitivities[name])
     total, reached, chosen = sum(sensitivities[name] for name in units), 0.0, list[str]()
     for name in units:
@@ -172,7 +184,7 @@ def _most_sensitive(chain: Chain, policy: Sequence[LayerPolicy], sensitivities: 
 def _raised(
     layers: Sequence[str], policy: Sequence[LayerPolicy], raise_to: Callable[[int], int]
 ) -> dict[str, Override]:
-    """Overrides with more bits for these layers; those that have the most already, or are in float, are left out."""
+    """Overrides with more bits for these layers and products, but for those that have the most, or are in float."""
     found, rows = dict[str, Override](), {row.layer: row for row in policy}
     for layer in layers:
         now = (_bits(rows[layer].weight), _bits(rows[layer].input))

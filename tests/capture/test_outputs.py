@@ -13,9 +13,10 @@ from tests.capture.contract import assert_every_cut_is_exact, assert_units_cover
 from tests.capture.detector import Backbone
 from torch import Tensor, nn
 
+import clcalib
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.outputs import Structured, whole
-from clcalib.errors import CaptureError
+from clcalib.errors import ArgumentError, CaptureError
 from clcalib.quant.insert import fit_policy, insert_quantizers
 from clcalib.quant.policy import Bits, build_policy
 from clcalib.quant.ranges import RANGE_RULES
@@ -118,3 +119,35 @@ def test_an_output_without_the_batch_is_refused() -> None:
     model = Returns(lambda a, b: (a, b.mean())).eval()
     with pytest.raises(CaptureError, match=r"returns the shape \(\) for 2 images; the first dimension must be the"):
         capture(model, torch.randn(2, 3, 8, 8))
+
+
+class Detects(nn.Module):
+    """Returns a mask and indices behind the floating values that they are made of."""
+
+    def __init__(self, *, returns_scores: bool = True) -> None:
+        super().__init__()
+        self.conv, self.returns_scores = nn.Conv2d(3, 4, 3, padding=1), returns_scores
+
+    def forward(self, x: Tensor) -> Any:
+        scores = self.conv(x)
+        found = {"classes": scores.argmax(1), "any": scores.mean((1, 2, 3)) > 0}
+        return {"scores": scores, **found} if self.returns_scores else found
+
+
+def test_masks_and_indices_are_returned_and_floating_values_are_reconstructed() -> None:
+    model, images = Detects().eval(), torch.randn(32, 3, 8, 8)
+    chain = capture(model, images)
+    assert chain.output_name == chain.feature_name == chain.units[-1].target
+    assert chain.output_name != chain.output_names[-1]
+    recipe = clcalib.with_last_phase(clcalib.with_contrastive(clcalib.recipes.qdrop(steps=3)), steps=2)
+    calibration = clcalib.CalibrationSet.from_tensor(images)
+    own = clcalib.quantize(model, calibration, recipe=recipe, bits=Bits(8, 8)).model(images)
+    assert [own[name].dtype for name in ("scores", "classes", "any")] == [torch.float32, torch.int64, torch.bool]
+    assert torch.equal(own["classes"], own["scores"].argmax(1))
+
+
+def test_a_network_that_returns_no_floating_values_is_told() -> None:
+    calibration = clcalib.CalibrationSet.from_tensor(torch.randn(8, 3, 8, 8))
+    model = Detects(returns_scores=False).eval()
+    with pytest.raises(ArgumentError, match="model: expected floating values behind the unit conv, got"):
+        clcalib.quantize(model, calibration, recipe=clcalib.recipes.nearest(), bits=Bits(8, 8))

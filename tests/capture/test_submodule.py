@@ -126,3 +126,10 @@ def test_inputs_that_are_no_tensors() -> None:
         InputForm.of("x", (torch.ones(2, 3), torch.ones(3)), {})
     with pytest.raises(ArgumentError, match="no tensor"):
         InputForm.of("x", (), {})
+
+
+def test_a_mask_beside_the_images_is_refused_since_both_would_become_one_tensor() -> None:
+    inputs = (torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ArgumentError, match="several in float32, got x: tensors of bool, float32; name a module"):
+        InputForm.of("x", inputs, {})
+    assert InputForm.of("x", (inputs[1],), {}).is_one_tensor

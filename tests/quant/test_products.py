@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import clcalib
 from clcalib.capture.chain import Chain, capture
 from clcalib.errors import ArgumentError
-from clcalib.quant.insert import fit_policy
+from clcalib.quant.insert import fit_policy, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.policy import Bits, LayerPolicy, Override, build_policy
+from clcalib.quant.ranges import RANGE_RULES
 
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
@@ -110,3 +111,23 @@ def test_what_enters_a_product_lies_on_the_grid() -> None:
     Looking(module).run(IMAGES)
     assert len(seen) == 8
     assert all(len(torch.unique(tensor)) <= 4 for tensor in seen)
+
+
+class TwiceCalled(nn.Module):
+    """One layer reads the image, which the first layer reads too, and then a hidden tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.again(torch.relu(self.first(x) + self.again(x)))))
+
+
+def test_the_image_is_not_quantized_for_a_layer_that_reads_a_hidden_tensor_later() -> None:
+    chain = capture(TwiceCalled().eval(), torch.randn(2, 6))
+    rows = rows_of(chain, Bits(4, 4))
+    assert rows["again"].input is None
+    quantized = insert_quantizers(chain, list(rows.values()), RANGE_RULES["minmax"]).chain.module
+    image = next(node for node in quantized.graph.nodes if node.op == "placeholder")
+    assert all(user.op == "call_function" for user in image.users), "no quantizer behind the image"

@@ -12,7 +12,7 @@ from clcalib.capture.attention import expand_attention
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.fold import fold_batch_norm
 from clcalib.capture.graph import extract, input_node, weighted_nodes
-from clcalib.capture.outputs import output_nodes
+from clcalib.capture.outputs import end_node, output_nodes
 from clcalib.capture.products import find_products
 from clcalib.capture.trace import trace
 from clcalib.capture.units import Unit, group_units
@@ -30,13 +30,13 @@ class Chain:
     ``suffix(k)(*body(k)(*prefix(k)(x))) == (module(x),)``, bit for bit.
 
     A network may return several tensors.  What is read off it as one tensor (the keys of the contrastive term, the
-    end of the last phase) is then the one that it computes last, as logits and as feature.
+    end of the last phase) is then the last one with floating values, as logits and as feature.
 
     Attributes:
         module: the captured graph; it may hold inserted ``call_module`` nodes.
         units: in execution order.
         feature_name: the node that feeds the last layer with weights (the penultimate feature); of a network with
-            several outputs, the last of them.
+            several outputs, ``output_name``.
     """
 
     module: fx.GraphModule
@@ -50,8 +50,8 @@ class Chain:
 
     @property
     def output_name(self) -> str:
-        """The node of the logits; of several outputs, the one that is computed last."""
-        return self.output_names[-1]
+        """The node of the logits; of several outputs, the last one with floating values."""
+        return str(end_node(self.module.graph).name)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -138,8 +138,7 @@ def capture(
 
 
 def _feature_name(module: fx.GraphModule) -> str:
-    outputs = output_nodes(module.graph)
-    if len(outputs) > 1:
-        return str(outputs[-1].name)
+    if len(output_nodes(module.graph)) > 1:
+        return str(end_node(module.graph).name)
     _, last = weighted_nodes(module)[-1]
     return str(last.args[0])

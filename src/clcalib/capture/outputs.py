@@ -7,7 +7,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from clcalib.capture.graph import data_nodes
+from clcalib.capture.graph import data_nodes, value_of
 
 _STRUCTURE = "structure"  # the key in the meta of the graph's output node
 
@@ -28,6 +28,12 @@ def output_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """The nodes whose values the graph returns and that depend on the images, each once, in execution order."""
     returned = set(_output(graph).all_input_nodes)
     return tuple(node for node in data_nodes(graph) if node in returned)
+
+
+def end_node(graph: fx.Graph) -> fx.Node:
+    """The returned node that stands for all of them: of those with floating values, the one that is computed last."""
+    nodes = output_nodes(graph)
+    return next((node for node in reversed(nodes) if value_of(node).is_floating_point()), nodes[-1])
 
 
 def whole(module: fx.GraphModule) -> nn.Module:

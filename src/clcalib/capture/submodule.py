@@ -41,7 +41,8 @@ class InputForm:
         """The form of one call.
 
         Raises:
-            ArgumentError: there is something else than tensors with the batch first.
+            ArgumentError: there is something else than tensors with the batch first, or there are several tensors that
+                are not all float32, such as a mask beside the images: side by side they would lose their types.
         """
         leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
         sizes = {len(leaf) if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
@@ -52,6 +53,11 @@ class InputForm:
             raise ArgumentError(
                 "submodule", "one whose inputs are tensors with the batch first", f"{path}: {got}", remedy
             )
+        types = [leaf.dtype for leaf in leaves if leaf is not None]
+        if len(types) > 1 and set(types) != {torch.float32}:
+            got = f"{path}: tensors of {', '.join(sorted(str(kind).removeprefix('torch.') for kind in set(types)))}"
+            remedy = "name a module inside or around it"
+            raise ArgumentError("submodule", "one whose inputs are one tensor, or several in float32", got, remedy)
         shapes = tuple(None if leaf is None else tuple(int(size) for size in leaf.shape[1:]) for leaf in leaves)
         return cls(shapes, pytree.treespec_dumps(structure))
 

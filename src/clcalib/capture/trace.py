@@ -198,6 +198,8 @@ def _check_result(module: fx.GraphModule, images: Tensor, expected: Sequence[Any
     for result, single, own in zip(results, singles, expected, strict=True):
         if not isinstance(own, Tensor):
             continue
+        if own.dtype == torch.bool:  # a mask, which has no size
+            result, own = result.to(torch.uint8), own.to(torch.uint8)
         scale = float(own.detach().abs().nan_to_num(posinf=0.0).max())
         if not torch.allclose(result, own, rtol=0, atol=_TOLERANCE * max(scale, 1e-12), equal_nan=True):
             raise CaptureError(

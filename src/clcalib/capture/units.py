@@ -30,7 +30,7 @@ from clcalib.capture.blocks import (
     group_segments,
     matched_module,
 )
-from clcalib.capture.graph import channel_axis, layer_name, module_path, module_stack
+from clcalib.capture.graph import channel_axis, layer_name, module_path, module_stack, value_of
 from clcalib.capture.segments import Flow, Segment
 from clcalib.errors import ArgumentError, CaptureError
 
@@ -203,13 +203,17 @@ def _unit(flow: Flow, whole: Segment, name: str, kind: UnitKind) -> Unit:
 
 
 def _target(flow: Flow, unit: Segment, outputs: Sequence[fx.Node]) -> fx.Node:
-    """The last layer with its followers, if that value leaves the unit; else the newest value made of it that does."""
+    """The last layer with its followers, if that value leaves the unit; else the newest value made of it that does.
+
+    Masks and indices are taken only where nothing else is left.
+    """
     position = unit.start + unit.nodes.index(unit.weighted[-1])
     tail = flow.nodes[min(flow.layer_end(position), unit.end)]
-    if tail in outputs:
+    floats = [node for node in outputs if value_of(node).is_floating_point()]
+    if tail in floats:
         return tail
     made = {tail}
     for node in unit.nodes[unit.nodes.index(tail) + 1 :]:
         if any(source in made for source in node.all_input_nodes):
             made.add(node)
-    return next(node for node in reversed(outputs) if node in made)
+    return next(node for node in (*reversed(floats), *reversed(outputs)) if node in made)

@@ -123,18 +123,21 @@ def fit_policy(
     for row in sorted(policy, key=lambda row: places[row.layer]):
         weight, reason = row.weight, row.reason
         sides: dict[str, QuantSpec | None] = {"input": row.input, "right": row.right}
-        for read in (read for read in reads if read.name == row.layer):
-            is_image = read.tensor.name == chain.input_name
-            others = [other for other in reads if other.tensor is read.tensor]
+        for side, wanted in tuple(sides.items()):
+            own = [read for read in reads if (read.name, read.side) == (row.layer, side)]  # several of a layer that is
+            if not own:  # called more than once
+                continue
+            is_image = any(read.tensor.name == chain.input_name for read in own)
+            others = [other for other in reads if any(other.tensor is read.tensor for read in own)]
             specs = [spec for other in others if (spec := other.spec(rows.get(other.name))) is not None]
-            sides[read.side] = None if is_image else max(specs, key=lambda spec: spec.bits, default=None)
-            if sides[read.side] != read.spec(row):
+            found = None if is_image else max(specs, key=lambda spec: spec.bits, default=None)
+            if found != wanted:
                 (other, *_) = [other.name for other in others if other.name != row.layer] or [row.layer]
                 note = "image not quantized" if is_image else f"reads the same tensor as {other}"
                 reason = f"{reason}; {note}" if reason else note
-            grid = (grids or {}).get(read.source, "uniform")
-            if (spec := sides[read.side]) is not None and grid != "uniform":
-                sides[read.side] = spec.on(grid)
+            (source, *more) = {read.source for read in own}
+            grid = "uniform" if more else (grids or {}).get(source, "uniform")
+            sides[side] = found if found is None or grid == "uniform" else found.on(grid)
         if weight is not None and row.layer in transposed and isinstance(weight.granularity, PerChannel):
             weight = dataclasses.replace(weight, granularity=PerChannel(1))
         fitted.append(
