@@ -69,7 +69,7 @@ def quantize_to_target(
         The first result that keeps the accuracy, or else the best one; ``record.target`` has all rounds.
 
     Raises:
-        ArgumentError: not even 8 bits everywhere keep the accuracy.
+        ArgumentError: not even 8 bits everywhere keep the accuracy, or a ``submodule`` is named.
 
     Warns:
         TargetNotMetWarning: no round came to it.
@@ -78,6 +78,7 @@ def quantize_to_target(
         raise ArgumentError("max_drop", "percentage points above 0 and below 100", max_drop)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ArgumentError("rounds", "a whole number of runs, at least 1", rounds)
+    check_is_whole(options.get("submodule"))
     observer = observer or SilentObserver()
     device = torch.device(options.get("device", "cpu"))
     patterns: Sequence[str] = options.get("unit_patterns", ())
@@ -125,6 +126,13 @@ def quantize_to_target(
         rounds=tuple(tried),
     )
     return dataclasses.replace(result, record=result.record.model_copy(update={"target": target}))
+
+
+def check_is_whole(submodule: str | None) -> None:
+    """Raise where widths are to be raised for an accuracy in a part of the model: sensitivities are of all units."""
+    if submodule is not None:
+        remedy = "leave out the submodule, or the bound on the accuracy"
+        raise ArgumentError("submodule", "the whole model where an accuracy is to be kept", repr(submodule), remedy)
 
 
 @dataclasses.dataclass(frozen=True)
