@@ -5,8 +5,9 @@ Each architecture runs in a process of its own with a limit on processor time, a
 What is done to one:
 
 * built with random weights; parameters that start as one small number everywhere (zero-initialised residual branches,
-  layer scales of 1e-6) become 0.5, or else their branches are nothing; batch norm gets its statistics from 16 random
-  images, as a cumulative mean over two batches in train mode (of batch norm alone), so activations stay in range;
+  layer scales of 1e-6) become 0.5, or else their branches are nothing; heads of zeros become small random numbers;
+  batch norm gets its statistics from 16 random images, as a cumulative mean over two batches in train mode (of batch
+  norm alone), so activations stay in range;
 * captured; the graph's output is compared with the model's, and suffix(body(prefix(x))) with the graph's, bit for
   bit, at ``CHECKED_UNITS`` units spread over the network;
 * quantized to W4A4 with min-max ranges; QDrop with ``STEPS`` steps on ``IMAGES`` images for each unit.  The mean
@@ -142,6 +143,8 @@ def prepared(model: nn.Module, images: Tensor) -> nn.Module:
         is_vector = parameter.numel() == max(parameter.shape, default=1) and not name.endswith("bias")
         if is_vector and bool((parameter == parameter.flatten()[0]).all()) and parameter.flatten()[0].abs() < 0.2:
             parameter.fill_(0.5)
+        elif parameter.dim() > 1 and not bool(parameter.any()):
+            parameter.normal_(std=0.02)
     model.eval()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -164,7 +167,7 @@ def facts(chain: Chain) -> dict[str, Any]:
         "most_tensors_at_a_cut": max(len(unit.outputs) for unit in chain.units),
         "outputs": len(chain.output_names),
         "layers": len(chain.layers),
-        "layers_in_float": [row.layer for row in policy if row.weight is None]
+        "layers_in_float": [row.layer for row in policy if row.weight is None and row.layer in chain.layers]
         + [node.name for node in weighted if node.args[1].op != "get_attr"],  # a weight made from the images
         "products": len(chain.products),
         "float_products": products_in_float(chain, policy),

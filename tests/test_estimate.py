@@ -82,6 +82,14 @@ def test_what_quantize_refuses_is_refused():
         clcalib.estimate(tiny(), **arguments(bitz=BITS))
 
 
+def test_the_few_steps_of_a_dry_run_are_not_judged(monkeypatch):
+    def fail(*unit):
+        raise AssertionError
+
+    monkeypatch.setattr("clcalib.calibrate.walk.worse_than_nearest", fail)
+    assert clcalib.estimate(tiny(), **arguments(64)).warnings == ()
+
+
 def test_the_observer_is_told():
     class Listening(SilentObserver):
         def __init__(self):

@@ -67,7 +67,14 @@ def test_what_8_bits_everywhere_lose_is_told():
         run(0.001, overrides={"@linear": "W2A2"}, bits=clcalib.Bits(2, 2), first_last_bits=2, labels=False)
 
 
-@pytest.mark.parametrize(("options", "name"), [({"max_drop": 0}, "max_drop"), ({"max_drop": 1, "rounds": 0}, "rounds")])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_drop": 0}, "max_drop"),
+        ({"max_drop": 1, "rounds": 0}, "rounds"),
+        ({"max_drop": 1, "submodule": "block"}, "submodule"),
+    ],
+)
 def test_nonsense_is_told_before_any_work(options, name, monkeypatch):
     monkeypatch.setattr("clcalib.target_accuracy.capture", None)
     with pytest.raises(ArgumentError, match=name):

@@ -21,5 +21,7 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Predict:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "0")  # its C++ is compiled at first use; a busy machine is slow
+    os.environ.setdefault(
+        "NNCF_EXTENSION_LOAD_TIMEOUT", "0"
+    )  # its C++ is compiled at first use; a busy machine is slow
     main(quantize, ("nncf",))

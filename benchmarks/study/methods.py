@@ -55,6 +55,20 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "block, half dropped",
         "squared error",
     ),
+    "glf_q": (
+        "`glf_q`",
+        "GLF-Q, from descriptions",
+        "offset before rounding, weight and activation scales",
+        "block",
+        "squared error, error of the penultimate feature",
+    ),
+    "cl_calib": (
+        "`cl_calib`",
+        "Shang et al. 2024",
+        "rounding and activation scales",
+        "block, half dropped, corrected float input",
+        "squared error, prediction difference, contrastive term",
+    ),
     "fast": (
         "`fast`",
         "ours, after QDrop and GPTQ",

@@ -34,7 +34,8 @@ Written by `benchmarks/study/page.py` from `benchmarks/results/study*.json`; the
 
 CIFAR-10, QDrop setting, the same steps for each unit (and each phase) inside a section; 1,024 training images to
 calibrate, another choice for each seed; top-1 in % on all 10,000 test images, mean ± standard deviation over seeds
-(their number).  The term is computed at every fourth step; all else is the default of `with_contrastive`.  Behind the
+(their number).  The term is computed at every fourth step on the whole batch; all else is the default of
+`with_contrastive`.  Behind the
 number of seeds stands in which type convolutions computed, `bf16` (bfloat16) or `f32` (float32), as the machines
 differ in it; a difference is made only of pairs with the same one.  *Difference* is contrastive less plain, seed by
 seed, with the 95 % interval of a bootstrap over seeds; with so few seeds, that one is too narrow (with five it covers

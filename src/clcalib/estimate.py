@@ -133,7 +133,7 @@ def _all_images(job: Job) -> int:
 
 
 def _shortened(job: Job) -> Job:
-    """The same on a few images with a few steps, and no held-out images."""
+    """The same on a few images with a few steps, without held-out images; the guard would judge the few steps."""
     images = job.images[:TIMED_IMAGES]
     recipe = job.recipe
     last = None if recipe.last_phase is None else _short_phase(recipe.last_phase)
@@ -141,7 +141,7 @@ def _shortened(job: Job) -> Job:
     phases = tuple(_short_phase(phase) for phase in recipe.phases)
     short = dataclasses.replace(recipe, phases=phases, last_phase=last, correction=correction)
     budget = None if job.memory_budget is None else max(1, job.memory_budget * len(images) // _all_images(job))
-    return dataclasses.replace(job, recipe=short, images=images, held_out=None, memory_budget=budget)
+    return dataclasses.replace(job, recipe=short, images=images, held_out=None, memory_budget=budget, is_guarded=False)
 
 
 def _short_phase(phase: Phase) -> Phase:

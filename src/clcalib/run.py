@@ -27,7 +27,7 @@ from clcalib.files import write_atomically
 from clcalib.model_source import load_model
 from clcalib.pipeline import quantize
 from clcalib.report.record import RunRecord
-from clcalib.target_accuracy import quantize_to_target
+from clcalib.target_accuracy import check_is_whole, quantize_to_target
 
 CONFIG_FILE = "config.json"
 USUAL_CALIBRATION_IMAGES = 1024
@@ -65,8 +65,11 @@ def dry_run(config: RunConfig, observer: Observer) -> Estimate:
 
 
 def check_target(config: RunConfig) -> None:
-    """Raise where an accuracy is to be kept and nothing can measure it."""
-    if config.target is not None and config.data.evaluation is None:
+    """Raise where an accuracy is to be kept and nothing can measure it, or only a part is quantized."""
+    if config.target is None:
+        return
+    check_is_whole(config.model.submodule)
+    if config.data.evaluation is None:
         remedy = "half of them choose the widths, the others judge the result"
         raise ArgumentError("data.evaluation", "evaluation images with --max-drop", "none", remedy)
 

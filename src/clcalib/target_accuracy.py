@@ -72,8 +72,7 @@ def quantize_to_target(
         The first result that keeps the accuracy, or else the best one; ``record.target`` has all rounds.
 
     Raises:
-        ArgumentError: not even 8 bits everywhere keep the accuracy, or ``options`` name a submodule: units of a part
-            are not compared by what the whole model says.
+        ArgumentError: not even 8 bits everywhere keep the accuracy, or a ``submodule`` is named.
 
     Warns:
         TargetNotMetWarning: no round came to it.
@@ -82,9 +81,7 @@ def quantize_to_target(
         raise ArgumentError("max_drop", "percentage points above 0 and below 100", max_drop)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ArgumentError("rounds", "a whole number of runs, at least 1", rounds)
-    if options.get("submodule") is not None:
-        remedy = "quantize the part with quantize, and raise its widths with overrides"
-        raise ArgumentError("submodule", "None, the whole model", repr(options["submodule"]), remedy)
+    check_is_whole(options.get("submodule"))
     observer = observer or SilentObserver()
     device = torch.device(options.get("device", "cpu"))
     patterns: Sequence[str] = options.get("unit_patterns", ())
@@ -136,6 +133,13 @@ def quantize_to_target(
         rounds=tuple(tried),
     )
     return dataclasses.replace(result, record=result.record.model_copy(update={"target": target}))
+
+
+def check_is_whole(submodule: str | None) -> None:
+    """Raise where widths are to be raised for an accuracy in a part of the model: sensitivities are of all units."""
+    if submodule is not None:
+        remedy = "leave out the submodule, or the bound on the accuracy"
+        raise ArgumentError("submodule", "the whole model where an accuracy is to be kept", repr(submodule), remedy)
 
 
 @dataclasses.dataclass(frozen=True)

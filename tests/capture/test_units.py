@@ -89,7 +89,7 @@ def test_patterns_override_the_rules() -> None:
     by_layer = capture(model, example, unit="layer", patterns=("layer1.1",))
     assert [unit.name for unit in by_layer.units][2:5] == ["layer1.0.conv2", "layer1.1", "layer1.2.conv1"]
     assert_every_cut_is_exact(by_layer, by_layer.module, torch.randn(3, 3, 32, 32))
-    with pytest.raises(ArgumentError, match=r"patterns: expected globs that match a module path, got 'layer9\.\*'"):
+    with pytest.raises(ArgumentError, match=r"expected globs that match a module path, got 'layer9\.\*'"):
         capture(model, example, patterns=("layer9.*",))
 
 

@@ -56,10 +56,19 @@ def test_the_widths_are_kept_with_the_run(workplace: Path) -> None:
         (["--bits", "W4A4", "--bits", "W2A2"], "--bits: expected one of them without a pattern, got W4A4, W2A2"),
         (["--bits", "3=W9"], '--bits 3: expected "W4A8", "W4" or "A8"'),
         (["--bits", "=W4"], "--bits: expected PATTERN=WIDTHS"),
+        (["--bits", "W4A4", "--weight-bits", "3"], "--weight-bits: expected 4, as --bits W4A4 says, got 3"),
+        (["--bits", "W4A4", "--activation-bits", "2"], "--activation-bits: expected 4, as --bits W4A4 says, got 2"),
+        (["--weight-bits", "0"], "quantization.weights: expected a whole number from 2 to 8"),
+        (["--float", ""], "--float: expected a pattern of layers"),
+        (["--float", "nowhere"], "overrides (--bits, --float): expected patterns that fit a layer"),
+        (
+            ["--submodule", "3", "--max-drop", "1"],
+            "submodule: expected the whole model where an accuracy is to be kept",
+        ),
         (["--float", "@depthwise"], "this network has @conv2d, @linear"),
         (["--first-last-bits", "9"], "quantization.first_last_bits: expected a whole number from 2 to 8, or 32 for"),
         (["--set", 'quantization.overrides.3="W1"'], 'quantization.overrides.3: expected "W4A8"'),
-        (["--unit-pattern", "nowhere.*"], "patterns: expected globs that match a module path"),
+        (["--unit-pattern", "nowhere.*"], "unit_patterns (--unit-pattern): expected globs that match a module path"),
         (["--max-drop", "0"], "target.max_drop: expected a number of percentage points above 0"),
         (["--guard-images", "32"], "guard.images: expected from 1 to 31 of the 32 calibration images"),
     ],
@@ -70,6 +79,25 @@ def test_what_is_wrong_is_one_message(arguments: list[str], message: str, workpl
     assert message in printed
     assert printed.count("error: ") == 1
     assert not (workplace / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "message"),
+    [
+        ("", ["--set", "quantization.overrides=3", "--float", "3"], "quantization.overrides: expected a table"),
+        ("quantization = 3", ["--float", "3", "--out", "out"], "quantization: "),
+        ("run = 3", ["--dry-run"], "run: "),
+    ],
+)
+def test_what_is_no_table_is_told(
+    line: str, arguments: list[str], message: str, workplace: Path, capsys: Capture
+) -> None:
+    text = (workplace / "run.toml").read_text()
+    (workplace / "run.toml").write_text(f"{line}\n{text}")
+    assert main(["quantize", "run.toml", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "internal failure" not in printed
 
 
 def test_a_target_needs_evaluation_images(workplace: Path, capsys: Capture) -> None:
@@ -85,6 +113,10 @@ def test_patterns_of_flags_come_behind_those_of_the_toml() -> None:
     assert list(found["quantization"]["overrides"].items()) == [("b", "W3"), ("a", "W8"), ("c*", "float")]
     assert with_patterns(table, ["W4A4"], None) is table
     assert quantization_flags(["a=W8"], "6", None)["first_last_bits"] == 6
+    given = quantization_flags(["W4A4", "a=W8"], None, None, weight_bits=4)
+    assert (given["weights"], given["activations"]) == (4, 4)
+    given = quantization_flags(None, None, None, activation_bits=3)
+    assert (given["weights"], given["activations"]) == (None, 3)
     with pytest.raises(ArgumentError, match="without a pattern"):
         quantization_flags(["W4A4", "W2A2"], None, None)
 
@@ -102,6 +134,9 @@ def test_a_dry_run_estimates_and_writes_nothing(workplace: Path, capsys: Capture
     assert "disk:   0B" not in printed
     assert "layers: 7" in printed
     assert printed.rstrip().endswith("Nothing was written.")
+    assert "--max-drop" not in printed
+    assert main(["quantize", "run.toml", "--dry-run", "--max-drop", "5"]) == 0
+    assert "time:   of one run; --max-drop takes up to 8" in capsys.readouterr().out
 
 
 def test_the_accuracy_target_shows_its_rounds(workplace: Path, capsys: Capture) -> None:

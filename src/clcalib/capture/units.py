@@ -102,7 +102,8 @@ def _check_patterns(patterns: Sequence[str], modules: Iterable[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in modules if path):
             known = ", ".join(sorted(path for path in modules if path)[:8])
-            raise ArgumentError("patterns", "globs that match a module path", repr(pattern), f"some paths: {known}")
+            expected, remedy = "globs that match a module path", f"some paths: {known}"
+            raise ArgumentError("unit_patterns (--unit-pattern)", expected, repr(pattern), remedy)
 
 
 def _layers_of(flow: Flow, start: int, end: int) -> list[Segment]:

@@ -28,10 +28,12 @@ def estimate_table(estimate: Estimate) -> Table:
     return table
 
 
-def estimate_text(estimate: Estimate) -> Text:
-    """Memory and disk, and what stays in float."""
+def estimate_text(estimate: Estimate, rounds: int | None = None) -> Text:
+    """Memory and disk, what stays in float, and that ``rounds`` such runs may follow each other."""
     operators = ", ".join(f"{name} ({count})" for name, count in estimate.float_operators.items())
+    repeated = () if rounds is None else (f"time:   of one run; --max-drop takes up to {rounds + 2}",)
     lines = (
+        *repeated,
         f"memory: {short(estimate.peak_memory_bytes)}B at the peak, {short(estimate.stored_bytes)}B of it stored "
         "activations",
         f"disk:   {short(estimate.spilled_bytes)}B in temporary files (--memory-budget)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,20 +133,35 @@ def split_bits(bits: str | None) -> tuple[int | None, int | None]:
 
 
 def quantization_flags(
-    bits: Sequence[str] | None, edge_bits: str | None, unit_patterns: Sequence[str] | None
+    bits: Sequence[str] | None,
+    edge_bits: str | None,
+    unit_patterns: Sequence[str] | None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
 ) -> dict[str, Any]:
-    """The keys of ``[quantization]`` that the flags of widths stand for, but for the patterns."""
+    """The keys of ``[quantization]`` that the flags of widths stand for, but for the patterns.
+
+    Raises:
+        ArgumentError: two flags name different widths for the same thing.
+    """
     plain = [text for text in bits or () if "=" not in text]
     if len(plain) > 1:
         raise ArgumentError("--bits", "one of them without a pattern", ", ".join(plain), "give the others a pattern")
     weights, activations = split_bits(plain[0] if plain else None)
     is_number = edge_bits is not None and edge_bits.strip().isdecimal()
     return {
-        "weights": weights,
-        "activations": activations,
+        "weights": _one_width("--weight-bits", weight_bits, weights, plain),
+        "activations": _one_width("--activation-bits", activation_bits, activations, plain),
         "first_last_bits": int(edge_bits) if edge_bits is not None and is_number else edge_bits,
         "unit_patterns": list(unit_patterns) if unit_patterns else None,
     }
+
+
+def _one_width(flag: str, own: int | None, of_both: int | None, plain: Sequence[str]) -> int | None:
+    """The width of a flag of its own, or the one in ``--bits``; where both are given, they must agree."""
+    if own is None or of_both is None or own == of_both:
+        return of_both if own is None else own
+    raise ArgumentError(flag, f"{of_both}, as --bits {plain[0]} says", own, "leave one of the two out")
 
 
 def with_patterns(table: dict[str, Any], bits: Sequence[str] | None, floats: Sequence[str] | None) -> dict[str, Any]:
@@ -159,13 +174,18 @@ def with_patterns(table: dict[str, Any], bits: Sequence[str] | None, floats: Seq
     given_here += [(pattern, FLOAT) for pattern in floats or ()]
     if not given_here:
         return table
+    if any(not pattern.strip() for pattern in floats or ()):
+        raise ArgumentError("--float", "a pattern of layers, such as '*.se.*' or @linear", "an empty one")
     for pattern, widths in given_here:
         if not pattern.strip():
             raise ArgumentError("--bits", "PATTERN=WIDTHS, such as 'layer4.*=W4A8'", repr(f"{pattern}={widths}"))
         Override.parse(f"--bits {pattern}", widths)
     new = {pattern.strip(): widths for pattern, widths in given_here}
     section = table.get("quantization") or {}
-    old = {pattern: widths for pattern, widths in section.get("overrides", {}).items() if pattern not in new}
+    overrides = section.get("overrides", {}) if isinstance(section, Mapping) else None
+    if not isinstance(overrides, Mapping):
+        return table  # which is refused
+    old = {pattern: widths for pattern, widths in overrides.items() if pattern not in new}
     return {**table, "quantization": {**section, "overrides": {**old, **new}}}
 
 

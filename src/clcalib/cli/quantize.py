@@ -184,8 +184,7 @@ def quantize(
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
     """
-    widths = quantization_flags(bits, first_last_bits, unit_pattern)
-    widths |= {key: value for key, value in (("weights", weight_bits), ("activations", activation_bits)) if value}
+    widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits)
     flags: dict[str, Any] = {
         "model": {"entry": model, "weights": weights, "submodule": submodule},
         "data": {
@@ -215,12 +214,14 @@ def quantize(
     parsed = build(RunConfig, _with_any_folder(table) if is_dry else table, source)
     console, log = Console(highlight=False), Console(stderr=True, highlight=False)
     if is_dry:
+        log.print("a dry run: a few steps on few images; its errors are not those of the run", soft_wrap=True)
         with observer_for(console, log) as observer:
             found = dry_run(parsed, observer)
         console.print()
         console.print(estimate_table(found))
         console.print()
-        console.print(estimate_text(found), soft_wrap=False)
+        rounds = None if parsed.target is None else parsed.target.rounds
+        console.print(estimate_text(found, rounds), soft_wrap=False)
         return
     if quiet:
         run(parsed, SilentObserver())
@@ -232,7 +233,8 @@ def quantize(
 
 def _with_any_folder(table: dict[str, Any]) -> dict[str, Any]:
     """A dry run needs no output folder; one that is named is not looked at."""
-    return {**table, "run": {"out": "nowhere", **table.get("run", {})}}
+    section = table.get("run", {})
+    return {**table, "run": {"out": "nowhere", **section}} if isinstance(section, Mapping) else table
 
 
 def _with_section(table: dict[str, Any], section: str, is_wanted: bool | None) -> dict[str, Any]:

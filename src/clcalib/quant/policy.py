@@ -191,7 +191,7 @@ def _check_fits(pattern: str, layers: Sequence[str], kinds: Mapping[str, str]) -
         remedy = f"this network has {', '.join(known)}"
     else:
         remedy = f"nearest layer: {_nearest(pattern, layers)}"
-    raise ArgumentError("overrides", "patterns that fit a layer", repr(pattern), remedy)
+    raise ArgumentError("overrides (--bits, --float)", "patterns that fit a layer", repr(pattern), remedy)
 
 
 def _nearest(pattern: str, layers: Iterable[str]) -> str:
