@@ -11,7 +11,7 @@ import torch
 
 import clcalib
 from clcalib.calibrate.observer import SilentObserver
-from clcalib.calibrate.space import StoreSpace
+from clcalib.calibrate.space import FileBlock, StoreSpace
 from clcalib.errors import ArgumentError
 from tests.tiny import images, tiny
 
@@ -129,3 +129,14 @@ def test_a_nonsense_budget_is_told(budget):
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ArgumentError, match=r"spill_folder: expected a folder that exists"):
         state(RECIPES["qdrop"], memory_budget=1, spill_folder=tmp_path / "nowhere")
+
+
+def test_no_read_is_under_way_behind_the_last_step(monkeypatch):
+    """It would keep a store alive, so that the disk that a run needs depended on how fast the disk is."""
+    asked, gathered = [], []
+    prefetch, gather = FileBlock.prefetch, FileBlock.gather
+    monkeypatch.setattr(FileBlock, "prefetch", lambda block, index: asked.append(id(block)) or prefetch(block, index))
+    monkeypatch.setattr(FileBlock, "gather", lambda block, index: gathered.append(block._ahead) or gather(block, index))
+    state(clcalib.recipes.qdrop(steps=6), memory_budget=1)
+    assert asked
+    assert len(asked) == sum(ahead is not None for ahead in gathered)

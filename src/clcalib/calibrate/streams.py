@@ -38,6 +38,11 @@ class StepStream:
         self._keeps_all = False
         self._words: Tensor | None = None
 
+    @property
+    def step(self) -> int:
+        """The step that it is."""
+        return self._step
+
     def advance(self, step: int) -> None:
         """Start the numbers of ``step``."""
         self._step, self._draws = step, 0

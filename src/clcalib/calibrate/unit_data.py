@@ -129,9 +129,12 @@ class UnitData:
         return [rows for rows in (*quantized, *floating, self.target, *gradient) if rows.storage is None]
 
     def prefetch(self, phase: Phase, random: StepStream) -> None:
-        """Begin to read what the next step needs, where it is in files."""
+        """Begin to read what the next step needs, where it is in files.
+
+        Behind the last step nothing is read: a read under way would keep a store alive, and count as disk, for longer.
+        """
         in_files = self.in_files(phase)
-        if in_files:
+        if in_files and random.step + 1 < phase.steps:
             index = random.batch(len(self.target), phase.batch_size, ahead=1)
             for rows in in_files:
                 rows.prefetch(index)
