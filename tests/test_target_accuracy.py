@@ -82,9 +82,7 @@ def test_nonsense_is_told_before_any_work(options, name, monkeypatch):
 
 
 def test_a_part_is_refused():
-    with pytest.raises(
-        ArgumentError, match="submodule: expected the whole model where .*, got 'block'"
-    ):
+    with pytest.raises(ArgumentError, match="submodule: expected the whole model where .*, got 'block'"):
         run(8.0, submodule="block")
 
 
