@@ -7,11 +7,12 @@ the block is found.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
-from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.recipe import Recipe, Term
+from clcalib.calibrate.recipes.straight_through import straight_through
 from clcalib.objectives.features import FeatureReconstruction
-from clcalib.objectives.lp import Reconstruction
 
 PAPER_STEPS = 3_000
 
@@ -42,17 +43,14 @@ def glf_q(
     *Deviations*: known to us from docs/method.md, section 5, only; its rates are not, so they are those of
     ``straight_through``.  e / e_0 + f / f_0 is multiplied by e_0 (``Term.is_relative``), which Adam does not see.
     """
-    joint = Phase(
-        name="offsets and all scales",
+    base = straight_through(
         steps=steps,
-        batch_size=batch_size,
-        rounding="straight_through",
         rounding_rate=rounding_rate,
-        rounding_schedule="warm_up_cosine",
         weight_scale_rate=weight_scale_rate,
         activation_rate=activation_rate,
-        quantized_input_probability=keep_quantized_probability,
         keep_quantized_probability=keep_quantized_probability,
-        terms=(Term(Reconstruction()), Term(FeatureReconstruction(read), feature_weight, is_relative=True)),
+        batch_size=batch_size,
     )
-    return Recipe("glf_q", phases=(joint,))
+    feature = Term(FeatureReconstruction(read), feature_weight, is_relative=True)
+    phases = tuple(dataclasses.replace(phase, terms=(*phase.terms, feature)) for phase in base.phases)
+    return dataclasses.replace(base, name="glf_q", phases=phases)
