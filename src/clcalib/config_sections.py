@@ -117,6 +117,7 @@ class QuantizationSection(_Section):
     activations: BitWidth = Field(default=4, description=_BITS)
     symmetric_weights: bool = Field(default=False, description="true or false")
     symmetric_activations: bool = Field(default=False, description="true or false")
+    target: str | None = Field(default=None, description="the name of a target (--target)")
     setting: str = Field(default="qdrop", description="the name of a setting")
     unit_patterns: tuple[str, ...] = Field(default=(), description="a list of globs of modules that are to be units")
     weight_range: str = Field(default="mse_grid", description="the name of a range rule")

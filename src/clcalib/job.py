@@ -42,6 +42,7 @@ from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.ranges import RangeRule
 from clcalib.quant.reparameterize import reparameterize_layer_norm
 from clcalib.quant.spec import Grid
+from clcalib.quant.targets import Target, target_of
 from clcalib.report.environment import StageClock
 from clcalib.report.record import UnitRecord
 from clcalib.unit_records import unit_record
@@ -71,6 +72,7 @@ class Job:
     Attributes:
         chain: the float chain, on the device.
         policy: its table of widths.
+        target: whose kernels' rules it follows, or None for those of the papers.
         part: the part of a model that the chain is of, or None for the whole model.
         images, held_out: what the chain reads, on the device; the second as many as are measured, or None.
         dtype: of convolutions while a unit is optimised.
@@ -79,6 +81,7 @@ class Job:
 
     chain: Chain
     policy: tuple[LayerPolicy, ...]
+    target: Target | None
     part: Part | None
     recipe: Recipe
     seed: int
@@ -99,7 +102,8 @@ class Job:
     def calibrate(self, space: StoreSpace) -> Outcome:
         """Find ranges, round, and optimise unit after unit; stores are kept in ``space``."""
         self.clock.stage("weight ranges")
-        base = insert_quantizers(self.chain, self.policy, self.weight_rule)
+        placement = None if self.target is None else self.target.placement
+        base = insert_quantizers(self.chain, self.policy, self.weight_rule, placement)
         self.clock.stage("keys")
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
         keys = _keys(self.chain, self.images) if needs else {}
@@ -163,6 +167,7 @@ def prepare(
     overrides: Overrides | None,
     unit_patterns: Sequence[str],
     submodule: str | None,
+    target: str | None,
     weight_range: str,
     activation_range: str,
     softmax_grid: Grid,
@@ -188,6 +193,7 @@ def prepare(
     check_arguments(calibration, recipe, bits, (("evaluation", evaluation), ("held_out", held_out)))
     rules = range_rule("weight_range", weight_range), range_rule("activation_range", activation_range)
     grids = checked_grids(softmax_grid, gelu_grid)
+    runtime = target_of(target)
     place = checked_device(device)
     dtype, stored = convolution_dtype(precision, place), cache_dtype(cache_precision)
     budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
@@ -206,11 +212,12 @@ def prepare(
     chain.module.to(place)
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
-    policy = chain_policy(chain, bits, setting, overrides, first_last_bits, grids)
+    policy = chain_policy(chain, bits, setting, overrides, first_last_bits, grids, runtime)
     observer.policy(policy)
     return Job(
         chain=chain,
         policy=policy,
+        target=runtime,
         part=part,
         recipe=recipe,
         seed=seed,

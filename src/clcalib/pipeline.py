@@ -74,6 +74,7 @@ def quantize(
     overrides: Overrides | None = None,
     unit_patterns: Sequence[str] = (),
     submodule: str | None = None,
+    target: str | None = None,
     weight_range: str = "mse_grid",
     activation_range: str = "mse_grid",
     softmax_grid: Grid = "uniform",
@@ -108,6 +109,9 @@ def quantize(
         submodule: path of the part that is quantized, "backbone" say; the rest stays in float around it.  The images
             go through the whole model, and the part is calibrated on what it gets there.  Its layers and modules are
             named from the part on; a part that takes several tensors has its own name in front ("head.conv").
+        target: the runtime whose integer kernels are to compute the result, a name in ``TARGETS`` ("onnxruntime"):
+            widths, signs and the places of quantizers are those that its kernels have, so that nothing changes when the
+            result is exported.  None is "paper": quantizers at what layers read, and nowhere else.
         weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
         activation_range: the same for activations.
         softmax_grid: where the quantized values of a softmax lie, as attention's second product reads them:
@@ -159,6 +163,7 @@ def quantize(
             overrides=overrides,
             unit_patterns=unit_patterns,
             submodule=submodule,
+            target=target,
             weight_range=weight_range,
             activation_range=activation_range,
             softmax_grid=softmax_grid,
@@ -203,6 +208,7 @@ def quantize(
         spilled_bytes=space.most_in_files,
         units=units,
         submodule=submodule,
+        runtime_target=target,
         last_phase=None if outcome.network is None else last_phase_record(outcome.network),
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
@@ -219,7 +225,7 @@ def quantize(
     )
     form = None if job.part is None else job.part.form
     dtype = str(job.images.dtype).removeprefix("torch.")
-    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form, dtype)
+    origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form, dtype, target)
     return QuantizationResult(networks[-1], record, job.policy, outcome.after, origin)
 
 

@@ -95,6 +95,7 @@ def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "overrides": config.quantization.layer_overrides(),
         "unit_patterns": config.quantization.unit_patterns,
         "submodule": config.model.submodule,
+        "target": config.quantization.target,
         "weight_range": config.quantization.weight_range,
         "activation_range": config.quantization.activation_range,
         "softmax_grid": config.quantization.softmax_grid,

@@ -19,6 +19,7 @@ from clcalib.cli.flags import (
     ModelOption,
     SetOption,
     SubmoduleOption,
+    TargetOption,
     UnitPatternOption,
     WeightsOption,
     collect,
@@ -32,6 +33,7 @@ from clcalib.data.sources import load_calibration
 from clcalib.errors import ArgumentError
 from clcalib.model_source import load_model
 from clcalib.quant.insert import chain_policy
+from clcalib.quant.targets import target_of
 from clcalib.report.tables import description_table, policy_table
 
 EXAMPLES = (
@@ -57,6 +59,7 @@ def describe(
     bits: BitsOption = None,
     float_: FloatOption = None,
     first_last_bits: EdgeBitsOption = None,
+    target: TargetOption = None,
     settings: SetOption = None,
 ) -> None:
     """Print the units that a network is cut into, and the widths that every layer would get and why.
@@ -70,7 +73,7 @@ def describe(
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
-    widths = quantization_flags(bits, first_last_bits, unit_pattern)
+    widths = quantization_flags(bits, first_last_bits, unit_pattern, target=target)
     flags = {"model": {"entry": model, "weights": weights, "submodule": submodule}, "quantization": widths}
     table, source = collect(config, settings, flags)
     parsed = build(ModelConfig, with_patterns(table, bits, float_), source)
@@ -81,7 +84,14 @@ def describe(
         part, images = Part.of(network, parsed.model.submodule, images)
         network = part.module
     chain = capture(network, images, unit=kind, patterns=section.unit_patterns)
-    policy = chain_policy(chain, section.bits(), section.setting, section.layer_overrides(), section.edge_bits())
+    policy = chain_policy(
+        chain,
+        section.bits(),
+        section.setting,
+        section.layer_overrides(),
+        section.edge_bits(),
+        target=target_of(section.target),
+    )
     console = Console(highlight=False)
     console.print(description_table(describe_chain(chain)))
     console.print()

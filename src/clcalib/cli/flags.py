@@ -64,6 +64,15 @@ FloatOption = Annotated[
         "--float", rich_help_panel=WIDTHS, metavar="PATTERN", help="Leave these layers in float: '*.se.*', @linear."
     ),
 ]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        rich_help_panel=WIDTHS,
+        metavar="NAME",
+        help="Calibrate under the rules of a runtime: onnxruntime, openvino, ...; clcalib targets lists them.",
+    ),
+]
 EdgeBitsOption = Annotated[
     str | None,
     typer.Option(
@@ -138,6 +147,7 @@ def quantization_flags(
     unit_patterns: Sequence[str] | None,
     weight_bits: int | None = None,
     activation_bits: int | None = None,
+    target: str | None = None,
 ) -> dict[str, Any]:
     """The keys of ``[quantization]`` that the flags of widths stand for, but for the patterns.
 
@@ -154,6 +164,7 @@ def quantization_flags(
         "activations": _one_width("--activation-bits", activation_bits, activations, plain),
         "first_last_bits": int(edge_bits) if edge_bits is not None and is_number else edge_bits,
         "unit_patterns": list(unit_patterns) if unit_patterns else None,
+        "target": target,
     }
 
 

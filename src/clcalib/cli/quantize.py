@@ -27,6 +27,7 @@ from clcalib.cli.flags import (
     ModelOption,
     SetOption,
     SubmoduleOption,
+    TargetOption,
     ThreadsOption,
     UnitPatternOption,
     WeightsOption,
@@ -53,7 +54,8 @@ EXAMPLES = (
     "clcalib quantize run.toml --recipe brecq --steps 2000 --set quantization.setting=brecq --out runs/brecq\n\n"
     "clcalib quantize run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*' --out b\n\n"
     "clcalib quantize run.toml --dry-run --memory-budget 2GB\n\n"
-    "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point"
+    "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point\n\n"
+    "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed"
 )
 
 
@@ -84,6 +86,7 @@ def quantize(
     bits: BitsOption = None,
     float_: FloatOption = None,
     first_last_bits: EdgeBitsOption = None,
+    target: TargetOption = None,
     weight_bits: Annotated[
         int | None, typer.Option("--weight-bits", rich_help_panel=WIDTHS, metavar="N", help="Width of weights.")
     ] = None,
@@ -184,7 +187,7 @@ def quantize(
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
     """
-    widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits)
+    widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits, target)
     flags: dict[str, Any] = {
         "model": {"entry": model, "weights": weights, "submodule": submodule},
         "data": {

@@ -38,6 +38,7 @@ from clcalib.quant.packing import pack, unpack
 from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.ranges import RANGE_RULES
 from clcalib.quant.spec import PerChannel, PerTensor, QParams, QuantSpec
+from clcalib.quant.targets import target_of
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
@@ -54,6 +55,7 @@ class Origin:
         submodule: the path of the part that was captured; None for the whole model.
         form: what that part takes.
         input_dtype: "float32", or "int64" for tokens.
+        target: the name of the target whose kernels decided where quantizers stand, or None.
     """
 
     unit: UnitKind
@@ -62,6 +64,7 @@ class Origin:
     submodule: str | None = None
     form: InputForm | None = None
     input_dtype: str = "float32"
+    target: str | None = None
 
 
 def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
@@ -106,6 +109,8 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
         tensors = load_tensors(payload)
         policy = tuple(_row_from_json(row) for row in description["policy"])
         part = _part(model, description)
+        target = target_of(description.get("target"))
+        placement = None if target is None else target.placement
         dtype = torch.int64 if description.get("input_dtype") == "int64" else torch.float32
         example = torch.zeros(2, *description["input_shape"], dtype=dtype)
         with warnings.catch_warnings():
@@ -124,7 +129,7 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
     chain.module.cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
-        quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"])
+        quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"], placement)
     _restore(quantized, tensors, description["code_shapes"], folder)
     network = whole(quantized.chain.module.to(home))
     return network if part is None else part.put_back(network)
@@ -209,6 +214,7 @@ def _row_to_json(row: LayerPolicy) -> dict[str, Any]:
     return {
         "layer": row.layer,
         "reason": row.reason,
+        "kind": row.kind,
         "weight": None if row.weight is None else _spec_to_json(row.weight),
         "input": None if row.input is None else _spec_to_json(row.input),
         "right": None if row.right is None else _spec_to_json(row.right),
@@ -219,7 +225,7 @@ def _row_from_json(row: dict[str, Any]) -> LayerPolicy:
     weight, read, right = (
         None if row.get(side) is None else _spec_from_json(row[side]) for side in ("weight", "input", "right")
     )
-    return LayerPolicy(row["layer"], weight, read, row["reason"], right=right)
+    return LayerPolicy(row["layer"], weight, read, row["reason"], row.get("kind", ""), right)
 
 
 def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:

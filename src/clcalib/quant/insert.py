@@ -16,11 +16,13 @@ from clcalib.capture.graph import groups_of, operator_name, weighted_nodes
 from clcalib.capture.units import Unit
 from clcalib.errors import ConstantChannelWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.placement import IMAGE, Placement
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides, build_policy
 from clcalib.quant.ranges import RangeRule, is_constant
 from clcalib.quant.reads import Read, find_reads
 from clcalib.quant.rounding import nearest
 from clcalib.quant.spec import Grid, PerChannel, QuantSpec
+from clcalib.quant.targets import Target
 
 Layers = Sequence[tuple[str, fx.Node]]  # in execution order
 
@@ -83,22 +85,37 @@ def chain_policy(
     overrides: Overrides | None = None,
     first_last_bits: EdgeBits = EDGE_BITS,
     grids: Mapping[str, Grid] | None = None,
+    target: Target | None = None,
 ) -> tuple[LayerPolicy, ...]:
-    """The rows of ``build_policy`` for a chain's layers and products, as ``fit_policy`` can carry them out."""
+    """The rows of ``build_policy`` for a chain's layers and products, as ``fit_policy`` can carry them out.
+
+    With a target they have the signs that its kernels need, and more rows for the tensors that these read and write.
+
+    Raises:
+        ArgumentError: the target has no kernel for a width; or what ``build_policy`` raises.
+    """
     rows = build_policy(
         chain.layers,
-        bits,
+        bits if target is None else target.bits(bits),
         setting,
         overrides,
         first_last_bits=first_last_bits,
         kinds=layer_kinds(chain.module),
         products=chain.products,
+        is_image_quantized=target is not None and target.placement is not None,
     )
-    return fit_policy(chain, rows, grids)
+    if target is None:
+        return fit_policy(chain, rows, grids)
+    fitted = fit_policy(chain, (*rows, *target.rows(chain, rows)), grids, target.placement)
+    target.check(fitted)
+    return fitted
 
 
 def fit_policy(
-    chain: Chain, policy: Sequence[LayerPolicy], grids: Mapping[str, Grid] | None = None
+    chain: Chain,
+    policy: Sequence[LayerPolicy],
+    grids: Mapping[str, Grid] | None = None,
+    placement: Placement | None = None,
 ) -> tuple[LayerPolicy, ...]:
     """Return the rows as they can be carried out on this chain; this is the table that is shown.
 
@@ -110,8 +127,9 @@ def fit_policy(
         chain: the float chain.
         policy: the rows of ``build_policy``.
         grids: "softmax" or "gelu" -> the grid of the tensors that come from one; uniform where nothing is said.
+        placement: of the target.
     """
-    reads = find_reads(chain.module)
+    reads = find_reads(chain.module, placement)
     places = {name: place for place, name in enumerate(dict.fromkeys(read.name for read in reads))}
     transposed = {
         layer
@@ -127,13 +145,13 @@ def fit_policy(
             own = [read for read in reads if (read.name, read.side) == (row.layer, side)]  # several of a layer that is
             if not own:  # called more than once
                 continue
-            is_image = any(read.tensor.name == chain.input_name for read in own)
+            is_float_image = IMAGE not in rows and any(read.tensor.name == chain.input_name for read in own)
             others = [other for other in reads if any(other.tensor is read.tensor for read in own)]
             specs = [spec for other in others if (spec := other.spec(rows.get(other.name))) is not None]
-            found = None if is_image else max(specs, key=lambda spec: spec.bits, default=None)
+            found = None if is_float_image else max(specs, key=lambda spec: spec.bits, default=None)
             if found != wanted:
                 (other, *_) = [other.name for other in others if other.name != row.layer] or [row.layer]
-                note = "image not quantized" if is_image else f"reads the same tensor as {other}"
+                note = "image not quantized" if is_float_image else f"reads the same tensor as {other}"
                 reason = f"{reason}; {note}" if reason else note
             (source, *more) = {read.source for read in own}
             grid = "uniform" if more else (grids or {}).get(source, "uniform")
@@ -146,7 +164,9 @@ def fit_policy(
     return tuple(fitted)
 
 
-def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: RangeRule) -> QuantizedChain:
+def insert_quantizers(
+    chain: Chain, policy: Sequence[LayerPolicy], weight_rule: RangeRule, placement: Placement | None = None
+) -> QuantizedChain:
     """Return a quantized copy of the chain; weights are rounded to nearest, activations wait for their range.
 
     A tensor that a layer reads is quantized right where it is made, so every reader (a shortcut, say) sees the
@@ -156,6 +176,7 @@ def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: 
         chain: the float chain; not changed.
         policy: one row for each layer, as ``fit_policy`` returns them, and for products, which else stay in float.
         weight_rule: chooses scale and zero point of each weight.
+        placement: of the target that the rows were made for.
 
     Warns:
         ConstantChannelWarning: an output channel's weights are all equal.
@@ -163,13 +184,14 @@ def insert_quantizers(chain: Chain, policy: Sequence[LayerPolicy], weight_rule: 
     rows = {row.layer: row for row in policy}
     module = copy.deepcopy(chain.module)
     layers = weighted_nodes(module)
-    activations, renamed = _insert_activations(module, rows)
+    activations, renamed = _insert_activations(module, rows, placement)
     weights = _insert_weights(module, layers, rows, weight_rule)
     sources = {layer: _parameter(node) for layer, node in weighted_nodes(chain.module)}
     module.graph.eliminate_dead_code()
     # Built anew from the graph, the module holds what the graph reads and nothing else: no float weight stays behind.
     module = fx.GraphModule(module, module.graph, class_name=type(chain.module).__name__).eval()
-    units = tuple(_rename(unit, renamed) for unit in chain.units)
+    images = (chain.input_name, *[None] * len(chain.units))
+    units = tuple(_rename(unit, renamed, image) for unit, image in zip(chain.units, images, strict=False))
     feature = renamed.get(chain.feature_name, chain.feature_name)
     quantized = dataclasses.replace(chain, module=module, units=units, feature_name=feature)
     return QuantizedChain(quantized, weights, activations, sources, tuple(policy))
@@ -208,10 +230,10 @@ def _nearest_weight(layer: str, weight: Tensor, spec: QuantSpec, rule: RangeRule
 
 
 def _insert_activations(
-    module: fx.GraphModule, rows: Mapping[str, LayerPolicy]
+    module: fx.GraphModule, rows: Mapping[str, LayerPolicy], placement: Placement | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     readers: dict[fx.Node, tuple[Read, QuantSpec]] = {}
-    for read in find_reads(module):
+    for read in find_reads(module, placement):
         spec = read.spec(rows.get(read.name))
         if spec is not None:
             readers.setdefault(read.tensor, (read, spec))
@@ -237,15 +259,17 @@ def _parameter(node: fx.Node) -> str:
     return str(weight.target)
 
 
-def _rename(unit: Unit, renamed: Mapping[str, str]) -> Unit:
+def _rename(unit: Unit, renamed: Mapping[str, str], image: str | None) -> Unit:
     def new(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(renamed.get(name, name) for name in names)
 
-    added = tuple(renamed[name] for name in unit.nodes if name in renamed)
+    # Before the first unit there is none that the image's quantizer could belong to.
+    made = unit.nodes if image is None else (image, *unit.nodes)
+    added = tuple(renamed[name] for name in made if name in renamed)
     return dataclasses.replace(
         unit,
         nodes=(*unit.nodes, *added),
-        inputs=new(unit.inputs),
+        inputs=new(unit.inputs) if image is None else unit.inputs,
         outputs=new(unit.outputs),
         target=renamed.get(unit.target, unit.target),
     )

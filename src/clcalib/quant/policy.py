@@ -21,6 +21,7 @@ WIDTHS = '"W4A8", "W4" or "A8" (2 to 8, 32 for float), or "float"'
 EdgeBits = int | Literal["same"] | None
 
 _WIDTHS = re.compile(r"(?=.)(?:w(\d+))?(?:a(\d+))?", re.IGNORECASE)
+TENSOR = "tensor"  # the kind of a row that is a tensor's own
 _PRODUCT = "product"  # the kind of a matrix product of activations
 
 
@@ -102,7 +103,8 @@ Overrides = Mapping[str, Bits | Override | str]
 class LayerPolicy:
     """One row: the widths of a layer's weight and of the tensor that it reads, and what kind of layer it is.
 
-    A product of two activations, as in attention, has a row too: no weight, and a second tensor, ``right``.
+    A product of two activations, as in attention, has a row too: no weight, and a second tensor, ``right``.  So has a
+    tensor (of the kind "tensor") that a target's kernels need quantized for themselves: ``input`` is its own spec.
     """
 
     layer: str
@@ -122,6 +124,7 @@ def build_policy(
     first_last_bits: EdgeBits = EDGE_BITS,
     kinds: Mapping[str, str] | None = None,
     products: Sequence[str] = (),
+    is_image_quantized: bool = False,
 ) -> tuple[LayerPolicy, ...]:
     """Return one row for each layer, in execution order.
 
@@ -141,6 +144,7 @@ def build_policy(
         kinds: layer -> its kind in words, such as ``"depthwise conv2d"``.
         products: names of matrix products of activations (``Chain.products``), whose rows come last; both their factors
             have the activations' width.
+        is_image_quantized: whether a target's kernels need the image itself quantized, which has a row of its own.
 
     Raises:
         ArgumentError: an unknown setting, or a pattern that fits no layer.
@@ -158,6 +162,8 @@ def build_policy(
     for index, layer in enumerate((*layers, *products)):
         is_product = index >= len(layers)
         widths, reason = (bits, "") if is_product else _default(index, len(layers), bits, setting, first_last_bits)
+        if index == 0 and is_image_quantized:
+            reason = "first layer"
         for pattern, override in parsed.items():
             if _fits(pattern, layer, kinds.get(layer, "")):
                 widths = override if isinstance(override, Bits) else override.applied_to(widths)

@@ -157,6 +157,7 @@ class RunRecord(_Frozen):
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
+        runtime_target: the name of the target whose kernels the result is for, or None.
         target: how widths were raised for the sake of accuracy, or None.
         submodule: the path of the part that was quantized, or None for the whole model.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
@@ -192,6 +193,7 @@ class RunRecord(_Frozen):
     spilled_bytes: Count = 0
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
+    runtime_target: str | None = None
     target: TargetRecord | None = None
     submodule: str | None = None
     calibration_images: Count

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.capture.describe import Shape, UnitRow
-from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.policy import TENSOR, LayerPolicy
 from clcalib.quant.spec import QuantSpec
 from clcalib.report.record import OnImages, RunRecord, TargetRecord
 
@@ -17,7 +17,10 @@ _PERCENT = 100.0
 
 
 def policy_table(rows: Sequence[LayerPolicy]) -> Table:
-    """Which layer gets how many bits for its weight and for the tensor that it reads (a product reads two), and why."""
+    """Which layer gets how many bits for its weight and for the tensor that it reads (a product reads two), and why.
+
+    A tensor that a target's kernels need quantized for themselves has a line of its own.
+    """
     table = new_table("Policy: bits of weights and inputs")
     has_kind = any(row.kind for row in rows)
     table.add_column("layer", overflow="fold", style="bold")
@@ -29,7 +32,8 @@ def policy_table(rows: Sequence[LayerPolicy]) -> Table:
     for row in rows:
         kind = [Text(row.kind)] if has_kind else []
         read = _bits(row.input) if row.right is None else f"{_bits(row.input)}, {_bits(row.right)}"
-        table.add_row(Text(row.layer), *kind, _bits(row.weight), read, Text(row.reason))
+        weight = MISSING if row.kind == TENSOR else _bits(row.weight)
+        table.add_row(Text(row.layer), *kind, weight, read, Text(row.reason))
     return table
 
 

@@ -1,0 +1,47 @@
+"""``clcalib targets``: the runtimes whose rules a network can be calibrated under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clcalib.quant.targets import TARGETS, Target
+from clcalib.report.tables import new_table
+
+
+def targets() -> None:
+    """List the targets of clcalib quantize --target, and what their integer kernels take.
+
+    A target decides which tensors are quantized, their widths and their
+    signs, before calibration, so that nothing changes when the result is
+    written for the runtime.
+    """
+    console = Console(highlight=False)
+    console.print(_table(list(TARGETS.values())))
+    for target in TARGETS.values():
+        for note in target.notes:
+            console.print(Text.assemble((f"{target.name}: ", "bold"), note), soft_wrap=False)
+
+
+def _table(rows: Sequence[Target]) -> Table:
+    table = new_table("Targets")
+    table.add_column("target", style="bold", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
+    table.add_column("activations", no_wrap=True)
+    table.add_column("what it is")
+    for row in rows:
+        table.add_row(
+            row.name,
+            _widths(row.weight_bits, row.is_weight_symmetric),
+            _widths(row.activation_bits, row.is_activation_symmetric),
+            Text(row.summary),
+        )
+    return table
+
+
+def _widths(bits: Sequence[int], is_symmetric: bool) -> str:
+    widths = str(bits[0]) if len(bits) == 1 else f"{bits[0]}-{bits[-1]}"
+    return f"{widths} bits, symmetric" if is_symmetric else f"{widths} bits"

@@ -1,0 +1,158 @@
+"""What the runtimes' kernels can do, so that calibration runs under the rules under which the result will compute."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from clcalib.capture.chain import Chain
+from clcalib.errors import ArgumentError
+from clcalib.quant.placement import Placement, named_tensors
+from clcalib.quant.policy import TENSOR, Bits, LayerPolicy, input_spec
+from clcalib.quant.reads import find_reads
+from clcalib.quant.spec import QuantSpec
+
+ALL_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One runtime and the rules of its integer kernels.
+
+    Attributes:
+        name: as in ``--target``.
+        summary: one line for people.
+        weight_bits: widths that a weight may have.
+        activation_bits: widths that an activation may have.
+        is_weight_symmetric: whether weights must be signed, with the zero point 0; scales are per output channel.
+        is_activation_symmetric: whether activations must be; their scale is per tensor.
+        placement: where quantizers stand; None as in the papers, at what layers read.
+        runtime: the runtime that executes the file, or None if nothing here does.
+        file: what ``clcalib export`` writes.
+        notes: what to know, one sentence each.
+    """
+
+    name: str
+    summary: str
+    weight_bits: tuple[int, ...] = ALL_WIDTHS
+    activation_bits: tuple[int, ...] = ALL_WIDTHS
+    is_weight_symmetric: bool = False
+    is_activation_symmetric: bool = False
+    placement: Placement | None = None
+    runtime: str | None = None
+    file: str = "model.onnx"
+    notes: tuple[str, ...] = ()
+
+    def bits(self, bits: Bits) -> Bits:
+        """The same widths, with the signs that the target needs.
+
+        Raises:
+            ArgumentError: the target has no kernel for one of the widths.
+        """
+        self._check("weights", bits.weights, self.weight_bits)
+        self._check("activations", bits.activations, self.activation_bits)
+        return dataclasses.replace(
+            bits,
+            is_weight_symmetric=bits.is_weight_symmetric or self.is_weight_symmetric,
+            is_activation_symmetric=bits.is_activation_symmetric or self.is_activation_symmetric,
+        )
+
+    def check(self, rows: Iterable[LayerPolicy]) -> None:
+        """Raise ``ArgumentError`` where a row of the policy has a width that the target has no kernel for."""
+        for row in rows:
+            self._check(f"weights of {row.layer}", _bits(row.weight), self.weight_bits)
+            for spec in (row.input, row.right):
+                self._check(f"inputs of {row.layer}", _bits(spec), self.activation_bits)
+
+    def _check(self, what: str, bits: int | None, allowed: Sequence[int]) -> None:
+        if bits is None or bits in allowed:
+            return
+        widths = ", ".join(map(str, allowed))
+        side = "W" if what.startswith("weights") else "A"
+        raise ArgumentError(
+            f"bits ({what})",
+            f"{widths} bits, or float, for target {self.name}",
+            str(bits),
+            f"its kernels have no other widths: take {side}{allowed[-1]}, or the target 'paper', which computes any "
+            "width in float",
+        )
+
+    def rows(self, chain: Chain, rows: Sequence[LayerPolicy]) -> tuple[LayerPolicy, ...]:
+        """Rows for the tensors that the target's kernels need quantized and that no row of a layer speaks of."""
+        if self.placement is None:
+            return ()
+        own = {row.layer: row for row in rows}
+        quantized = {row.layer for row in rows if row.input is not None or row.weight is not None}
+        spoken_of = {
+            read.tensor
+            for read in find_reads(chain.module, self.placement)
+            if read.spec(own.get(read.name)) is not None
+        }
+        wanted = self.placement.wanted(chain.module, quantized)
+        spec = self.activation_spec()
+        return tuple(
+            LayerPolicy(name, None, spec, wanted[node], TENSOR)
+            for name, node in named_tensors(chain.module)
+            if node in wanted and (node not in spoken_of or node.op == "placeholder")
+        )
+
+    def activation_spec(self) -> QuantSpec:
+        """The spec of a tensor that is quantized for the kernels' sake: the widest that they have."""
+        spec = input_spec(Bits(8, self.activation_bits[-1], is_activation_symmetric=self.is_activation_symmetric))
+        assert spec is not None
+        return spec
+
+
+_POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("paper", "as in the papers: quantizers at what layers read, any width; computes in float, bit for bit"),
+        Target(
+            "onnxruntime",
+            "ONNX Runtime on processors: quantizers at convolutions' results, sums and pools too",
+            placement=Placement(
+                frozenset(("add", "mul", "cat", "sigmoid", "leaky_relu", "softmax", *_POOLS)), has_results=True
+            ),
+            runtime="onnxruntime",
+            notes=(
+                "codes of fewer than 8 bits are computed in 8, exactly; weights are stored in 4 where they fit",
+                "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
+            ),
+        ),
+        Target(
+            "openvino",
+            "OpenVINO on processors: symmetric weights; sums are computed by convolutions' kernels",
+            is_weight_symmetric=True,
+            placement=Placement(),
+            runtime="openvino",
+        ),
+        Target(
+            "tensorrt",
+            "TensorRT, explicit quantization: symmetric 8-bit codes; written and checked, but no such device was tried",
+            weight_bits=(8,),
+            activation_bits=(8,),
+            is_weight_symmetric=True,
+            is_activation_symmetric=True,
+            placement=Placement(frozenset(("add", *_POOLS)), is_fused=True),
+        ),
+    )
+}
+
+
+def target_of(name: str | None) -> Target | None:
+    """The target of a name; None for None.
+
+    Raises:
+        ArgumentError: there is none of this name.
+    """
+    if name is None:
+        return None
+    if name not in TARGETS:
+        raise ArgumentError("target (--target)", f"one of {', '.join(TARGETS)}", repr(name))
+    return TARGETS[name]
+
+
+def _bits(spec: QuantSpec | None) -> int | None:
+    return None if spec is None else spec.bits
