@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from clcalib.capture.graph import module_path, value_of
+from clcalib.capture.graph import module_path, symbol_of, value_of
 from clcalib.export.onnx.writer import UnsupportedError, Writer
 
 Names = dict[fx.Node, str | tuple[str, ...]]  # node -> its value, or its values where it gives several
@@ -109,6 +109,17 @@ class Call:
         """Whether the node makes one tensor."""
         return isinstance(self.result, Tensor)
 
+    def first_output(self) -> str:
+        """The first value of a node with several results, where nothing reads the others."""
+        first, *others = self.outputs
+        if any(others):
+            raise UnsupportedError("results other than the first")
+        return first
+
+    def end_first(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Write the operator that makes the first of several results, where nothing reads the others."""
+        return self.writer.step(operator, inputs, (self.first_output(),), self.place(self.node.name), **attributes)
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the node's values; "" for one that nothing reads."""
@@ -144,7 +155,8 @@ class Call:
         if not label and value.numel() <= 8:
             kind = str(value.dtype).removeprefix("torch.")
             listed = "_".join(str(item) for item in value.flatten().tolist()) or "empty"
-            return self.writer.constant(f"constant/{kind}{'x'.join(map(str, value.shape))}/{listed}", value)
+            form = "x".join(map(str, value.shape)) or "scalar"
+            return self.writer.constant(f"constant/{kind}/{form}/{listed}", value)
         return self.writer.constant(f"{self.node.name}/{label or 'constant'}", value)
 
     def step(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -160,13 +172,21 @@ class Call:
         return self.writer.step(operator, inputs, (output,), name or self.place(self.node.name), **attributes)
 
     def end_several(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Write the operator that makes all values of a node with several results."""
-        return self.writer.step(operator, inputs, self.outputs, self.place(self.node.name), **attributes)
+        """Write the operator that makes all values of a node with several results, also those that nothing reads."""
+        outputs = [output or self.writer.reserve(f"{self.node.name}/unread") for output in self.outputs]
+        return self.writer.step(operator, inputs, outputs, self.place(self.node.name), **attributes)
 
     def place(self, label: str) -> str:
         """A label behind the path of the module that the node arose in."""
         path = module_path(self.node)
         return f"{path}/{label}" if path else label
+
+
+def fixed(size: Any) -> int:
+    """A size as a number; refuses one that follows the batch."""
+    if symbol_of(size) is not None:
+        raise UnsupportedError("along the batch")
+    return int(size)
 
 
 def _type_of(node: fx.Node) -> torch.dtype:

@@ -106,6 +106,13 @@ def clamp(call: Call) -> None:
 _LOWER, _UPPER = ("min", "min_val"), ("max", "max_val")
 
 
+def rounding(call: Call) -> None:
+    """The nearest whole number, halves to even."""
+    if call.number("decimals", 0) != 0:
+        raise UnsupportedError("decimals")
+    call.end("Round", call.tensor("self"))
+
+
 def relu6(call: Call) -> None:
     """min(max(x, 0), 6)."""
     call.end("Clip", call.tensor("self"), call.name_of(0.0), call.name_of(6.0))

@@ -31,7 +31,7 @@ from clcalib.quant.insert import Unquantized, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import ModelProto
 
 _DEFAULT = OnnxRules()
 
@@ -49,7 +49,7 @@ class Emitted:
         outputs: names of the graph's outputs, in the order of ``Chain.output_names``.
     """
 
-    model: onnx.ModelProto
+    model: ModelProto
     codes: Mapping[str, str]
     reference_codes: Mapping[str, str]
     layers: Mapping[str, str]
@@ -148,7 +148,9 @@ def with_rounded_biases(chain: Chain, rules: OnnxRules = _DEFAULT) -> Chain:
 def _write(chain: Chain, rules: OnnxRules, weights: Mapping[str, str]) -> tuple[Writer, Names, list[Unsupported]]:
     """All nodes in execution order; where one cannot be written, the rest still are, so that every problem is found."""
     graph = chain.module.graph
-    writer = Writer(chain.module, rules, {module: layer for layer, module in weights.items()})
+    layers = {module: layer for layer, module in weights.items()}
+    products = {product.node.name: product.name for product in find_products(graph)}
+    writer = Writer(chain.module, rules, layers, products)
     names = _value_names(graph, writer)
     problems = []
     for node in graph.nodes:
@@ -156,9 +158,6 @@ def _write(chain: Chain, rules: OnnxRules, weights: Mapping[str, str]) -> tuple[
             _write_node(writer, node, names)
         except UnsupportedError as error:
             problems.append(Unsupported(title_of(node), module_path(node), node.name, str(error)))
-    for product in find_products(graph):
-        steps = [step.name for step in writer.steps if names[product.node] in step.outputs]
-        writer.layers.update({product.name: step for step in steps if product.name not in writer.layers})
     _end_outputs(writer, graph, names)
     return writer, names, problems
 
@@ -179,7 +178,7 @@ def _value_names(graph: fx.Graph, writer: Writer) -> Names:
             names[node] = _several(node, len(values), writer)
         elif node.target is operator.getitem:
             made = names[node.args[0]]
-            names[node] = made[node.args[1]] if isinstance(made, tuple) else made  # type: ignore[index]
+            names[node] = made[node.args[1]] if isinstance(made, tuple) else made
         else:
             names[node] = str(node.target) if node.op == "get_attr" else writer.reserve(node.name)
     return names

@@ -58,21 +58,18 @@ def linear(call: Call) -> None:
     if not bias:
         _end_layer(call, "MatMul", call.tensor("input"), weight)
         return
-    name = _layer(call)
-    product = call.writer.reserve(f"{call.node.name}/MatMul")
-    call.writer.layers[name] = call.writer.step("MatMul", (call.tensor("input"), weight), (product,), name)
-    call.end("Add", product, bias)
+    call.end("Add", _inner_product(call, call.tensor("input"), weight), bias)
 
 
 def product(call: Call) -> None:
     """``matmul``, ``mm`` and ``bmm``."""
-    call.end("MatMul", call.tensor("self"), call.tensor("other" if "other" in _names(call) else "mat2"))
+    _end_layer(call, "MatMul", call.tensor("self"), call.tensor("other" if "other" in call else "mat2"))
 
 
 def product_and_sum(call: Call) -> None:
     """beta * self + alpha * (a @ b): ``addmm`` and ``baddbmm``."""
-    factors = ("mat1", "mat2") if "mat1" in _names(call) else ("batch1", "batch2")
-    value = call.step("MatMul", *(call.tensor(name) for name in factors))
+    factors = ("mat1", "mat2") if "mat1" in call else ("batch1", "batch2")
+    value = _inner_product(call, *(call.tensor(name) for name in factors))
     alpha, beta, addend = call.number("alpha", 1), call.number("beta", 1), call.tensor("self")
     value = value if alpha == 1 else call.step("Mul", value, call.name_of(float(alpha)))
     addend = addend if beta == 1 else call.step("Mul", addend, call.name_of(float(beta)))
@@ -81,12 +78,7 @@ def product_and_sum(call: Call) -> None:
 
 def einsum(call: Call) -> None:
     """The equation as it stands."""
-    call.end("Einsum", *(call.name_of(factor) for factor in call["tensors"]), equation=str(call["equation"]))
-
-
-def _names(call: Call) -> set[str]:
-    assert isinstance(call.node.target, torch._ops.OpOverload)
-    return {argument.name for argument in call.node.target._schema.arguments}
+    _end_layer(call, "Einsum", *(call.name_of(factor) for factor in call["tensors"]), equation=str(call["equation"]))
 
 
 def _end_layer(call: Call, operator: str, *inputs: str, **attributes: object) -> None:
@@ -94,11 +86,21 @@ def _end_layer(call: Call, operator: str, *inputs: str, **attributes: object) ->
     call.writer.layers[name] = call.end(operator, *inputs, name=name, **attributes)
 
 
+def _inner_product(call: Call, left: str, right: str) -> str:
+    """The product of a layer that ends in an addition."""
+    name = _layer(call)
+    output = call.writer.reserve(f"{call.node.name}/MatMul")
+    call.writer.layers[name] = call.writer.step("MatMul", (left, right), (output,), name)
+    return output
+
+
 def _layer(call: Call) -> str:
-    """The layer's name; the second call of one is ``name#2``."""
-    weight = call["weight"]
+    """The name of the layer, or of the product of activations; the second call of a layer is ``name#2``."""
+    if call.node.name in call.writer.products:
+        return call.writer.products[call.node.name]
+    weight = call.get("weight")
     known = call.writer.layer_names.get(str(weight.target)) if isinstance(weight, fx.Node) else None
-    name = known or layer_name(call.node)
+    name = known or (call.node.name if weight is None else layer_name(call.node))
     count = sum(layer.partition("#")[0] == name for layer in call.writer.layers)
     return f"{name}#{count + 1}" if count else name
 

@@ -13,7 +13,7 @@ from clcalib.export.onnx.call import ONNX_TYPES
 from clcalib.export.onnx.writer import Constant, Writer
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import ModelProto
 
 _NARROW = {(4, torch.int8): "INT4", (4, torch.uint8): "UINT4", (2, torch.int8): "INT2", (2, torch.uint8): "UINT2"}
 Port = tuple[str, torch.dtype, Sequence[int | str]]  # name, type, shape with names for free sizes
@@ -39,7 +39,7 @@ def require_onnx() -> Any:
 
 def make_model(
     writer: Writer, inputs: Sequence[Port], outputs: Sequence[Port], name: str, metadata: Mapping[str, str]
-) -> onnx.ModelProto:
+) -> ModelProto:
     """The same steps give the same bytes: nothing of the time, the machine or the package's version goes in."""
     onnx = require_onnx()
     helper = onnx.helper
@@ -56,11 +56,12 @@ def make_model(
     graph = helper.make_graph(steps, name, *ports, initializer=constants)
     rules = writer.rules
     versions = [helper.make_opsetid("", rules.opset)]
-    model = helper.make_model(graph, opset_imports=versions, ir_version=rules.ir_version, producer_name="clcalib")
+    model: ModelProto = helper.make_model(
+        graph, opset_imports=versions, ir_version=rules.ir_version, producer_name="clcalib"
+    )
     helper.set_model_props(model, dict(sorted(metadata.items())))
     onnx.checker.check_model(model, full_check=True)
-    made: onnx.ModelProto = model
-    return made
+    return model
 
 
 def _initializer(onnx: Any, constant: Constant) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from clcalib.capture.graph import symbol_of
-from clcalib.export.onnx.call import ONNX_TYPES, Call
+from clcalib.capture.graph import symbol_of, value_of
+from clcalib.export.onnx.call import ONNX_TYPES, Call, fixed
 from clcalib.export.onnx.writer import UnsupportedError
 
 _LARGEST = 2**63 - 1
@@ -72,10 +72,7 @@ def repeat_interleave(call: Call) -> None:
     if call.get("dim") is None or isinstance(call["repeats"], fx.Node):
         raise UnsupportedError("repeats that differ, or no axis")
     axis, times = call.axis("dim"), int(call["repeats"])
-    size = call.value("self").shape[axis]
-    if symbol_of(size) is not None:
-        raise UnsupportedError("along the batch")
-    places = torch.arange(int(size)).repeat_interleave(times)
+    places = torch.arange(fixed(call.value("self").shape[axis])).repeat_interleave(times)
     call.end("Gather", call.tensor("self"), call.constant(places, "places"), axis=axis)
 
 
@@ -97,16 +94,16 @@ def stack(call: Call) -> None:
 def split(call: Call) -> None:
     """Pieces of an axis (``split``, ``split_with_sizes``, ``chunk``)."""
     axis = call.axis("dim")
-    lengths = [part.shape[axis] for part in call.result]
-    if any(symbol_of(length) is not None for length in lengths):
-        raise UnsupportedError("along the batch")
-    call.end_several("Split", call.tensor("self"), call.sizes([int(length) for length in lengths]), axis=axis)
+    lengths = [fixed(part.shape[axis]) for part in call.result]
+    call.end_several("Split", call.tensor("self"), call.sizes(lengths), axis=axis)
 
 
 def unbind(call: Call) -> None:
     """The slices of an axis, each without it."""
     axis = call.axis("dim")
     for place, output in enumerate(call.outputs):
+        if not output:
+            continue
         index = call.constant(torch.tensor(place))
         call.writer.step("Gather", (call.tensor("self"), index), (output,), call.place(output), axis=axis)
 
@@ -131,23 +128,24 @@ def slice_(call: Call) -> None:
 def slice_scatter(call: Call) -> None:
     """A copy with a range of an axis replaced, put together from what is before, the new part, and what is behind."""
     axis, step = call.axis("dim"), call.get("step", 1)
-    size = call.value("self").shape[axis]
-    if step != 1 or symbol_of(size) is not None:
-        raise UnsupportedError("a step other than 1, or along the batch")
-    start, end = (_bounded(call.number(name, default), int(size)) for name, default in (("start", 0), ("end", size)))
-    parts = [_range(call, axis, 0, start), call.tensor("src"), _range(call, axis, max(start, end), int(size))]
+    if step != 1:
+        raise UnsupportedError("a step other than 1")
+    if not call.get("start") and call.get("end", _LARGEST) == _LARGEST:
+        call.end("Identity", call.tensor("src"))  # all of the axis, which may then be the batch
+        return
+    size = fixed(call.value("self").shape[axis])
+    start, end = (_bounded(call.number(name, default), size) for name, default in (("start", 0), ("end", size)))
+    parts = [_range(call, axis, 0, start), call.tensor("src"), _range(call, axis, max(start, end), size)]
     call.end("Concat", *(part for part in parts if part), axis=axis)
 
 
 def select_scatter(call: Call) -> None:
     """A copy with one slice of an axis replaced."""
     axis = call.axis("dim")
-    size = call.value("self").shape[axis]
-    if symbol_of(size) is not None:
-        raise UnsupportedError("along the batch")
-    place = int(call.number("index")) % int(size)
+    size = fixed(call.value("self").shape[axis])
+    place = int(call.number("index")) % size
     part = call.step("Unsqueeze", call.tensor("src"), call.sizes([axis]))
-    parts = [_range(call, axis, 0, place), part, _range(call, axis, place + 1, int(size))]
+    parts = [_range(call, axis, 0, place), part, _range(call, axis, place + 1, size)]
     call.end("Concat", *(part for part in parts if part), axis=axis)
 
 
@@ -158,12 +156,10 @@ def roll(call: Call) -> None:
         raise UnsupportedError("without axes")
     source, rank = call.tensor("self"), call.rank("self")
     for shift, axis in zip(shifts, (int(axis) % rank for axis in axes), strict=True):
-        size = call.value("self").shape[axis]
-        if symbol_of(size) is not None:
-            raise UnsupportedError("along the batch")
-        cut = -int(shift) % int(size)
+        size = fixed(call.value("self").shape[axis])
+        cut = -int(shift) % size
         if cut:
-            parts = _range(call, axis, cut, int(size), source), _range(call, axis, 0, cut, source)
+            parts = _range(call, axis, cut, size, source), _range(call, axis, 0, cut, source)
             source = call.step("Concat", *parts, axis=axis)
     call.end("Identity", source)
 
@@ -210,7 +206,7 @@ def index(call: Call) -> None:
     if len(places) != 1:
         raise UnsupportedError("several tensors as index")
     ((axis, place),) = places
-    if place.meta["val"].dtype == torch.bool:
+    if value_of(place).dtype == torch.bool:
         raise UnsupportedError("a mask as index")
     call.end("Gather", call.tensor("self"), call.name_of(place, torch.int64), axis=axis)
 

@@ -15,7 +15,7 @@ from clcalib.export.onnx.elementwise import Builder
 _UNARY = {
     **{"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardsigmoid": "HardSigmoid", "hardswish": "HardSwish"},
     **{"mish": "Mish", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "abs": "Abs"},
-    **{"neg": "Neg", "floor": "Floor", "ceil": "Ceil", "round": "Round", "sign": "Sign", "sin": "Sin", "cos": "Cos"},
+    **{"neg": "Neg", "floor": "Floor", "ceil": "Ceil", "sign": "Sign", "sin": "Sin", "cos": "Cos"},
     **{"tan": "Tan", "atan": "Atan", "asin": "Asin", "acos": "Acos", "erf": "Erf", "isnan": "IsNaN", "isinf": "IsInf"},
     **{"selu": "Selu", "softsign": "Softsign", "sinh": "Sinh", "cosh": "Cosh"},
 }
@@ -39,7 +39,7 @@ _ELEMENTWISE: Mapping[str, Builder] = {
     **{name: element.clamp for name in ("clamp", "clamp_min", "clamp_max", "hardtanh")},
     **{"relu6": element.relu6, "silu": element.silu, "gelu": element.gelu, "leaky_relu": element.leaky_relu},
     **{"elu": element.elu, "prelu": element.prelu, "softplus": element.softplus, "rsqrt": element.reciprocal_root},
-    **{"expm1": element.exponential_less_one, "log1p": element.log_of_more},
+    **{"round": element.rounding, "expm1": element.exponential_less_one, "log1p": element.log_of_more},
     **{"log2": element.scaled_log(2.0), "log10": element.scaled_log(10.0)},
     **{"where": element.where, "masked_fill": element.masked_fill},
     **{"addcmul": element.add_product, "addcdiv": element.add_quotient},

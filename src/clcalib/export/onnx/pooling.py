@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clcalib.export.onnx.call import Call
+from clcalib.export.onnx.call import Call, fixed
 from clcalib.export.onnx.elementwise import Builder
 from clcalib.export.onnx.writer import UnsupportedError
 
@@ -18,19 +19,8 @@ def max_pool(call: Call) -> None:
     """The largest value of each window; with ``ceil_mode`` the last window reaches beyond the padding."""
     rank = _spatial_rank(call)
     kernel, stride, pads, dilation = _window(call, rank)
-    outputs = call.outputs[:1]
-    if len(call.outputs) > 1 and call.outputs[1]:
-        raise UnsupportedError("the places of the largest values")
-    call.writer.step(
-        "MaxPool",
-        (call.tensor("self"),),
-        outputs,
-        call.place(call.node.name),
-        kernel_shape=kernel,
-        strides=stride,
-        pads=pads,
-        dilations=dilation,
-    )
+    sizes: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": pads, "dilations": dilation}
+    call.end_first("MaxPool", call.tensor("self"), **sizes)
 
 
 def avg_pool(call: Call) -> None:
@@ -47,7 +37,7 @@ def avg_pool(call: Call) -> None:
         source = call.step("Pad", source, call.sizes(around * 2))
         pads = [0] * rank + [end - own for end, own in zip(pads[rank:], padding, strict=True)]
     is_counted = 0 if is_longer else is_counted
-    sizes = {"kernel_shape": kernel, "strides": stride, "pads": pads}
+    sizes: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": pads}
     call.end("AveragePool", source, **sizes, count_include_pad=is_counted)
 
 
@@ -68,7 +58,7 @@ def _window(call: Call, rank: int) -> tuple[list[int], list[int], list[int], lis
     if call.get("ceil_mode"):
         result = call.result[0] if isinstance(call.result, tuple | list) else call.result
         for place in range(rank):
-            size, made = int(call.value("self").shape[2 + place]), int(result.shape[2 + place])
+            size, made = fixed(call.value("self").shape[2 + place]), fixed(result.shape[2 + place])
             needed = (made - 1) * stride[place] + dilation[place] * (kernel[place] - 1) + 1 - size - padding[place]
             ends[place] = max(padding[place], needed)
     return kernel, stride, [*padding, *ends], dilation
@@ -77,8 +67,8 @@ def _window(call: Call, rank: int) -> tuple[list[int], list[int], list[int], lis
 def adaptive_avg_pool(call: Call) -> None:
     """The mean of windows that divide the image into so many; windows that overlap are written as matrix products."""
     rank = _spatial_rank(call)
-    sizes = [int(size) for size in call.value("self").shape[2:]]
-    wanted = [int(size) for size in call.result.shape[2:]]
+    sizes = [fixed(size) for size in call.value("self").shape[2:]]
+    wanted = [fixed(size) for size in call.result.shape[2:]]
     source = call.tensor("self")
     if all(size == 1 for size in wanted):
         call.end("GlobalAveragePool", source)
@@ -108,14 +98,12 @@ def adaptive_max_pool(call: Call) -> None:
     """The largest value of windows that divide the image into so many equal ones."""
     _spatial_rank(call)
     result = call.result[0] if isinstance(call.result, tuple | list) else call.result
-    pairs = list(zip(call.value("self").shape[2:], result.shape[2:], strict=True))
-    if any(int(size) % int(made) for size, made in pairs):
+    shapes = (call.value("self").shape[2:], result.shape[2:])
+    pairs = [(fixed(size), fixed(made)) for size, made in zip(*shapes, strict=True)]
+    if any(size % made for size, made in pairs):
         raise UnsupportedError("windows of different sizes")
-    if len(call.outputs) > 1 and call.outputs[1]:
-        raise UnsupportedError("the places of the largest values")
-    kernel = [int(size) // int(made) for size, made in pairs]
-    place = call.place(call.node.name)
-    call.writer.step("MaxPool", (call.tensor("self"),), call.outputs[:1], place, kernel_shape=kernel, strides=kernel)
+    kernel = [size // made for size, made in pairs]
+    call.end_first("MaxPool", call.tensor("self"), kernel_shape=kernel, strides=kernel)
 
 
 def resize(mode: str, is_antialiased: bool = False) -> Builder:
@@ -125,10 +113,10 @@ def resize(mode: str, is_antialiased: bool = False) -> Builder:
         rank = call.rank("input" if "input" in call else "self") - 2
         source = call.tensor("input" if "input" in call else "self")
         factors = _factors(call)
-        sizes = [int(size) for size in call.result.shape[2:]]
+        sizes = [fixed(size) for size in call.result.shape[2:]]
         target = (call.constant(torch.tensor(factors)), "") if factors else ("", call.sizes(sizes))
         kind = {"nearest": "asymmetric"}.get(mode, "align_corners" if call.get("align_corners") else "half_pixel")
-        attributes: dict[str, object] = {"axes": list(range(2, rank + 2)), "mode": mode}
+        attributes: dict[str, Any] = {"axes": list(range(2, rank + 2)), "mode": mode}
         attributes["coordinate_transformation_mode"] = kind
         if mode == "nearest":
             attributes["nearest_mode"] = "floor"
@@ -145,6 +133,6 @@ def _factors(call: Call) -> list[float]:
     """The factors, where they are given and the sizes alone would not tell them."""
     given: Sequence[float] = call.numbers("scale_factors")
     source = call.value("input" if "input" in call else "self")
-    sizes = list(zip(source.shape[2:], call.result.shape[2:], strict=True))
-    is_told = all(int(size) * factor == int(made) for (size, made), factor in zip(sizes, given, strict=False))
+    sizes = list(zip(map(fixed, source.shape[2:]), map(fixed, call.result.shape[2:]), strict=True))
+    is_told = all(size * factor == made for (size, made), factor in zip(sizes, given, strict=False))
     return [] if is_told or call.get("align_corners") else [float(factor) for factor in given]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from clcalib.capture.graph import symbol_of
-from clcalib.export.onnx.call import ONNX_TYPES, Call
-from clcalib.export.onnx.elementwise import Builder
+from clcalib.export.onnx.call import ONNX_TYPES, Call, fixed
+from clcalib.export.onnx.elementwise import Builder, binary
 from clcalib.export.onnx.movement import end_reshape
 from clcalib.export.onnx.writer import UnsupportedError
 
@@ -26,6 +28,9 @@ def extreme(operator: str) -> Builder:
     """The largest or smallest value of an axis and where it is (``max.dim``, ``min.dim``), or of all values."""
 
     def build(call: Call) -> None:
+        if "other" in call:
+            binary(operator)(call)
+            return
         if "dim" not in call:
             call.end(f"Reduce{operator}", call.tensor("self"), keepdims=0)
             return
@@ -56,12 +61,7 @@ def variance(is_root: bool) -> Builder:
 
     def build(call: Call) -> None:
         axes = call.axes("dim")
-        sizes = [call.value("self").shape[axis] for axis in axes]
-        if any(symbol_of(size) is not None for size in sizes):
-            raise UnsupportedError("along the batch")
-        count = 1
-        for size in sizes:
-            count *= int(size)
+        count = math.prod(fixed(call.value("self").shape[axis]) for axis in axes)
         correction = call.number("correction", int(call.get("unbiased", True)))
         names, keep = call.sizes(axes), int(bool(call.get("keepdim", False)))
         source = call.tensor("self")
@@ -129,14 +129,7 @@ def layer_norm(call: Call) -> None:
     shape = call.numbers("normalized_shape")
     scale = call.tensor("weight") or call.constant(torch.ones([int(size) for size in shape]), "ones")
     inputs = [call.tensor("input"), scale, call.tensor("bias")]
-    call.writer.step(
-        "LayerNormalization",
-        inputs,
-        call.outputs[:1],
-        call.place(call.node.name),
-        axis=-len(shape),
-        epsilon=float(call["eps"]),
-    )
+    call.end_first("LayerNormalization", *inputs, axis=-len(shape), epsilon=float(call["eps"]))
 
 
 def rms_norm(call: Call) -> None:

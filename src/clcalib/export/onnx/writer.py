@@ -1,4 +1,4 @@
-"""A graph being written: operators, constants and unique names as plain values, so that no ONNX package is needed yet."""
+"""A graph being written: operators, constants and unique names as plain values; it needs no ONNX package yet."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class Writer:
         module: the captured graph that is written; parameters and quantizers are read off it.
         rules: how the graph shall look.
         layer_names: name of a weight's module -> its layer, where that is known.
+        products: node of a product of activations -> the product's name.
         steps: the operators, in execution order.
         constants: by name.
         codes: quantizer -> tensor with its integer codes.
@@ -56,6 +57,7 @@ class Writer:
     module: fx.GraphModule
     rules: OnnxRules
     layer_names: Mapping[str, str] = field(default_factory=dict)
+    products: Mapping[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
