@@ -48,8 +48,20 @@ class CheckpointError(ClcalibError, ValueError):
     """A saved model is damaged, or does not belong to the architecture that it is loaded into."""
 
 
+class MissingPackageError(ClcalibError, ImportError):
+    """An optional package is not installed; the message names the command that brings it."""
+
+
 class OutputExistsError(ClcalibError, FileExistsError):
     """The output folder exists and overwriting was not asked for."""
+
+
+class UnsupportedOperatorError(ClcalibError, NotImplementedError):
+    """A network holds operators that an export format or a target lacks; all of them are told together."""
+
+    def __init__(self, summary: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{summary}: " + "; ".join(problems) if len(problems) == 1 else _listed(summary, problems))
 
 
 class ClcalibWarning(UserWarning):

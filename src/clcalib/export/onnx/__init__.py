@@ -1,0 +1,1 @@
+"""Quantized chains as ONNX graphs with QuantizeLinear and DequantizeLinear; needs the optional package ``onnx``."""

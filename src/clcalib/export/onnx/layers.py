@@ -1,0 +1,151 @@
+"""Layers with weights and matrix products: Conv, ConvTranspose, Gemm, MatMul, Einsum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from clcalib.capture.graph import layer_name
+from clcalib.export.onnx.call import Call
+from clcalib.export.onnx.quantizers import is_integer, write_bias, write_weight
+from clcalib.export.onnx.writer import UnsupportedError
+from clcalib.quant.insert import tensor_at
+from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.spec import PerChannel, PerTensor
+
+
+def convolution(call: Call) -> None:
+    """``conv1d`` to ``conv3d``, ``conv_transpose1d`` to ``conv_transpose3d`` and ``convolution``."""
+    operator = str(call.node.target)
+    is_transposed = bool(call.get("transposed", "conv_transpose" in operator))
+    weight_shape = call.value("weight").shape
+    rank = len(weight_shape) - 2
+    if call.rank("input") != rank + 2:
+        raise UnsupportedError("an input without a batch dimension")
+    stride, dilation = call.numbers("stride", rank), call.numbers("dilation", rank)
+    attributes = {
+        "kernel_shape": [int(size) for size in weight_shape[2:]],
+        "strides": stride,
+        "dilations": dilation,
+        "group": int(call["groups"]),
+        "pads": _pads(call, rank, dilation),
+    }
+    if is_transposed:
+        attributes["output_padding"] = call.numbers("output_padding", rank)
+    weight, bias = _weight(call, "weight"), _bias(call, can_be_integer=not is_transposed)
+    _end_layer(call, "ConvTranspose" if is_transposed else "Conv", call.tensor("input"), weight, bias, **attributes)
+
+
+def _pads(call: Call, rank: int, dilation: list[int]) -> list[int]:
+    padding = call["padding"]
+    if padding == "valid":
+        return [0] * (2 * rank)
+    if padding == "same":
+        totals = [d * (int(size) - 1) for d, size in zip(dilation, call.value("weight").shape[2:], strict=True)]
+        return [total // 2 for total in totals] + [total - total // 2 for total in totals]
+    return call.numbers("padding", rank) * 2
+
+
+def linear(call: Call) -> None:
+    """Gemm for rows of features, which runtimes have an integer kernel for; MatMul and Add for more dimensions."""
+    if call.value("weight").dim() != 2:
+        raise UnsupportedError("a weight that is no matrix")
+    if call.rank("input") == 2:
+        bias = _bias(call, can_be_integer=True)
+        _end_layer(call, "Gemm", call.tensor("input"), _weight(call, "weight"), bias, transB=1)
+        return
+    weight, bias = _weight(call, "weight", is_transposed=True), _bias(call, can_be_integer=False)
+    if not bias:
+        _end_layer(call, "MatMul", call.tensor("input"), weight)
+        return
+    call.end("Add", _inner_product(call, call.tensor("input"), weight), bias)
+
+
+def product(call: Call) -> None:
+    """``matmul``, ``mm`` and ``bmm``."""
+    _end_layer(call, "MatMul", call.tensor("self"), call.tensor("other" if "other" in call else "mat2"))
+
+
+def product_and_sum(call: Call) -> None:
+    """beta * self + alpha * (a @ b): ``addmm`` and ``baddbmm``."""
+    factors = ("mat1", "mat2") if "mat1" in call else ("batch1", "batch2")
+    value = _inner_product(call, *(call.tensor(name) for name in factors))
+    alpha, beta, addend = call.number("alpha", 1), call.number("beta", 1), call.tensor("self")
+    value = value if alpha == 1 else call.step("Mul", value, call.name_of(float(alpha)))
+    addend = addend if beta == 1 else call.step("Mul", addend, call.name_of(float(beta)))
+    call.end("Add", value, addend)
+
+
+def einsum(call: Call) -> None:
+    """The equation as it stands."""
+    _end_layer(call, "Einsum", *(call.name_of(factor) for factor in call["tensors"]), equation=str(call["equation"]))
+
+
+def _end_layer(call: Call, operator: str, *inputs: str, **attributes: object) -> None:
+    name = _layer(call)
+    call.writer.layers[name] = call.end(operator, *inputs, name=name, **attributes)
+
+
+def _inner_product(call: Call, left: str, right: str) -> str:
+    """The product of a layer that ends in an addition."""
+    name = _layer(call)
+    output = call.writer.reserve(f"{call.node.name}/MatMul")
+    call.writer.layers[name] = call.writer.step("MatMul", (left, right), (output,), name)
+    return output
+
+
+def _layer(call: Call) -> str:
+    """The name of the layer, or of the product of activations; the second call of a layer is ``name#2``."""
+    if call.node.name in call.writer.products:
+        return call.writer.products[call.node.name]
+    weight = call.get("weight")
+    known = call.writer.layer_names.get(str(weight.target)) if isinstance(weight, fx.Node) else None
+    name = known or (call.node.name if weight is None else layer_name(call.node))
+    count = sum(layer.partition("#")[0] == name for layer in call.writer.layers)
+    return f"{name}#{count + 1}" if count else name
+
+
+def _weight(call: Call, argument: str, is_transposed: bool = False) -> str:
+    node = call[argument]
+    module = _module_at(call, node)
+    if isinstance(module, IntegerWeight):
+        return write_weight(call, str(node.target), module, is_transposed)
+    if not is_transposed:
+        return call.tensor(argument)
+    if isinstance(node, fx.Node) and node.op == "get_attr":
+        matrix = tensor_at(call.writer.module, str(node.target)).mT
+        return call.writer.constant(f"{node.target}/transposed", matrix)
+    return call.step("Transpose", call.tensor(argument), perm=[1, 0])
+
+
+def _bias(call: Call, can_be_integer: bool) -> str:
+    node = call.get("bias")
+    if node is None:
+        return ""
+    if can_be_integer and call.writer.rules.is_bias_integer:
+        values = _integer_bias(call)
+        if values is not None:
+            written = write_bias(call, _layer(call), *values)
+            if written is not None:
+                return written
+    return call.tensor("bias")
+
+
+def _integer_bias(call: Call) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Bias, scale of the input and scales of the weight, where an integer kernel may do the layer; else None."""
+    bias, source, weight = call["bias"], _module_at(call, call["input"]), _module_at(call, call["weight"])
+    if not (is_integer(source) and isinstance(weight, IntegerWeight)):
+        return None
+    if not isinstance(bias, fx.Node) or bias.op != "get_attr":
+        return None
+    if weight.spec.granularity not in (PerTensor(), PerChannel(0)):
+        return None
+    assert isinstance(source, ActivationQuantizer)
+    return tensor_at(call.writer.module, str(bias.target)), source.scale, weight.scale
+
+
+def _module_at(call: Call, node: object) -> torch.nn.Module | None:
+    """The module that a ``call_module`` node calls."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return call.writer.module.get_submodule(str(node.target))
+    return None
