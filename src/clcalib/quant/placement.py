@@ -74,7 +74,7 @@ class Placement:
         stored: set[fx.Node] = set()  # what integer kernels store
         for node in data:
             origin = node
-            while plain_name(origin) in self.moves and not _pads_with_numbers(origin):
+            while plain_name(origin) in self.moves and not pads_with_numbers(origin):
                 (origin, *_) = origin.all_input_nodes
             found[node] = origin if origin in stored else node
             if node in kernels or self._is_integer(node, data, [found[n] in stored for n in _operands(node, data)]):
@@ -186,7 +186,7 @@ def _operands(node: fx.Node, data: Collection[fx.Node]) -> list[fx.Node]:
     return [operand for operand in node.all_input_nodes if operand in data and is_float(operand)]
 
 
-def _pads_with_numbers(node: fx.Node) -> bool:
+def pads_with_numbers(node: fx.Node) -> bool:
     """Whether a padding writes something else than zeros of its own."""
     if plain_name(node) not in ("pad", "constant_pad_nd"):
         return False

@@ -38,6 +38,7 @@ class Call:
         self.writer = writer
         self.node = node
         self._names = names
+        self.padding: Tensor | None = None  # what is put around codes, where the operator works on these
         self._arguments = _arguments(node)
 
     def __getitem__(self, name: str) -> Any:

@@ -22,6 +22,7 @@ from clcalib.capture.outputs import output_nodes
 from clcalib.capture.products import find_products
 from clcalib.errors import ArgumentError, UnsupportedOperatorError
 from clcalib.export.onnx.call import Call, Names
+from clcalib.export.onnx.codes import write_move
 from clcalib.export.onnx.model import Port, make_model, require_onnx
 from clcalib.export.onnx.operators import builder_of, title_of
 from clcalib.export.onnx.quantizers import write_activation, write_weight
@@ -203,7 +204,8 @@ def _write_node(writer: Writer, node: fx.Node, names: Names) -> None:
     build = builder_of(node)
     if build is None:
         raise UnsupportedError("")
-    build(call)
+    if not write_move(writer, node, names, build):
+        build(call)
 
 
 def _write_parameter(writer: Writer, node: fx.Node, names: Names) -> None:

@@ -7,10 +7,11 @@ from torch import Tensor, fx
 
 from clcalib.capture.graph import layer_name
 from clcalib.export.onnx.call import Call
-from clcalib.export.onnx.quantizers import is_integer, write_bias, write_weight
+from clcalib.export.onnx.codes import scale_behind
+from clcalib.export.onnx.quantizers import write_bias, write_weight
 from clcalib.export.onnx.writer import UnsupportedError
 from clcalib.quant.insert import tensor_at
-from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.modules import IntegerWeight
 from clcalib.quant.spec import PerChannel, PerTensor
 
 
@@ -133,15 +134,14 @@ def _bias(call: Call, can_be_integer: bool) -> str:
 
 def _integer_bias(call: Call) -> tuple[Tensor, Tensor, Tensor] | None:
     """Bias, scale of the input and scales of the weight, where an integer kernel may do the layer; else None."""
-    bias, source, weight = call["bias"], _module_at(call, call["input"]), _module_at(call, call["weight"])
-    if not (is_integer(source) and isinstance(weight, IntegerWeight)):
+    bias, scale, weight = call["bias"], scale_behind(call, "input"), _module_at(call, call["weight"])
+    if scale is None or not isinstance(weight, IntegerWeight):
         return None
     if not isinstance(bias, fx.Node) or bias.op != "get_attr":
         return None
     if weight.spec.granularity not in (PerTensor(), PerChannel(0)):
         return None
-    assert isinstance(source, ActivationQuantizer)
-    return tensor_at(call.writer.module, str(bias.target)), source.scale, weight.scale
+    return tensor_at(call.writer.module, str(bias.target)), scale, weight.scale
 
 
 def _module_at(call: Call, node: object) -> torch.nn.Module | None:

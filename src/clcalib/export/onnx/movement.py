@@ -182,6 +182,8 @@ def pad(call: Call) -> None:
     mode = "reflect" if "reflection" in name else "replicate" if "replication" in name else call.get("mode", "constant")
     onnx_mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
     value = [call.name_of(call.number("value", 0), call.result.dtype)] if mode == "constant" else []
+    if mode == "constant" and call.padding is not None:
+        value = [call.constant(call.padding)]
     call.end("Pad", call.tensor("self"), call.sizes(before + after), *value, mode=onnx_mode)
 
 

@@ -68,7 +68,7 @@ _MOVEMENT: Mapping[str, Builder] = {
     **{"triu": movement.triangle(True), "tril": movement.triangle(False)},
 }
 _REDUCTIONS: Mapping[str, Builder] = {
-    **{"mean": reductions.reduction("ReduceMean"), "sum": reductions.reduction("ReduceSum")},
+    **{"mean": reductions.mean, "sum": reductions.reduction("ReduceSum")},
     **{"amax": reductions.reduction("ReduceMax"), "amin": reductions.reduction("ReduceMin")},
     **{"logsumexp": reductions.reduction("ReduceLogSumExp")},
     **{"max": reductions.extreme("Max"), "min": reductions.extreme("Min")},

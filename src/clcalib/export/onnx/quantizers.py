@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from clcalib.export.onnx.call import ONNX_TYPES, Call
+from clcalib.export.onnx.codes import write_codes
+from clcalib.export.onnx.rules import OnnxRules
 from clcalib.export.onnx.writer import UnsupportedError
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.spec import PerChannel, QuantSpec
@@ -18,11 +20,10 @@ from clcalib.quant.spec import PerChannel, QuantSpec
 LARGEST_BIAS_CODE = 2**30  # half of what int32 holds: the sum over the products must fit beside it
 
 
-def is_integer(quantizer: object) -> bool:
-    """Whether a quantizer becomes QuantizeLinear: 8 bits, uniform, one scale."""
-    if not isinstance(quantizer, ActivationQuantizer):
-        return False
-    return quantizer.spec.bits == 8 and quantizer.spec.grid == "uniform" and quantizer.scale.numel() == 1
+def is_integer(quantizer: ActivationQuantizer, rules: OnnxRules) -> bool:
+    """Whether a quantizer becomes QuantizeLinear: uniform, one scale, and 8 bits if not all widths do."""
+    has_width = quantizer.spec.bits == 8 or rules.are_codes_integer
+    return has_width and quantizer.spec.grid == "uniform" and quantizer.scale.numel() == 1
 
 
 def container(spec: QuantSpec) -> torch.dtype:
@@ -33,13 +34,8 @@ def container(spec: QuantSpec) -> torch.dtype:
 def write_activation(call: Call, source: str, quantizer: ActivationQuantizer) -> None:
     """Write what ``ActivationQuantizer.forward`` computes; the codes' tensor is noted in the writer."""
     spec, name = quantizer.spec, call.node.name
-    if is_integer(quantizer):
-        dtype = torch.int8 if spec.is_signed else torch.uint8
-        scale = call.constant(quantizer.scale.reshape(()), "scale")
-        zero_point = call.constant(quantizer.zero_point.reshape(()).to(dtype), "zero_point")
-        codes = call.step("QuantizeLinear", source, scale, zero_point)
-        call.writer.codes[name] = codes
-        call.end("DequantizeLinear", codes, scale, zero_point)
+    if is_integer(quantizer, call.writer.rules):
+        write_codes(call, source, quantizer)
     elif spec.grid == "uniform":
         codes = _reference_codes(call, source, quantizer.scale, quantizer.zero_point, spec.q_min, spec.q_max, "")
         call.writer.reference_codes[name] = codes

@@ -24,6 +24,19 @@ def reduction(operator: str) -> Builder:
     return build
 
 
+def mean(call: Call) -> None:
+    """The mean of some axes; over all pixels it is a pool, for which runtimes have an integer kernel."""
+    rank = call.rank("self")
+    if rank < 3 or call.axes("dim") != list(range(2, rank)) or call.result.dtype != call.value("self").dtype:
+        reduction("ReduceMean")(call)
+    elif call.get("keepdim", False):
+        call.end("GlobalAveragePool", call.tensor("self"))
+    else:
+        pool = call.step("GlobalAveragePool", call.tensor("self"))
+        call.end("Flatten", pool, axis=1)
+        call.writer.flattened[call.name_of(call.node)] = pool
+
+
 def extreme(operator: str) -> Builder:
     """The largest or smallest value of an axis and where it is (``max.dim``, ``min.dim``), or of all values."""
 

@@ -23,6 +23,9 @@ class OnnxRules:
             Otherwise each code is a byte.
         is_bias_integer: whether the bias of a Conv or Gemm with 8-bit input and integer weight is stored as int32 with
             the scale s_x * s_w, which integer kernels ask for.  ``with_rounded_biases`` gives the simulation the same.
+        are_codes_integer: whether codes of all widths are integers of 8 bits, as integer kernels read: QuantizeLinear
+            and, for fewer bits, a Clip of its codes; clamps and what only moves values work on the codes too.
+            Otherwise quantizers of fewer than 8 bits are written in float, operator for operator as simulated.
         input_name, output_name: of the graph's ends; a network with several outputs keeps the names of its nodes.
         batch_name: the free dimension.
 
@@ -38,6 +41,7 @@ class OnnxRules:
     ir_version: int = 10
     is_packed: bool = False
     is_bias_integer: bool = True
+    are_codes_integer: bool = False
     input_name: str = "input"
     output_name: str = "logits"
     batch_name: str = "batch"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.export.onnx.rules import OnnxRules
+from clcalib.quant.modules import ActivationQuantizer
 
 
 class UnsupportedError(Exception):
@@ -36,6 +37,21 @@ class Constant:
     bits: int | None = None
 
 
+@dataclass(frozen=True)
+class Codes:
+    """Where the integer codes of a tensor are, and what they mean.
+
+    Attributes:
+        name: tensor of the codes.
+        numbers: constants with their scale and zero point.
+        quantizer: that made them.
+    """
+
+    name: str
+    numbers: tuple[str, str]
+    quantizer: ActivationQuantizer
+
+
 @dataclass
 class Writer:
     """Steps and constants in the order in which they were written.
@@ -48,6 +64,8 @@ class Writer:
         steps: the operators, in execution order.
         constants: by name.
         codes: quantizer -> tensor with its integer codes.
+        stored: float value -> the codes that it is dequantized from.
+        flattened: value behind a pool over all pixels, without the pixels' axes -> the pool's value.
         reference_codes: quantizer written in float operators -> tensor with its codes as floats.
         layers: layer or product -> name of its step.
         biases: node of a layer -> the values of the bias that the graph adds, where they are rounded.
@@ -61,6 +79,8 @@ class Writer:
     steps: list[Step] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Codes] = field(default_factory=dict)
+    flattened: dict[str, str] = field(default_factory=dict)
     reference_codes: dict[str, str] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
