@@ -1,4 +1,4 @@
-"""An ONNX graph with its quantizers, as the questions about it need it: who made a tensor, who reads it, with which codes."""
+"""An ONNX graph with its quantizers: who makes a tensor, who reads it, and with which codes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from clcalib.export.runtimes.model_file import OnnxModel, package
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # What moves or renames values, or computes shapes: no arithmetic that a width would matter for.
-MOVING = frozenset(
-    "Identity Constant ConstantOfShape Shape Size Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Gather Expand "
-    "Tile Cast Dropout DepthToSpace SpaceToDepth Range".split()
-)
-WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul QLinearConv QGemm QLinearMatMul ConvInteger MatMulInteger".split())
+MOVING = frozenset({
+    "Identity", "Constant", "ConstantOfShape", "Shape", "Size", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
+    "Transpose", "Slice", "Split", "Gather", "Expand", "Tile", "Cast", "Dropout", "DepthToSpace",
+    "SpaceToDepth", "Range",
+})  # fmt: skip
+WEIGHTED = frozenset({
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger",
+    "MatMulInteger",
+})  # fmt: skip
 # Where the operands of an integer operator stand; the others are scales and zero points.
 _OPERANDS = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3), "QGemm": (0, 3)}
 

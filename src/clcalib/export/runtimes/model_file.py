@@ -138,7 +138,7 @@ def package(name: str) -> Any:
 def load_failure(model: OnnxModel, title: str, version: str, error: Exception) -> CheckpointError:
     """The error that a runtime's own message stands behind, in words that say what to do."""
     text = " ".join(str(error).split())
-    if "opset" in text.lower() and "guarantees" in text or "IR version" in text:
+    if "guarantees* support" in text or "IR version" in text:
         needs = f"opset {model.opset} and IR version {model.proto.ir_version}"
         return CheckpointError(
             f"{model.name}: needs {needs}, which {title} {version} does not have; export it for a lower opset, "

@@ -19,13 +19,17 @@ _ERRORS_ONLY = 3
 # A node's own mark; the optimiser keeps names, and adds to them.
 _MARK = re.compile(r"clcalib_node_(\d+)_")
 # Kernels that compute with integers whatever their output is; besides these, all whose name begins with QLinear.
-_INTEGER = frozenset("QGemm MatMulInteger MatMulIntegerToFloat ConvInteger DynamicQuantizeMatMul QAttention".split())
+_INTEGER = frozenset({
+    "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "DynamicQuantizeMatMul", "QAttention",
+})  # fmt: skip
 # Those of them that give floats where they have no scale of the output.
 _SCALE_OF_OUTPUT = {"QGemm": 7}
 _FLOAT_OUTPUT = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention", DEQUANTIZE})
 # Kernels that run on the type they are given.
-_OF_ANY_TYPE = MOVING | frozenset("MaxPool NhwcMaxPool Concat Clip Min Max Resize Pad Relu".split())
-_LAYOUT = frozenset("Transpose ReorderInput ReorderOutput".split())
+_OF_ANY_TYPE = MOVING | frozenset({
+    "MaxPool", "NhwcMaxPool", "Concat", "Clip", "Min", "Max", "Resize", "Pad", "Relu",
+})  # fmt: skip
+_LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput"})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Why ONNX Runtime left a node in float: the rules of its fusions, read off the quantizers around the node.
 
-The rules were found by experiment (``benchmarks/integer_conditions.py``), on version 1.32; the reason is a hint at what to
-change in the model, whether the node is integer is taken from the optimised graph itself.
+The rules were found by experiment (``benchmarks/integer_conditions.py``), on version 1.32.  A reason is a hint at what
+to change in the model; whether a node is integer is taken from the optimised graph itself.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import numpy as np
 from clcalib.export.runtimes.graph import DEQUANTIZE, QUANTIZE, Node, QdqGraph
 
 # Operators with an integer kernel, and those that run on codes as they are.
-_POSSIBLE = frozenset(
-    "Conv Gemm MatMul Add Mul GlobalAveragePool AveragePool Concat Softmax Sigmoid LeakyRelu Where MaxPool Resize "
-    "Relu Clip Min Max".split()
-)
+_POSSIBLE = frozenset({
+    "Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Softmax",
+    "Sigmoid", "LeakyRelu", "Where", "MaxPool", "Resize", "Relu", "Clip", "Min", "Max",
+})  # fmt: skip
 _FLOAT_OUTPUT_ALLOWED = frozenset({"Gemm", "MatMul"})
 _VANISHING = frozenset({"Relu", "Clip"})
-_ACTIVATIONS = _VANISHING | frozenset(
-    "LeakyRelu HardSwish HardSigmoid Sigmoid Tanh Gelu Elu Selu PRelu Mish Softplus Swish".split()
-)
+_ACTIVATIONS = _VANISHING | frozenset({
+    "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Elu", "Selu", "PRelu", "Mish",
+    "Softplus", "Swish",
+})  # fmt: skip
 _BYTE = ("uint8", "int8")
 _SCALE_TOLERANCE = 1e-4  # relative; the scale of a bias is a product that was rounded to float32
 

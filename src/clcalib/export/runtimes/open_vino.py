@@ -19,7 +19,9 @@ _MARK = re.compile(r"^clcalib_node_(\d+)_")
 _INTEGER = frozenset({"u8", "i8"})
 # Node types that do the arithmetic of a layer; others may bear its name too, such as a transposed weight.
 _COMPUTING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph"})
-_SILENT = frozenset({"Input", "Output", "Const", "Constant", "Parameter", "Result", "Reorder", "Convert", "FakeQuantize"})
+_SILENT = frozenset({
+    "Input", "Output", "Const", "Constant", "Parameter", "Result", "Reorder", "Convert", "FakeQuantize",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _kernel(node: Any) -> _Kernel:
     told = node.get_rt_info()
 
     def text(key: str) -> str:
-        value = told[key] if key in told else ""
+        value = told[key] if key in told else ""  # noqa: SIM401 - it is no dict
         return str(value.astype(str) if hasattr(value, "astype") else value)
 
     origins = tuple(name for name in text("originalLayersNames").split(",") if name)

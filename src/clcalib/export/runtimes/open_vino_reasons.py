@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from clcalib.export.runtimes.graph import Node, QdqGraph
 
-_POSSIBLE = frozenset(
-    "Conv Gemm MatMul Add Mul GlobalAveragePool AveragePool ReduceMean Concat MaxPool Resize Relu Clip Min Max".split()
-)
+_POSSIBLE = frozenset({
+    "Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "AveragePool", "ReduceMean", "Concat",
+    "MaxPool", "Resize", "Relu", "Clip", "Min", "Max",
+})  # fmt: skip
 _BYTE = ("uint8", "int8")
 
 

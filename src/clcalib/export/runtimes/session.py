@@ -54,8 +54,9 @@ class Session:
 
         def run(images: Tensor) -> Tensor:
             self.input.check("evaluation", tuple(images.shape), is_batch_free=True)
-            parts = [self._padded(part) for part in images.float().split(self.input.batch or len(images))]
-            return torch.cat(parts)
+            size = self.input.batch or len(images)
+            parts = [images[start : start + size].float() for start in range(0, len(images), size)]
+            return torch.cat([self._padded(part) for part in parts])
 
         return run
 
