@@ -226,6 +226,14 @@ class EvaluationConfig(_Section):
     run: ComputeSection = Field(default_factory=ComputeSection)
 
 
+class OnnxEvaluationConfig(_Section):
+    """The same for an ONNX file, which needs no network; with one, the two are compared."""
+
+    model: ModelSection | None = None
+    data: ImagesSection = Field(default_factory=ImagesSection)
+    run: ComputeSection = Field(default_factory=ComputeSection)
+
+
 class RunConfig(_Section):
     """Everything that a run depends on."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clcalib.calibrate.observer import Observer
 from clcalib.config import make_recipe
-from clcalib.config_sections import EvaluationConfig, RunConfig
+from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
 from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.data.division import halves, kept_aside
@@ -141,7 +141,7 @@ def limited_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def evaluation_images(config: RunConfig | EvaluationConfig) -> EvaluationSet | None:
+def evaluation_images(config: RunConfig | EvaluationConfig | OnnxEvaluationConfig) -> EvaluationSet | None:
     """The evaluation images, or None where no path is given.  Their choice does not depend on the run's seed."""
     if config.data.evaluation is None:
         return None

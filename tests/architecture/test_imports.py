@@ -33,7 +33,7 @@ FORBIDDEN = {
     "report": {"calibrate"},
 }
 # Modules that may be imported inside a function, because not every machine has them (``resource``: not Windows).
-OPTIONAL = {"torchvision", "timm", "resource", "onnx"}
+OPTIONAL = {"torchvision", "timm", "resource", "onnx", "onnxruntime", "openvino"}
 NEEDS_TRITON = {"clcalib.fused.triton_kernels"}  # no dependency; imported inside a function, where a GPU asks for it
 
 BLOCKED = (

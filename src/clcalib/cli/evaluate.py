@@ -1,4 +1,4 @@
-"""``clcalib evaluate``: how good a saved model is, on any images."""
+"""``clcalib evaluate``: how good a saved model or any ONNX file is, on any images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
 from clcalib.cli.flags import (
+    RUNTIME_HELP,
     DeviceOption,
     EvaluationOption,
     ModelOption,
@@ -20,10 +22,13 @@ from clcalib.cli.flags import (
     given,
 )
 from clcalib.config import build
-from clcalib.config_sections import EvaluationConfig
+from clcalib.config_sections import EvaluationConfig, ModelSection, OnnxEvaluationConfig
 from clcalib.config_sources import merge, parse_assignment, with_absolute_paths
+from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, CheckpointError
 from clcalib.evaluate.accuracy import agreement, logits, top1
+from clcalib.export.runtimes import read_model
+from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
 from clcalib.report.tables import accuracy_table
@@ -33,23 +38,35 @@ EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "clcalib evaluate runs/w4a4\n\n"
     "clcalib evaluate runs/w4a4 --evaluation data/cifar10 --threads 1\n\n"
-    "clcalib evaluate runs/w4a4 --model net.py:build --weights net.safetensors --evaluation images/"
+    "clcalib evaluate runs/w4a4 --model net.py:build --weights net.safetensors --evaluation images/\n\n"
+    "clcalib evaluate quantized.onnx --evaluation images/ --runtime openvino\n\n"
+    "clcalib evaluate quantized.onnx --evaluation images/ --model net.py:build --weights net.safetensors"
 )
+ONNX = ".onnx"
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
+    saved: Annotated[
+        Path, typer.Argument(metavar="OUT|MODEL.onnx", help="The output folder of a run, or an ONNX file.")
+    ],
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
     evaluation: EvaluationOption = None,
     settings: SetOption = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", metavar="NAME", help=RUNTIME_HELP)] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Load a saved model and print its top-1 accuracy and its agreement with the float network.
+    """Load a saved model or any ONNX file and print its top-1 accuracy and its agreement with the float network.
 
-    What is not given is taken from config.json in the folder.  The agreement needs the float network's weights.
+    What is not given is taken from config.json in the folder, or beside the
+    ONNX file.  The agreement needs the float network's weights.
+
+    An ONNX file may come from anywhere, quantized or not: it has to take one
+    batch of images and return (N, classes).  How images are resized and
+    normalised for it is told by --set data.mean, data.standard_deviation,
+    data.resize and data.crop, as for clcalib quantize.
     """
     flags = {
         "model": {"entry": model, "weights": weights},
@@ -58,18 +75,57 @@ def evaluate(
     }
     here = Path.cwd()
     assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
-    table = merge(_saved_config(folder), *assigned, with_absolute_paths(given(flags), here))
-    config = build(EvaluationConfig, table, str(folder))
-    images = evaluation_images(config)
-    if images is None:
-        raise ArgumentError("--evaluation", "the path of the evaluation images", "none")
+    given_here = [*assigned, with_absolute_paths(given(flags), here)]
+    console = Console(highlight=False)
+    if saved.is_file() or saved.suffix == ONNX:
+        _evaluate_onnx(saved, merge(_config_beside(saved), *given_here), runtime or "onnxruntime", console)
+        return
+    if runtime is not None:
+        raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {saved}", "leave it out")
+    config = build(EvaluationConfig, merge(_saved_config(saved), *given_here), str(saved))
+    images = _images(config)
     with limited_threads(config.run.threads):
         float_model = load_model(config.model)
         place = config.run.device
-        outputs = logits(load(folder, float_model).to(place), images.images, device=place)
+        outputs = logits(load(saved, float_model).to(place), images.images, device=place)
         has_weights = config.model.weights is not None
         float_outputs = logits(float_model.to(place), images.images, device=place) if has_weights else None
-    Console(highlight=False).print(accuracy_table(_rows(outputs, float_outputs, images.labels), len(images)))
+    console.print(accuracy_table(_rows("quantized", outputs, float_outputs, images.labels), len(images)))
+
+
+def _evaluate_onnx(path: Path, table: dict[str, Any], runtime: str, console: Console) -> None:
+    config = build(OnnxEvaluationConfig, table, str(path))
+    engine, read = runtime_named(runtime, "--runtime"), read_model(path)
+    session = engine.session(read, config.run.threads)
+    images = _images(config)
+    with limited_threads(config.run.threads):
+        outputs = logits(session.network(), images.images)
+        float_outputs = None if config.model is None else _float_logits(config.model, images, config.run.device)
+    console.print(accuracy_table(_rows(path.name, outputs, float_outputs, images.labels), len(images)))
+    console.print(Text(f"{path.name} ran in {engine.title} {engine.version()}"), soft_wrap=True)
+
+
+def _float_logits(model: ModelSection, images: EvaluationSet, device: str) -> Tensor | None:
+    """Outputs of the float network; None where it has no trained weights."""
+    return None if model.weights is None else logits(load_model(model).to(device), images.images, device=device)
+
+
+def _images(config: EvaluationConfig | OnnxEvaluationConfig) -> EvaluationSet:
+    images = evaluation_images(config)
+    if images is None:
+        raise ArgumentError("--evaluation", "the path of the evaluation images", "none")
+    return images
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """The configuration of the run that an ONNX file lies beside; an empty table for a file of anyone else."""
+    try:
+        saved = json.loads((path.parent / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("model", "data", "run")):
+        return {}
+    return {section: _without_nulls(values) for section, values in saved.items()}
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
@@ -93,11 +149,11 @@ def _without_nulls(values: Any) -> Any:
 
 
 def _rows(
-    outputs: Tensor, float_outputs: Tensor | None, labels: Tensor | None
+    name: str, outputs: Tensor, float_outputs: Tensor | None, labels: Tensor | None
 ) -> list[tuple[str, float | None, float | None]]:
     """(name, top-1, agreement with the float network) of each model."""
     rows = []
     if float_outputs is not None:
         rows.append(("float", None if labels is None else top1(float_outputs, labels), None))
     same = None if float_outputs is None else agreement(outputs, float_outputs)
-    return [*rows, ("quantized", None if labels is None else top1(outputs, labels), same)]
+    return [*rows, (name, None if labels is None else top1(outputs, labels), same)]

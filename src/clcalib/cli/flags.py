@@ -13,6 +13,8 @@ from clcalib.config_sources import Table, merge, parse_assignment, read_toml, wi
 from clcalib.errors import ArgumentError
 from clcalib.quant.policy import FLOAT, Override
 
+RUNTIME_HELP = 'What runs ONNX models: onnxruntime (default) or openvino; pip install "clcalib\\[onnxruntime]".'
+
 # Panels of the help.
 WIDTHS, ACCURACY, COST = "Widths and units", "Accuracy", "Time, memory and disk"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clcalib.errors import ArgumentError, NumericalError
 
@@ -11,8 +14,10 @@ BATCH = 256
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH, device: str | torch.device = "cpu") -> Tensor:
-    """Run the model over images (N, ...) in batches; return (N, classes) on the CPU.
+def logits(
+    model: Callable[[Tensor], Any], images: Tensor, *, batch_size: int = BATCH, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Run the model (or any function of a batch) over images (N, ...) in batches; return (N, classes) on the CPU.
 
     Raises:
         ArgumentError: the model returns something else than one tensor (N, classes).

@@ -1,0 +1,177 @@
+"""Reading an ONNX file, ours or anyone's, and telling early what cannot be used of it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clcalib.errors import ArgumentError, CheckpointError, MissingPackageError
+
+ModelSource = str | Path | bytes
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The only input of a network.
+
+    Attributes:
+        name: of the tensor.
+        shape: sizes, None where any size goes; the first is the batch.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def batch(self) -> int | None:
+        """The batch that the model was made for; None where any goes."""
+        return self.shape[0] if self.shape else None
+
+    def check(self, argument: str, shape: tuple[int, ...], *, is_batch_free: bool = False) -> None:
+        """Raise where a batch of this shape does not fit.
+
+        Args:
+            argument: what the error calls it.
+            shape: of the batch.
+            is_batch_free: leave the first size unchecked.
+
+        Raises:
+            ArgumentError: a size or the number of dimensions is another one.
+        """
+        first = 1 if is_batch_free else 0
+        pairs = zip(self.shape[first:], shape[first:], strict=False)
+        if len(shape) == len(self.shape) and all(own is None or own == size for own, size in pairs):
+            return
+        raise ArgumentError(
+            argument,
+            f"images of shape {written(self.shape[1:])} in a batch of {written(self.shape[:1])}",
+            f"{written(shape[1:])} in a batch of {written(shape[:1])}",
+            f"the model's input {self.name!r} says so",
+        )
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model that was read.
+
+    Attributes:
+        name: what errors call it: its path, or "model".
+        source: the path as text, or the bytes; what a runtime loads.
+        proto: an ``onnx.ModelProto`` without the values of external tensors.
+        size: bytes of the file, with those of external tensors.
+        opset: version of the standard operators.
+    """
+
+    name: str
+    source: str | bytes
+    proto: Any
+    size: int
+    opset: int
+
+    def image_input(self) -> ImageInput:
+        """The input that images go to.
+
+        Raises:
+            ArgumentError: there are several inputs or none, or it does not take float32.
+        """
+        constants = {tensor.name for tensor in self.proto.graph.initializer}
+        inputs = [value for value in self.proto.graph.input if value.name not in constants]
+        if len(inputs) != 1:
+            names = ", ".join(value.name for value in inputs) or "none"
+            remedy = "export the network with its other inputs fixed"
+            raise ArgumentError(self.name, "a model with one input, a batch of images", f"inputs {names}", remedy)
+        tensor = inputs[0].type.tensor_type
+        kind = package("onnx").TensorProto.DataType.Name(tensor.elem_type).lower()
+        if kind != "float":
+            raise ArgumentError(self.name, "an input of float32, as images are", f"{kind} in {inputs[0].name!r}")
+        sizes = (size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
+        return ImageInput(inputs[0].name, tuple(size if size is None or size > 0 else None for size in sizes))
+
+    def whole(self) -> Any:
+        """A copy of the proto with the values of external tensors in it."""
+        onnx = package("onnx")
+        return onnx.load(self.source) if isinstance(self.source, str) else onnx.load_model_from_string(self.source)
+
+
+def read_model(source: ModelSource) -> OnnxModel:
+    """Read an ONNX file, or the bytes of one.
+
+    Raises:
+        ArgumentError: there is no such file.
+        CheckpointError: it is no ONNX file, or damaged.
+        MissingPackageError: ``onnx`` is not installed.
+    """
+    onnx = package("onnx")
+    name = "model" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ArgumentError("model", "the path of an ONNX file", name, "there is no such file")
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        proto = onnx.load_model_from_string(data)
+    except (OSError, ValueError, _decode_error()) as error:
+        raise CheckpointError(f"{name}: not an ONNX file, or a damaged one ({error}); export it anew") from None
+    opsets = {each.domain: each.version for each in proto.opset_import}
+    if not proto.graph.node or not opsets:
+        raise CheckpointError(f"{name}: not an ONNX file, or a damaged one (it holds no graph); export it anew")
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    kept = source if isinstance(source, bytes) else name
+    return OnnxModel(name, kept, proto, len(data) + _external_bytes(proto, source), opset)
+
+
+def package(name: str) -> Any:
+    """Import an optional package of the exporters and runtimes.
+
+    Raises:
+        MissingPackageError: it is not installed; the message tells how to.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        # ONNX Runtime and OpenVINO bring onnx with them, as the extras say.
+        extra = name.partition(".")[0] if name != "onnx" else "onnxruntime"
+        remedy = f'install it with: pip install "clcalib[{extra}]"'
+        raise MissingPackageError(f"{name} is not installed, and this needs it; {remedy}") from None
+
+
+def load_failure(model: OnnxModel, title: str, version: str, error: Exception) -> CheckpointError:
+    """The error that a runtime's own message stands behind, in words that say what to do."""
+    text = " ".join(str(error).split())
+    if "guarantees* support" in text or "IR version" in text:
+        needs = f"opset {model.opset} and IR version {model.proto.ir_version}"
+        return CheckpointError(
+            f"{model.name}: needs {needs}, which {title} {version} does not have; export it for a lower opset, "
+            f"or install a newer {title}"
+        )
+    return CheckpointError(f"{model.name}: {title} {version} cannot load it ({_short(text)})")
+
+
+def written(shape: tuple[int | None, ...]) -> str:
+    """A shape as text, with ``any`` for a free size.
+
+    Example:
+        >>> written((None, 3, 32, 32))
+        'any x 3 x 32 x 32'
+    """
+    return " x ".join("any" if size is None else str(size) for size in shape) or "()"
+
+
+def _short(text: str, most: int = 300) -> str:
+    """The end of a runtime's message, which says more than the places in its source that it begins with."""
+    return text if len(text) <= most else f"... {text[-most:]}"
+
+
+def _decode_error() -> type[Exception]:
+    kind: type[Exception] = package("google.protobuf.message").DecodeError
+    return kind
+
+
+def _external_bytes(proto: Any, source: ModelSource) -> int:
+    """Bytes of the files that hold the model's large tensors."""
+    if isinstance(source, bytes):
+        return 0
+    tensors = (tensor for tensor in proto.graph.initializer if tensor.data_location == 1)
+    files = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    places = (Path(source).parent / file for file in files)
+    return sum(place.stat().st_size for place in places if place.is_file())
