@@ -35,6 +35,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
+from clcalib.export.deployed import check_operators, round_to_target
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
 from clcalib.quant.insert import QuantizedChain, chain_policy, insert_quantizers
@@ -131,7 +132,10 @@ class Job:
         traces = list(walk.run(self.images, self.held_out))
         if self.recipe.last_phase is not None:
             self.clock.stage("last phase")
-        return Outcome(reference, base, traces, run_last_phase(walk, self.images, self.held_out))
+        network = run_last_phase(walk, self.images, self.held_out)
+        if self.target is not None:
+            round_to_target(base, self.target)
+        return Outcome(reference, base, traces, network)
 
     def measure(self, outcome: Outcome) -> tuple[UnitRecord, ...]:
         """Compare both quantized chains with the float one, unit by unit, on both image sets."""
@@ -212,6 +216,8 @@ def prepare(
     chain.module.to(place)
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
+    if runtime is not None:
+        check_operators(chain, runtime)
     policy = chain_policy(chain, bits, setting, overrides, first_last_bits, grids, runtime)
     observer.policy(policy)
     return Job(

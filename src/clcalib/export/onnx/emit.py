@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -144,6 +145,17 @@ def with_rounded_biases(chain: Chain, rules: OnnxRules = _DEFAULT) -> Chain:
     module.graph.eliminate_dead_code()
     module = fx.GraphModule(module, module.graph, class_name=type(chain.module).__name__).eval()
     return dataclasses.replace(chain, module=module)
+
+
+def round_biases(chain: Chain, rules: OnnxRules = _DEFAULT) -> None:
+    """The same in place, where nothing else reads a bias; rounding twice is rounding once."""
+    writer = _write(chain, rules, {})[0]
+    nodes = {node.name: node for node in chain.module.graph.nodes}
+    biases = [nodes[name].args[2] for name in writer.biases]
+    targets = Counter(str(bias.target) for bias in biases)
+    for name, bias in zip(writer.biases, biases, strict=True):
+        if targets[str(bias.target)] == 1 and len(bias.users) == 1:
+            tensor_at(chain.module, str(bias.target)).copy_(writer.biases[name])
 
 
 def _write(chain: Chain, rules: OnnxRules, weights: Mapping[str, str]) -> tuple[Writer, Names, list[Unsupported]]:
