@@ -188,19 +188,22 @@ def _value_names(graph: fx.Graph, writer: Writer) -> Names:
             continue
         values = value_of(node)
         if isinstance(values, tuple | list) and node.op == "call_function":
-            names[node] = _several(node, len(values), writer)
+            names[node] = _several(node, len(values), names, writer)
         elif node.target is operator.getitem:
-            made = names[node.args[0]]
-            names[node] = made[node.args[1]] if isinstance(made, tuple) else made
+            names[node] = names[node.args[0]][node.args[1]]  # one of several that read the same value
         else:
             names[node] = str(node.target) if node.op == "get_attr" else writer.reserve(node.name)
     return names
 
 
-def _several(node: fx.Node, count: int, writer: Writer) -> tuple[str, ...]:
+def _several(node: fx.Node, count: int, names: Names, writer: Writer) -> tuple[str, ...]:
     """Names of the values of an operator with several results; "" for those that nothing reads."""
-    read = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-    return tuple(writer.reserve(read[place].name) if place in read else "" for place in range(count))
+    readers = [user for user in node.users if user.target is operator.getitem]
+    read = {user.args[1]: user for user in sorted(readers, key=lambda user: user in names)}  # the output has its name
+    for user in read.values():
+        if user not in names:
+            names[user] = writer.reserve(user.name)
+    return tuple(str(names[read[place]]) if place in read else "" for place in range(count))
 
 
 def _write_node(writer: Writer, node: fx.Node, names: Names) -> None:

@@ -234,6 +234,12 @@ def full(call: Call) -> None:
     call.end("Expand", call.constant(value), shape)
 
 
+def overwrite(call: Call) -> None:
+    """All of a tensor replaced by another that is repeated to its shape (``copy``) or by a number (``fill``)."""
+    new = call.tensor("src" if "src" in call else "value", call.result.dtype)
+    call.end("Expand", new, call.step("Shape", call.tensor("self")))
+
+
 def arange(call: Call) -> None:
     """Numbers from start to end."""
     dtype = call.result.dtype

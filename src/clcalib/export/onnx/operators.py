@@ -46,6 +46,7 @@ _ELEMENTWISE: Mapping[str, Builder] = {
     **{"logical_not": element.logical_not, "bitwise_not": element.logical_not, "isfinite": reductions.is_number},
     **{f"{kind}_{name}": element.logical(name.title()) for kind in ("logical", "bitwise") for name in ("and", "or")},
     **{f"{kind}_xor": element.logical("Xor") for kind in ("logical", "bitwise")},
+    **{f"__{name}__": element.logical(name.title()) for name in ("and", "or", "xor")},
     **{name: element.same for name in ("clone", "alias", "contiguous", "detach", "dropout", "lift_fresh_copy")},
     **{name: element.cast for name in ("to", "_to_copy", "type_as")},
     "sym_size": element.read_size,
@@ -65,6 +66,7 @@ _MOVEMENT: Mapping[str, Builder] = {
     **{"index": movement.index, "pixel_shuffle": movement.pixel_shuffle, "arange": movement.arange},
     **{name: movement.full for name in ("full", "zeros", "ones", "full_like", "zeros_like", "ones_like")},
     **{name: movement.full for name in ("new_zeros", "new_ones", "new_full")},
+    **{"copy": movement.overwrite, "fill": movement.overwrite},
     **{"triu": movement.triangle(True), "tril": movement.triangle(False)},
 }
 _REDUCTIONS: Mapping[str, Builder] = {
