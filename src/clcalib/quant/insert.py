@@ -106,6 +106,7 @@ def chain_policy(
     )
     if target is None:
         return fit_policy(chain, rows, grids)
+    rows = tuple(target.fitted(row) for row in rows)
     fitted = fit_policy(chain, (*rows, *target.rows(chain, rows)), grids, target.placement)
     target.check(fitted)
     return fitted

@@ -25,6 +25,7 @@ class Target:
         weight_bits: widths that a weight may have.
         activation_bits: widths that an activation may have.
         is_weight_symmetric: whether weights must be signed, with the zero point 0; scales are per output channel.
+        asymmetric_below: weights of fewer bits than this have a zero point all the same, as half of so few codes are too many to lose.
         is_activation_symmetric: whether activations must be; their scale is per tensor.
         placement: where quantizers stand; None as in the papers, at what layers read.
         runtime: the runtime that executes the file, or None if nothing here does.
@@ -37,6 +38,7 @@ class Target:
     weight_bits: tuple[int, ...] = ALL_WIDTHS
     activation_bits: tuple[int, ...] = ALL_WIDTHS
     is_weight_symmetric: bool = False
+    asymmetric_below: int = 0
     is_activation_symmetric: bool = False
     placement: Placement | None = None
     runtime: str | None = None
@@ -56,6 +58,13 @@ class Target:
             is_weight_symmetric=bits.is_weight_symmetric or self.is_weight_symmetric,
             is_activation_symmetric=bits.is_activation_symmetric or self.is_activation_symmetric,
         )
+
+    def fitted(self, row: LayerPolicy) -> LayerPolicy:
+        """A row with the signs that its width has."""
+        weight = row.weight
+        if weight is None or weight.bits >= self.asymmetric_below:
+            return row
+        return dataclasses.replace(row, weight=QuantSpec(weight.bits, granularity=weight.granularity))
 
     def check(self, rows: Iterable[LayerPolicy]) -> None:
         """Raise ``ArgumentError`` where a row of the policy has a width that the target has no kernel for."""
@@ -112,12 +121,15 @@ TARGETS: dict[str, Target] = {
         Target(
             "onnxruntime",
             "ONNX Runtime on processors: quantizers at convolutions' results, sums and pools too",
+            is_weight_symmetric=True,
+            asymmetric_below=4,
             placement=Placement(
                 frozenset(("add", "mul", "cat", "sigmoid", "leaky_relu", "softmax", *_POOLS)), has_results=True
             ),
             runtime="onnxruntime",
             notes=(
                 "codes of fewer than 8 bits are computed in 8, exactly; weights are stored in 4 where they fit",
+                "weights of 2 and 3 bits keep a zero point, which takes its kernels more time",
                 "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
             ),
         ),

@@ -26,9 +26,13 @@ def is_integer(quantizer: ActivationQuantizer, rules: OnnxRules) -> bool:
     return has_width and quantizer.spec.grid == "uniform" and quantizer.scale.numel() == 1
 
 
-def container(spec: QuantSpec) -> torch.dtype:
-    """The 8-bit type of codes; symmetric ones are moved to zero point 0, which is the same values."""
-    return torch.int8 if spec.is_signed or spec.is_symmetric else torch.uint8
+def container(spec: QuantSpec, rules: OnnxRules) -> torch.dtype:
+    """The 8-bit type of a weight's codes; unsigned ones are moved by half their number, which is the same values.
+
+    Kernels multiply unsigned activations by signed weights; with unsigned weights they take twice the time.
+    """
+    is_signed = spec.is_signed or spec.is_symmetric or rules.are_codes_integer
+    return torch.int8 if is_signed else torch.uint8
 
 
 def write_activation(call: Call, source: str, quantizer: ActivationQuantizer) -> None:
@@ -85,7 +89,7 @@ def write_weight(call: Call, name: str, weight: IntegerWeight, is_transposed: bo
         weight: the codes.
         is_transposed: whether the two axes of a linear weight change places, as MatMul wants them.
     """
-    spec, dtype = weight.spec, container(weight.spec)
+    spec, dtype = weight.spec, container(weight.spec, call.writer.rules)
     shift = spec.middle if dtype == torch.int8 and not spec.is_signed else 0
     codes, scale = weight.codes - shift, weight.scale
     zero_point = weight.zero_point - shift
