@@ -76,7 +76,7 @@ def write_move(writer: Writer, node: fx.Node, names: Names, build: Builder) -> b
     for value, own in zip(values, moved, strict=True):
         if value:
             writer.stored[value] = Codes(own, codes.numbers, codes.quantizer)
-            writer.step("DequantizeLinear", (own, *codes.numbers), (value,), f"{value}/dequantize")
+            writer.step("DequantizeLinear", (own, *codes.numbers), (value,), "")
     return True
 
 

@@ -105,15 +105,16 @@ def write_weight(call: Call, name: str, weight: IntegerWeight, is_transposed: bo
     stored = writer.constant(f"{name}/codes", codes.to(dtype), None if bits == 8 else bits)
     if bits < 8:
         cast = writer.reserve(f"{name}/codes8")
-        writer.step("Cast", (stored,), (cast,), f"{name}/cast", to=ONNX_TYPES[dtype])
+        writer.step("Cast", (stored,), (cast,), "", to=ONNX_TYPES[dtype])
         stored = cast
     numbers = (
         writer.constant(f"{name}/scale", scale),
+        # ONNX Runtime has no integer Gemm where this is left out, even if it is 0.
         writer.constant(f"{name}/zero_point", zero_point.to(dtype)),
     )
     output = writer.weights[name] = writer.reserve(f"{name}/values")
     attributes = {} if axis is None else {"axis": axis}
-    writer.step("DequantizeLinear", (stored, *numbers), (output,), f"{name}/dequantize", **attributes)
+    writer.step("DequantizeLinear", (stored, *numbers), (output,), "", **attributes)
     return output
 
 
@@ -130,7 +131,7 @@ def write_bias(call: Call, layer: str, bias: Tensor, input_scale: Tensor, weight
         writer.constant(f"{layer}.bias/zero_point", torch.zeros_like(codes)),
     )
     output = writer.reserve(f"{layer}.bias/values")
-    writer.step("DequantizeLinear", inputs, (output,), f"{layer}.bias/dequantize", axis=0)
+    writer.step("DequantizeLinear", inputs, (output,), "", axis=0)
     writer.biases[call.node.name] = codes.to(scale.dtype) * scale
     return output
 

@@ -103,8 +103,8 @@ class Writer:
         return name
 
     def step(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add an operator whose outputs have names already; returns the name that the step got."""
-        name = _unique(name, self._step_names)
+        """Add an operator whose outputs have names already; returns the name that the step got, which may be none."""
+        name = _unique(name, self._step_names) if name else ""
         while outputs and not outputs[-1]:
             outputs = outputs[:-1]
         while inputs and not inputs[-1]:
