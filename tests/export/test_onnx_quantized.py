@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -96,6 +97,17 @@ def test_packed_weights_take_half_and_a_quarter_of_the_bytes(photos: Tensor) -> 
     assert (size(OnnxRules(), 4)[second], size(PACKED, 4)[second], size(PACKED, 3)[second]) == (2304, 1152, 1152)
     assert (size(PACKED, 2)[second], size(NARROWEST, 2)[second]) == (1152, 576)
     assert size(PACKED, 4)["weight_0_first/codes"] == size(OnnxRules(), 4)["weight_0_first/codes"] == 432
+
+
+def test_the_file_says_which_codes_are_narrower_than_their_type(photos: Tensor) -> None:
+    model = emit(plain(photos, 3), rules=PACKED).model
+    (entry,) = model.metadata_props
+    assert entry.key == "clcalib.narrow_codes"
+    assert json.loads(entry.value) == {
+        "weight_1_second/codes": "3 bits in int4",
+        "weight_2_third/codes": "3 bits in int4",
+    }
+    assert len(emit(plain(photos, 4), rules=PACKED).model.metadata_props) == 0
 
 
 @pytest.mark.parametrize("rules", [OnnxRules(), PACKED, NARROWEST])
