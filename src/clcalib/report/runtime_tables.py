@@ -21,7 +21,7 @@ def speed_table(result: Bench) -> Table:
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for row in result.timings:
         table.add_row(
-            str(row.batch), str(row.threads), f"{row.float_ms:.3g}", f"{row.quantized_ms:.3g}",
+            str(row.batch), str(row.threads), _number(row.float_ms), _number(row.quantized_ms),
             Text(f"{row.speedup:.2f}x", style="bold"), f"{row.lowest:.2f} to {row.highest:.2f}",
             f"{row.cpu_speedup:.2f}x",
         )  # fmt: skip
@@ -67,6 +67,10 @@ def kernels_text(layers: Sequence[LayerReport], runtime: str, version: str) -> T
         f"{RUNTIMES[runtime].title} {version} computes {counts.integer_layers} of {weighted} layers with weights in "
         f"integers, and {counts.integer_operations - counts.integer_layers} of {others} other operations."
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _sizes(first: int | None, second: int | None) -> tuple[str, str, str]:
