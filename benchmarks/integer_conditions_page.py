@@ -46,8 +46,8 @@ quantizers as extra work. `integer_report` reads what really runs from the graph
   zero points.
 * **OpenVINO** wants symmetric int8 weights and leaves the rest to itself: activations of any kind between a layer and
   its quantizer, outputs in float.
-* **On codes**, between QuantizeLinear and DequantizeLinear, Clip, Pad, Flatten and pools are integer in both. So a clip of
-  codes is the way to fewer than 8 bits, and to a Relu whose quantizer has a zero point.
+* **On codes**, between QuantizeLinear and DequantizeLinear, Clip, Pad, Flatten and MaxPool are integer in both. So a
+  clip of codes is the way to fewer than 8 bits, and to a Relu whose quantizer has a zero point.
 * The scale of an int32 bias has to be input scale x weight scale: ONNX Runtime's Gemm takes it for that, and gives
   wrong numbers where it is another one.
 * Where only weights are quantized, MatMul quantizes its input on the fly in both runtimes: its numbers are not those of
@@ -57,9 +57,10 @@ quantizers as extra work. `integer_report` reads what really runs from the graph
 HEADING = """\
 ## What was tried
 
-{versions}, on {machine}. Small graphs, one for each line, by `benchmarks/integer_conditions.py`. Where a
-line says float, the operation that it is about does; *off* is the largest difference to the unoptimised graph, in steps
-of a quantizer with scale 0.1, where it is more than one step.
+{versions}, on {machine}.
+Small graphs, one for each line, by `benchmarks/integer_conditions.py`; a line says float where any of its operations
+runs in float. *off* is the largest difference to the unoptimised graph, in steps of a quantizer with scale 0.1, where
+it is more than one step.
 """
 
 

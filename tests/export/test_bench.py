@@ -34,7 +34,7 @@ def test_all_is_measured_and_can_be_written(runtime: str, models: tuple[Path, Pa
     )
     assert [(row.batch, row.threads) for row in result.timings] == [(1, 1), (3, 1), (1, 2), (3, 2)]
     for row in result.timings:
-        assert 0 < row.lowest <= row.speedup <= row.highest
+        assert 0 < row.lower <= row.speedup <= row.upper
         assert row.float_ms > 0
         assert row.quantized_ms > 0
         assert row.cpu_speedup > 0

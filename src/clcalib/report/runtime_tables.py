@@ -14,15 +14,15 @@ from clcalib.report.tables import MISSING, new_table, short
 
 
 def speed_table(result: Bench) -> Table:
-    """The speed-up by batch and threads: the median over the rounds, and the range that they lie in."""
+    """The speed-up by batch and threads: the median over the rounds, and where the middle half of them lies."""
     shape = "x".join(str(size) for size in result.input_shape)
     table = new_table(f"Milliseconds of a call with images {shape}: medians of {result.rounds} rounds")
-    for heading in ("batch", "threads", "float", "quantized", "speed-up", "range", "CPU time"):
+    for heading in ("batch", "threads", "float", "quantized", "speed-up", "middle half", "CPU time"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for row in result.timings:
         table.add_row(
             str(row.batch), str(row.threads), _number(row.float_ms), _number(row.quantized_ms),
-            Text(f"{row.speedup:.2f}x", style="bold"), f"{row.lowest:.2f} to {row.highest:.2f}",
+            Text(f"{row.speedup:.2f}x", style="bold"), f"{row.lower:.2f} to {row.upper:.2f}",
             f"{row.cpu_speedup:.2f}x",
         )  # fmt: skip
     return table
