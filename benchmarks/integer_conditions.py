@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from tests.qdq_models import INPUT, STEP, WIDE, QdqBuilder
 
 Make = Callable[[QdqBuilder, str], str]
+WORDS = {True: "integer", False: "FLOAT", None: "folded"}
 SHAPES = {"Gemm": (64,), "MatMul": (64,), "Product": (4, 16, 16)}
 
 
@@ -92,9 +93,9 @@ def signed(make: QdqBuilder, readers: int) -> str:
     return z if readers == 1 else q(make, make.add("Add", z, y), WIDE, 0, np.int8)
 
 
-def scaled_product(make: QdqBuilder, x: str, *, quantized: bool) -> str:
-    scores = make.add("MatMul", x, make.add("Transpose", x, perm=[0, 1, 3, 2]))
-    return q(make, scores) if quantized else scores
+def product(make: QdqBuilder, left: tuple[int, type], right: tuple[int, type]) -> str:
+    turned = make.add("Transpose", INPUT, perm=[0, 1, 3, 2])
+    return make.add("MatMul", q(make, INPUT, STEP, *left), q(make, turned, STEP, *right))
 
 
 def int4(make: QdqBuilder, x: str) -> str:
@@ -148,7 +149,11 @@ CASES: dict[str, dict[str, Make]] = {
         "output in float": lambda m, x: m.add("Add", q(m, m.conv(x)), x),
         "Relu behind, zero point 0": lambda m, x: q(m, m.add("Relu", m.add("Add", q(m, m.conv(x)), x)), WIDE, 0),
         "Relu behind, zero point 10": lambda m, x: q(m, m.add("Relu", m.add("Add", q(m, m.conv(x)), x)), WIDE, 10),
+        "of a constant": lambda m, x: q(m, m.add("Add", x, q(m, m.constant(np.ones((8, 1, 1), np.float32))))),
         "Mul": lambda m, x: q(m, m.add("Mul", q(m, m.conv(x)), x)),
+        "Mul without zero points": lambda m, x: q(
+            m, m.add("Mul", q(m, m.conv(x), WIDE, 0), q(m, INPUT, STEP, 0)), WIDE, 0
+        ),
         "Sub": lambda m, x: q(m, m.add("Sub", q(m, m.conv(x)), x)),
     },
     "Pools and movement": {
@@ -198,8 +203,12 @@ CASES: dict[str, dict[str, Make]] = {
         "input in float": lambda m, x: m.matmul(INPUT),
     },
     "Product": {
-        "of two activations, output quantized": lambda m, x: scaled_product(m, x, quantized=True),
-        "of two activations, output in float": lambda m, x: scaled_product(m, x, quantized=False),
+        "of int8, output quantized": lambda m, x: q(m, product(m, (0, np.int8), (0, np.int8))),
+        "of int8, output in float": lambda m, x: product(m, (0, np.int8), (0, np.int8)),
+        "of uint8 with zero point 0 and int8": lambda m, x: product(m, (0, np.uint8), (0, np.int8)),
+        "of int8 and uint8 with zero point 0": lambda m, x: product(m, (0, np.int8), (0, np.uint8)),
+        "of uint8 with zero points": lambda m, x: product(m, (100, np.uint8), (90, np.uint8)),
+        "of uint8 with zero point 128": lambda m, x: product(m, (128, np.uint8), (128, np.uint8)),
     },
 }
 
@@ -220,7 +229,7 @@ def measure(model: bytes, runtime: str, images: np.ndarray, expected: np.ndarray
         return {"error": str(error)[:200]}
     rows = [row for row in layers if row.kernel]
     return {
-        "integer": all(row.is_integer for row in rows),
+        "integer": all(row.is_integer for row in rows) if rows else None,  # None: a quantizer does it too
         "kernels": [row.kernel for row in rows],
         "reasons": [f"{row.operation}: {row.reason}" for row in rows if row.reason],
         "steps_off": round(float(np.abs(outputs - expected).max() / WIDE), 3),
@@ -240,7 +249,7 @@ def main() -> None:
             expected = unoptimised(model, images)
             found = {name: measure(model, name, images, expected) for name in RUNTIMES}
             rows.append({"group": group, "pattern": pattern, **found})
-            marks = ("error" if "error" in row else "integer" if row["integer"] else "FLOAT" for row in found.values())
+            marks = ("error" if "error" in row else WORDS[row["integer"]] for row in found.values())
             kernels = " ".join(found["onnxruntime"].get("kernels", ()))
             print(f"{group:20} {pattern:50} {'  '.join(f'{mark:8}' for mark in marks)} {kernels}")
     if only is None:

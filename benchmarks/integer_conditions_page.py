@@ -45,7 +45,8 @@ quantizers as extra work. `integer_report` reads what really runs from the graph
   makes int8 ones by default); Relu and Clip only where the quantizer behind them ends where they do. Weights may have
   zero points.
 * **OpenVINO** wants symmetric int8 weights and leaves the rest to itself: activations of any kind between a layer and
-  its quantizer, outputs in float.
+  its quantizer, outputs in float. A product of two activations wants int8 without zero points on the right, and no
+  zero points on the left.
 * **On codes**, between QuantizeLinear and DequantizeLinear, Clip, Pad, Flatten and MaxPool are integer in both. So a
   clip of codes is the way to fewer than 8 bits, and to a Relu whose quantizer has a zero point.
 * The scale of an int32 bias has to be input scale x weight scale: ONNX Runtime's Gemm takes it for that, and gives
@@ -82,7 +83,7 @@ def page(result: dict[str, Any]) -> str:
 def cell(found: dict[str, Any]) -> str:
     if "error" in found:
         return "fails"
-    kind = "integer" if found["integer"] else "**float**"
+    kind = {True: "integer", False: "**float**", None: "by its quantizer"}[found["integer"]]
     return f"{kind}, off {found['steps_off']:.1f}" if found["steps_off"] > 1.01 else kind
 
 

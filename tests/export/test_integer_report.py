@@ -45,6 +45,17 @@ def four_bits(make: QdqBuilder, x: str) -> str:
     return make.quantized(make.add("Conv", x, make.add("DequantizeLinear", weight, scales, zero, axis=0)))
 
 
+def product(zero: int, kind: type) -> Make:
+    """Of two activations with these codes."""
+
+    def build(make: QdqBuilder, x: str) -> str:
+        right = make.add("Transpose", INPUT, perm=[0, 1, 3, 2])
+        operands = (make.quantized(tensor, STEP, zero, kind) for tensor in (INPUT, right))
+        return make.quantized(make.add("MatMul", *operands))
+
+    return build
+
+
 def concat(make: QdqBuilder, x: str) -> str:
     return make.quantized(make.conv(make.add("Concat", x, x, axis=1), channels=16))
 
@@ -102,6 +113,9 @@ ON_OPENVINO: dict[str, tuple[Make, str, str]] = {
     "float input": (lambda m, x: m.quantized(m.conv(INPUT)), "Convolution", "input is not quantized"),
     "relu 10": (relu(10), "Convolution", ""),
     "two quantizers": (two_quantizers, "Convolution", ""),
+    "mul": (lambda m, x: m.quantized(m.add("Mul", x, m.quantized(INPUT))), "Eltwise", "an input has a zero point"),
+    "product": (product(0, np.int8), "MatMul", ""),
+    "product, uint8": (product(100, np.uint8), "MatMul", "int8 on the right and no zero points"),
     "softmax": (lambda m, x: m.quantized(m.add("Softmax", x, axis=1)), "Softmax", "no integer kernel for Softmax"),
     "layer norm": (
         lambda m, x: m.quantized(m.add("LayerNormalization", x, m.constant(np.ones(8, np.float32)))),
