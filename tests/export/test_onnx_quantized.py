@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -22,7 +23,7 @@ from tests.tiny import images, tiny
 from torch import Tensor, nn
 
 import clcalib
-from clcalib.capture.chain import Chain
+from clcalib.capture.chain import Chain, capture
 from clcalib.export.onnx.emit import emit, with_rounded_biases
 from clcalib.export.onnx.quantizers import rounded_bias
 from clcalib.export.onnx.rules import OnnxRules
@@ -81,7 +82,9 @@ def test_integer_kernels_do_the_work(photos: Tensor, rules: OnnxRules, tmp_path:
         assert torch.equal(logits, run(emit(chain).model, photos)[0])
         expected = with_rounded_biases(chain, rules).module(photos)
         assert float((logits != expected).float().mean()) < 0.02  # one step of the last grid, where sums tie
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1.01 * float(chain.module.placed_4.scale))
+        torch.testing.assert_close(
+            logits, expected, rtol=0, atol=1.01 * float(chain.module.get_submodule(chain.output_name).scale)
+        )
 
 
 def test_packed_weights_take_half_and_a_quarter_of_the_bytes(photos: Tensor) -> None:
@@ -94,6 +97,17 @@ def test_packed_weights_take_half_and_a_quarter_of_the_bytes(photos: Tensor) -> 
     assert (size(OnnxRules(), 4)[second], size(PACKED, 4)[second], size(PACKED, 3)[second]) == (2304, 1152, 1152)
     assert (size(PACKED, 2)[second], size(NARROWEST, 2)[second]) == (1152, 576)
     assert size(PACKED, 4)["weight_0_first/codes"] == size(OnnxRules(), 4)["weight_0_first/codes"] == 432
+
+
+def test_the_file_says_which_codes_are_narrower_than_their_type(photos: Tensor) -> None:
+    model = emit(plain(photos, 3), rules=PACKED).model
+    (entry,) = model.metadata_props
+    assert entry.key == "clcalib.narrow_codes"
+    assert json.loads(entry.value) == {
+        "weight_1_second/codes": "3 bits in int4",
+        "weight_2_third/codes": "3 bits in int4",
+    }
+    assert len(emit(plain(photos, 4), rules=PACKED).model.metadata_props) == 0
 
 
 @pytest.mark.parametrize("rules", [OnnxRules(), PACKED, NARROWEST])
@@ -116,7 +130,7 @@ def test_few_bits_are_exact_in_float_operators(rules: OnnxRules, is_symmetric: b
         agreeing, count = agreeing + int((codes == expected.round()).sum()), count + codes.numel()
     assert agreeing / count > 0.9999
     for own, name in zip(results[3:], few, strict=True):
-        torch.testing.assert_close(own, values[name], rtol=0, atol=0) if agreeing == count else None
+        assert float((own == values[name]).float().mean()) > 0.9999
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 7, 8])
@@ -153,8 +167,6 @@ def alone(quantizer: ActivationQuantizer) -> onnx.ModelProto:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x)
 
-    from clcalib.capture.chain import capture
-
     chain = capture(One().eval(), torch.randn(2, 1, 1, 1))
     module = chain.module
     module.add_submodule("quantizer", quantizer)
@@ -173,7 +185,8 @@ def test_every_kind_of_layer_has_its_channels_on_the_right_axis() -> None:
     emitted = emit(chain)
     x = images(5, seed=9)
     expected = with_rounded_biases(chain).module(x)
-    for own in (run(emitted.model, x)[0], evaluate(emitted.model, x)[0]):
+    for is_optimized in (True, False):  # the reference evaluator refuses groups of a transposed convolution
+        own = run(emitted.model, x, is_optimized=is_optimized)[0]
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 

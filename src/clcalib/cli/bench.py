@@ -46,8 +46,8 @@ def bench_command(
     """Compare the speed and size of a quantized ONNX model with those of its float original.
 
     Both run in the same runtime on the CPU, in turn, on the same random
-    images; the speed-up is the median of the rounds, and the range tells how
-    sure it is. A range that reaches 1 means no difference.
+    images. The speed-up is the median of the rounds; how wide the middle
+    half of them spreads tells how sure it is. Above 1 is faster.
 
     The last table names what the runtime computes in float all the same, and
     what to change in the model: quantized weights alone make nothing faster.

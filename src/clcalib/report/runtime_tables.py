@@ -14,15 +14,15 @@ from clcalib.report.tables import MISSING, new_table, short
 
 
 def speed_table(result: Bench) -> Table:
-    """The speed-up by batch and threads: the median over the rounds, and the range that they lie in."""
+    """The speed-up by batch and threads: the median over the rounds, and where the middle half of them lies."""
     shape = "x".join(str(size) for size in result.input_shape)
     table = new_table(f"Milliseconds of a call with images {shape}: medians of {result.rounds} rounds")
-    for heading in ("batch", "threads", "float", "quantized", "speed-up", "range", "CPU time"):
+    for heading in ("batch", "threads", "float", "quantized", "speed-up", "middle half", "CPU time"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for row in result.timings:
         table.add_row(
-            str(row.batch), str(row.threads), f"{row.float_ms:.3g}", f"{row.quantized_ms:.3g}",
-            Text(f"{row.speedup:.2f}x", style="bold"), f"{row.lowest:.2f} to {row.highest:.2f}",
+            str(row.batch), str(row.threads), _number(row.float_ms), _number(row.quantized_ms),
+            Text(f"{row.speedup:.2f}x", style="bold"), f"{row.lower:.2f} to {row.upper:.2f}",
             f"{row.cpu_speedup:.2f}x",
         )  # fmt: skip
     return table
@@ -67,6 +67,10 @@ def kernels_text(layers: Sequence[LayerReport], runtime: str, version: str) -> T
         f"{RUNTIMES[runtime].title} {version} computes {counts.integer_layers} of {weighted} layers with weights in "
         f"integers, and {counts.integer_operations - counts.integer_layers} of {others} other operations."
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _sizes(first: int | None, second: int | None) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -181,6 +181,9 @@ class Call:
         """A label behind the path of the module that the node arose in."""
         path = module_path(self.node)
         return f"{path}/{label}" if path else label
+
+
+Builder = Callable[[Call], object]
 
 
 def fixed(size: Any) -> int:

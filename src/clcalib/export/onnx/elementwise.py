@@ -1,19 +1,16 @@
-"""Operators that work element by element: arithmetic, comparisons, activations, casts."""
+"""Operators that work element by element: arithmetic, comparisons, choices, casts, sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from clcalib.capture.graph import value_of
-from clcalib.export.onnx.call import ONNX_TYPES, Call
+from clcalib.export.onnx.call import ONNX_TYPES, Builder, Call
 from clcalib.export.onnx.writer import UnsupportedError
-
-Builder = Callable[[Call], object]
 
 
 def unary(operator: str, **attributes: Any) -> Builder:
@@ -90,70 +87,11 @@ def comparison(operator: str, is_negated: bool = False) -> Builder:
     return build
 
 
-def clamp(call: Call) -> None:
-    """min(max(x, lower), upper), either of them left out."""
-    dtype = call.result.dtype
-    bounds = [next((call[name] for name in names if name in call), None) for names in (_LOWER, _UPPER)]
-    if any(isinstance(bound, fx.Node) for bound in bounds):
-        source = call.tensor("self", dtype)
-        for operator, bound in zip(("Max", "Min"), bounds, strict=True):
-            source = source if bound is None else call.step(operator, source, call.name_of(bound, dtype))
-        call.end("Identity", source)
-        return
-    call.end("Clip", call.tensor("self", dtype), *("" if b is None else call.name_of(b, dtype) for b in bounds))
-
-
-_LOWER, _UPPER = ("min", "min_val"), ("max", "max_val")
-
-
 def rounding(call: Call) -> None:
     """The nearest whole number, halves to even."""
     if call.number("decimals", 0) != 0:
         raise UnsupportedError("decimals")
     call.end("Round", call.tensor("self"))
-
-
-def relu6(call: Call) -> None:
-    """min(max(x, 0), 6)."""
-    call.end("Clip", call.tensor("self"), call.name_of(0.0), call.name_of(6.0))
-
-
-def silu(call: Call) -> None:
-    """x * sigmoid(x)."""
-    source = call.tensor("self")
-    call.end("Mul", source, call.step("Sigmoid", source))
-
-
-def gelu(call: Call) -> None:
-    """x * Phi(x), or its approximation by tanh."""
-    call.end("Gelu", call.tensor("self"), approximate=str(call.get("approximate", "none")))
-
-
-def leaky_relu(call: Call) -> None:
-    """x for x >= 0, else slope * x."""
-    call.end("LeakyRelu", call.tensor("self"), alpha=float(call.number("negative_slope")))
-
-
-def elu(call: Call) -> None:
-    """x for x > 0, else alpha * (exp(x) - 1)."""
-    if (call.number("scale", 1), call.number("input_scale", 1)) != (1, 1):
-        raise UnsupportedError("scale other than 1")
-    call.end("Elu", call.tensor("self"), alpha=float(call.number("alpha")))
-
-
-def prelu(call: Call) -> None:
-    """x for x >= 0, else slope * x with a slope for each channel."""
-    slope, rank = call.tensor("weight"), call.rank("self")
-    if rank > 2 and call.value("weight").numel() > 1:
-        slope = call.step("Reshape", slope, call.sizes([-1] + [1] * (rank - 2)))
-    call.end("PRelu", call.tensor("self"), slope)
-
-
-def softplus(call: Call) -> None:
-    """log(1 + exp(x))."""
-    if call.number("beta", 1) != 1:
-        raise UnsupportedError("beta other than 1")
-    call.end("Softplus", call.tensor("self"))
 
 
 def reciprocal_root(call: Call) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,14 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.capture.chain import Chain
-from clcalib.capture.graph import input_node, is_convolution, is_linear, module_path, symbol_of, value_of
+from clcalib.capture.graph import input_node, is_convolution, is_linear, module_path, value_of
 from clcalib.capture.outputs import output_nodes
 from clcalib.capture.products import find_products
 from clcalib.errors import ArgumentError, UnsupportedOperatorError
 from clcalib.export.onnx.call import Call, Names
 from clcalib.export.onnx.codes import write_move
 from clcalib.export.onnx.model import Port, make_model, require_onnx
+from clcalib.export.onnx.naming import port_of, value_names
 from clcalib.export.onnx.operators import builder_of, title_of
 from clcalib.export.onnx.quantizers import write_activation, write_weight
 from clcalib.export.onnx.rules import OnnxRules
@@ -101,7 +103,8 @@ def emit(
         chain: float, or with calibrated quantizers on any tensors.
         input_shape: of one image, without the batch; checked against what was captured.
         rules: versions, names, how integers are stored.
-        metadata: goes into the file as it is.
+        metadata: goes into the file as it is, beside ``clcalib.narrow_codes``: a JSON object that says of each weight
+            whose codes are narrower than their type how wide they are ("3 bits in int4").
         weights: layer -> name of its weight's module (``QuantizedChain.weights``), for the layers' names; without it
             they are the paths of their modules.
 
@@ -120,9 +123,9 @@ def emit(
     writer, names, problems = _write(chain, rules, weights or {})
     if problems:
         raise UnsupportedOperatorError("the network cannot be written as ONNX", [str(problem) for problem in problems])
-    outputs = [_port(node, names, rules) for node in output_nodes(chain.module.graph)]
+    outputs = [port_of(node, names, rules) for node in output_nodes(chain.module.graph)]
     inputs: list[Port] = [(rules.input_name, value_of(image).dtype, (rules.batch_name, *shape))]
-    model = make_model(writer, inputs, outputs, "clcalib", metadata or {})
+    model = make_model(writer, inputs, outputs, "clcalib", _narrow_codes(writer) | dict(metadata or {}))
     found = (dict(writer.codes), dict(writer.reference_codes), dict(writer.layers))
     return Emitted(model, *found, tuple(name for name, _, _ in outputs))
 
@@ -164,7 +167,7 @@ def _write(chain: Chain, rules: OnnxRules, weights: Mapping[str, str]) -> tuple[
     layers = {module: layer for layer, module in weights.items()}
     products = {product.node.name: product.name for product in find_products(graph)}
     writer = Writer(chain.module, rules, layers, products)
-    names = _value_names(graph, writer)
+    names = value_names(graph, writer)
     problems = []
     for node in graph.nodes:
         try:
@@ -173,37 +176,6 @@ def _write(chain: Chain, rules: OnnxRules, weights: Mapping[str, str]) -> tuple[
             problems.append(Unsupported(title_of(node), module_path(node), node.name, str(error)))
     _end_outputs(writer, graph, names)
     return writer, names, problems
-
-
-def _value_names(graph: fx.Graph, writer: Writer) -> Names:
-    """The ONNX value of every node: its own name, but for the image and a single output."""
-    rules = writer.rules
-    writer.reserve(rules.input_name)
-    image, outputs = input_node(graph), output_nodes(graph)
-    names: Names = {image: rules.input_name}
-    if len(outputs) == 1 and outputs[0] is not image:
-        names[outputs[0]] = writer.reserve(rules.output_name)
-    for node in graph.nodes:
-        if node in names or node.op == "output":
-            continue
-        values = value_of(node)
-        if isinstance(values, tuple | list) and node.op == "call_function":
-            names[node] = _several(node, len(values), names, writer)
-        elif node.target is operator.getitem:
-            names[node] = names[node.args[0]][node.args[1]]  # one of several that read the same value
-        else:
-            names[node] = str(node.target) if node.op == "get_attr" else writer.reserve(node.name)
-    return names
-
-
-def _several(node: fx.Node, count: int, names: Names, writer: Writer) -> tuple[str, ...]:
-    """Names of the values of an operator with several results; "" for those that nothing reads."""
-    readers = [user for user in node.users if user.target is operator.getitem]
-    read = {user.args[1]: user for user in sorted(readers, key=lambda user: user in names)}  # the output has its name
-    for user in read.values():
-        if user not in names:
-            names[user] = writer.reserve(user.name)
-    return tuple(str(names[read[place]]) if place in read else "" for place in range(count))
 
 
 def _write_node(writer: Writer, node: fx.Node, names: Names) -> None:
@@ -256,22 +228,9 @@ def _end_outputs(writer: Writer, graph: fx.Graph, names: Names) -> None:
         writer.step("Identity", (source,), (str(names[image]),), "output")
 
 
-def _port(node: fx.Node, names: Names, rules: OnnxRules) -> Port:
-    value, name = value_of(node), names[node]
-    assert isinstance(name, str)
-    shape = [_size(size, place, rules) for place, size in enumerate(value.shape)]
-    return name, value.dtype, shape
-
-
-def _size(size: object, place: int, rules: OnnxRules) -> int | str:
-    """A number, the batch's name, or a name for what follows the batch in another way (64 windows for each image)."""
-    expression = symbol_of(size)
-    if expression is None:
-        return int(size)  # type: ignore[call-overload, no-any-return]
-    if expression.is_Symbol:
-        return rules.batch_name
-    (symbol, *_) = expression.free_symbols
-    return str(expression).replace(str(symbol), rules.batch_name)
+def _narrow_codes(writer: Writer) -> dict[str, str]:
+    """The entry of the file's metadata that tells which codes use less than the range of their type."""
+    return {"clcalib.narrow_codes": json.dumps(writer.narrow, sort_keys=True)} if writer.narrow else {}
 
 
 def _check_calibrated(chain: Chain) -> None:

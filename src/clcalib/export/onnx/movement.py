@@ -1,17 +1,15 @@
-"""Operators that only move values: reshapes, slices, concatenations, padding, constant tensors."""
+"""Operators that only move values: reshapes, slices, concatenations, padding, chosen elements."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import fx
 
 from clcalib.capture.graph import symbol_of, value_of
-from clcalib.export.onnx.call import ONNX_TYPES, Call, fixed
+from clcalib.export.onnx.call import Call, fixed
 from clcalib.export.onnx.writer import UnsupportedError
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 
 
 def reshape(call: Call) -> None:
@@ -119,34 +117,10 @@ def select(call: Call) -> None:
 
 def slice_(call: Call) -> None:
     """A range of an axis."""
-    start, end, step = call.get("start", 0), call.get("end", _LARGEST), call.get("step", 1)
-    end = _LARGEST if isinstance(end, int) and end >= _LARGEST else end
+    start, end, step = call.get("start", 0), call.get("end", LARGEST), call.get("step", 1)
+    end = LARGEST if isinstance(end, int) and end >= LARGEST else end
     ends = [call.sizes([value]) for value in (start, end)]
     call.end("Slice", call.tensor("self"), *ends, call.sizes([call.axis("dim")]), call.sizes([step]))
-
-
-def slice_scatter(call: Call) -> None:
-    """A copy with a range of an axis replaced, put together from what is before, the new part, and what is behind."""
-    axis, step = call.axis("dim"), call.get("step", 1)
-    if step != 1:
-        raise UnsupportedError("a step other than 1")
-    if not call.get("start") and call.get("end", _LARGEST) == _LARGEST:
-        call.end("Identity", call.tensor("src"))  # all of the axis, which may then be the batch
-        return
-    size = fixed(call.value("self").shape[axis])
-    start, end = (_bounded(call.number(name, default), size) for name, default in (("start", 0), ("end", size)))
-    parts = [_range(call, axis, 0, start), call.tensor("src"), _range(call, axis, max(start, end), size)]
-    call.end("Concat", *(part for part in parts if part), axis=axis)
-
-
-def select_scatter(call: Call) -> None:
-    """A copy with one slice of an axis replaced."""
-    axis = call.axis("dim")
-    size = fixed(call.value("self").shape[axis])
-    place = int(call.number("index")) % size
-    part = call.step("Unsqueeze", call.tensor("src"), call.sizes([axis]))
-    parts = [_range(call, axis, 0, place), part, _range(call, axis, place + 1, size)]
-    call.end("Concat", *(part for part in parts if part), axis=axis)
 
 
 def roll(call: Call) -> None:
@@ -159,7 +133,7 @@ def roll(call: Call) -> None:
         size = fixed(call.value("self").shape[axis])
         cut = -int(shift) % size
         if cut:
-            parts = _range(call, axis, cut, size, source), _range(call, axis, 0, cut, source)
+            parts = slice_of(call, axis, cut, size, source), slice_of(call, axis, 0, cut, source)
             source = call.step("Concat", *parts, axis=axis)
     call.end("Identity", source)
 
@@ -168,7 +142,7 @@ def flip(call: Call) -> None:
     """Axes in reverse order."""
     axes = call.axes("dims")
     each = len(axes)
-    bounds = [call.sizes([value] * each) for value in (-1, -_LARGEST)]
+    bounds = [call.sizes([value] * each) for value in (-1, -LARGEST)]
     call.end("Slice", call.tensor("self"), *bounds, call.sizes(axes), call.sizes([-1] * each))
 
 
@@ -219,56 +193,9 @@ def pixel_shuffle(call: Call) -> None:
     call.end("DepthToSpace", call.tensor("self"), blocksize=factor, mode="CRD")
 
 
-def full(call: Call) -> None:
-    """A tensor of one value (``full``, ``zeros``, ``ones`` and what is made like another tensor)."""
-    name = str(call.node.target)
-    fill = 0 if "zeros" in name else 1 if "ones" in name else call.number("fill_value")
-    result = call.result
-    value = torch.tensor([fill], dtype=result.dtype)
-    if all(symbol_of(size) is None for size in result.shape):
-        shape = call.sizes([int(size) for size in result.shape])
-    elif "size" in call:
-        shape = call.sizes(call["size"])
-    else:
-        shape = call.step("Shape", call.tensor("self"))
-    call.end("Expand", call.constant(value), shape)
-
-
-def overwrite(call: Call) -> None:
-    """All of a tensor replaced by another that is repeated to its shape (``copy``) or by a number (``fill``)."""
-    new = call.tensor("src" if "src" in call else "value", call.result.dtype)
-    call.end("Expand", new, call.step("Shape", call.tensor("self")))
-
-
-def arange(call: Call) -> None:
-    """Numbers from start to end."""
-    dtype = call.result.dtype
-    start, end, step = call.get("start", 0), call["end"], call.get("step", 1)
-    if not any(isinstance(value, fx.Node) for value in (start, end, step)):
-        call.end("Identity", call.constant(torch.arange(start, end, step, dtype=dtype), "numbers"))
-        return
-    scalars = [call.step("Squeeze", call.size(v)) if isinstance(v, fx.Node) else v for v in (start, end, step)]
-    names = [v if isinstance(v, str) else call.constant(torch.tensor(v)) for v in scalars]
-    call.end("Cast", call.step("Range", *names), to=ONNX_TYPES[dtype])
-
-
-def triangle(is_upper: bool) -> Any:
-    """``triu`` and ``tril``."""
-
-    def build(call: Call) -> None:
-        diagonal = call.constant(torch.tensor(int(call.number("diagonal", 0))))
-        call.end("Trilu", call.tensor("self"), diagonal, upper=int(is_upper))
-
-    return build
-
-
-def _range(call: Call, axis: int, start: int, end: int, source: str = "") -> str:
+def slice_of(call: Call, axis: int, start: int, end: int, source: str = "") -> str:
     """A range of an axis, "" where it is empty."""
     if start >= end:
         return ""
     bounds = (call.sizes([value]) for value in (start, end, axis))
     return call.step("Slice", source or call.tensor("self"), *bounds)
-
-
-def _bounded(place: int, size: int) -> int:
-    return max(0, min(place + size if place < 0 else place, size))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from torch import fx
 
 from clcalib.capture.graph import operator_name
+from clcalib.export.onnx import activations, layers, making, movement, pooling, reductions
 from clcalib.export.onnx import elementwise as element
-from clcalib.export.onnx import layers, movement, pooling, reductions
-from clcalib.export.onnx.elementwise import Builder
+from clcalib.export.onnx.call import Builder
 
 _UNARY = {
     **{"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardsigmoid": "HardSigmoid", "hardswish": "HardSwish"},
@@ -36,9 +36,19 @@ _ELEMENTWISE: Mapping[str, Builder] = {
     **{"eq": element.comparison("Equal"), "ne": element.comparison("Equal", is_negated=True)},
     **{"gt": element.comparison("Greater"), "ge": element.comparison("GreaterOrEqual")},
     **{"lt": element.comparison("Less"), "le": element.comparison("LessOrEqual")},
-    **{name: element.clamp for name in ("clamp", "clamp_min", "clamp_max", "hardtanh")},
-    **{"relu6": element.relu6, "silu": element.silu, "gelu": element.gelu, "leaky_relu": element.leaky_relu},
-    **{"elu": element.elu, "prelu": element.prelu, "softplus": element.softplus, "rsqrt": element.reciprocal_root},
+    **{name: activations.clamp for name in ("clamp", "clamp_min", "clamp_max", "hardtanh")},
+    **{
+        "relu6": activations.relu6,
+        "silu": activations.silu,
+        "gelu": activations.gelu,
+        "leaky_relu": activations.leaky_relu,
+    },
+    **{
+        "elu": activations.elu,
+        "prelu": activations.prelu,
+        "softplus": activations.softplus,
+        "rsqrt": element.reciprocal_root,
+    },
     **{"round": element.rounding, "expm1": element.exponential_less_one, "log1p": element.log_of_more},
     **{"log2": element.scaled_log(2.0), "log10": element.scaled_log(10.0)},
     **{"where": element.where, "masked_fill": element.masked_fill},
@@ -59,15 +69,15 @@ _MOVEMENT: Mapping[str, Builder] = {
     **{"cat": movement.concatenate, "concat": movement.concatenate, "stack": movement.stack},
     **{name: movement.split for name in ("split", "split_with_sizes", "chunk")},
     **{"unbind": movement.unbind, "select": movement.select, "slice": movement.slice_},
-    **{"slice_scatter": movement.slice_scatter, "select_scatter": movement.select_scatter},
+    **{"slice_scatter": making.slice_scatter, "select_scatter": making.select_scatter},
     **{"roll": movement.roll, "flip": movement.flip, "pad": movement.pad, "constant_pad_nd": movement.pad},
     **{f"{kind}_pad{rank}d": movement.pad for kind in ("reflection", "replication") for rank in (1, 2, 3)},
     **{"index_select": movement.index_select, "gather": movement.gather, "embedding": movement.embedding},
-    **{"index": movement.index, "pixel_shuffle": movement.pixel_shuffle, "arange": movement.arange},
-    **{name: movement.full for name in ("full", "zeros", "ones", "full_like", "zeros_like", "ones_like")},
-    **{name: movement.full for name in ("new_zeros", "new_ones", "new_full")},
-    **{"copy": movement.overwrite, "fill": movement.overwrite},
-    **{"triu": movement.triangle(True), "tril": movement.triangle(False)},
+    **{"index": movement.index, "pixel_shuffle": movement.pixel_shuffle, "arange": making.arange},
+    **{name: making.full for name in ("full", "zeros", "ones", "full_like", "zeros_like", "ones_like")},
+    **{name: making.full for name in ("new_zeros", "new_ones", "new_full")},
+    **{"copy": making.overwrite, "fill": making.overwrite},
+    **{"triu": making.triangle(True), "tril": making.triangle(False)},
 }
 _REDUCTIONS: Mapping[str, Builder] = {
     **{"mean": reductions.mean, "sum": reductions.reduction("ReduceSum")},

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clcalib.export.onnx.call import Call, fixed
-from clcalib.export.onnx.elementwise import Builder
+from clcalib.export.onnx.call import Builder, Call, fixed
 from clcalib.export.onnx.writer import UnsupportedError
 
 _IS_COUNTED = "count_include_pad"

@@ -103,6 +103,9 @@ def write_weight(call: Call, name: str, weight: IntegerWeight, is_transposed: bo
         return writer.weights[name]
     bits = writer.rules.storage_bits(spec.bits)
     stored = writer.constant(f"{name}/codes", codes.to(dtype), None if bits == 8 else bits)
+    if spec.bits < bits:
+        kind = "int" if dtype == torch.int8 else "uint"
+        writer.narrow[stored] = f"{spec.bits} bits in {kind}{bits}"
     if bits < 8:
         cast = writer.reserve(f"{name}/codes8")
         writer.step("Cast", (stored,), (cast,), "", to=ONNX_TYPES[dtype])

@@ -7,8 +7,8 @@ import math
 import torch
 
 from clcalib.capture.graph import symbol_of
-from clcalib.export.onnx.call import ONNX_TYPES, Call, fixed
-from clcalib.export.onnx.elementwise import Builder, binary
+from clcalib.export.onnx.call import ONNX_TYPES, Builder, Call, fixed
+from clcalib.export.onnx.elementwise import binary
 from clcalib.export.onnx.movement import end_reshape
 from clcalib.export.onnx.writer import UnsupportedError
 

@@ -70,6 +70,7 @@ class Writer:
         layers: layer or product -> name of its step.
         biases: node of a layer -> the values of the bias that the graph adds, where they are rounded.
         weights: name of a weight's module -> its float value, for layers that are called again.
+        narrow: initializer of a weight's codes -> "3 bits in int4", where the type is wider than the codes.
     """
 
     module: fx.GraphModule
@@ -85,6 +86,7 @@ class Writer:
     layers: dict[str, str] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    narrow: dict[str, str] = field(default_factory=dict)
     _values: set[str] = field(default_factory=set)
     _step_names: set[str] = field(default_factory=set)
 

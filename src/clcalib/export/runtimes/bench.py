@@ -36,8 +36,8 @@ class Timing:
         float_ms: milliseconds of a call of the float model, median over the rounds.
         quantized_ms: of the quantized one.
         speedup: float time / quantized time, median over the rounds; each round has both models in turn.
-        lowest: of these ratios.
-        highest: of these ratios.
+        lower: quartile of these ratios.
+        upper: quartile of these ratios.
         cpu_speedup: the same of CPU time, which all threads together took.
     """
 
@@ -46,8 +46,8 @@ class Timing:
     float_ms: float
     quantized_ms: float
     speedup: float
-    lowest: float
-    highest: float
+    lower: float
+    upper: float
     cpu_speedup: float
 
 
@@ -179,14 +179,15 @@ def _time(
         walls.append((measured[0][0], measured[1][0]))
         processors.append((measured[0][1], measured[1][1]))
     ratios = [first / second for first, second in walls]
+    lower, middle, upper = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else 3 * ratios
     return Timing(
         batch=shape[0],
         threads=threads,
         float_ms=1e3 * statistics.median(first for first, _ in walls),
         quantized_ms=1e3 * statistics.median(second for _, second in walls),
-        speedup=statistics.median(ratios),
-        lowest=min(ratios),
-        highest=max(ratios),
+        speedup=middle,
+        lower=lower,
+        upper=upper,
         cpu_speedup=statistics.median(first / max(second, 1e-9) for first, second in processors),
     )
 

@@ -44,11 +44,12 @@ class ImageInput:
         pairs = zip(self.shape[first:], shape[first:], strict=False)
         if len(shape) == len(self.shape) and all(own is None or own == size for own, size in pairs):
             return
+        expected, got = (
+            written(sizes[1:]) + ("" if is_batch_free else f" in a batch of {written(sizes[:1])}")
+            for sizes in (self.shape, shape)
+        )
         raise ArgumentError(
-            argument,
-            f"images of shape {written(self.shape[1:])} in a batch of {written(self.shape[:1])}",
-            f"{written(shape[1:])} in a batch of {written(shape[:1])}",
-            f"the model's input {self.name!r} says so",
+            argument, f"images of shape {expected}", got, f"that is the shape of the model's input {self.name!r}"
         )
 
 

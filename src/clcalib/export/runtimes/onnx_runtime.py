@@ -131,15 +131,15 @@ def _matched(nodes: Any, graph: QdqGraph) -> dict[int, _Kernel]:
 
 def _by_output(node: Any, graph: QdqGraph, found: Mapping[int, _Kernel]) -> int | None:
     """The layer that a fused node ends with; layout changes name a node after the tensor that it made."""
+    is_layer = any(kind in node.op_type for kind in ("Conv", "Gemm", "MatMul"))
     tensors = [*node.output, re.sub(r"_nchwc(_token_\d+)?$", "", node.name)]
     for tensor in tensors:
         origin = graph.producer(tensor)
         while origin is not None:
-            if origin.index not in found and origin.operation in (WEIGHTED | {"Add", node.op_type}):
+            if origin.index not in found and (origin.operation in WEIGHTED or not is_layer):
                 return origin.index
-            origin = graph.producer(origin.inputs[0]) if origin.inputs else None
-            if origin is not None and origin.index in found:
-                break
+            # A layer may have taken up the activation behind it; anything else bears the name of its own output.
+            origin = graph.producer(origin.inputs[0]) if is_layer and origin.inputs else None
     return None
 
 

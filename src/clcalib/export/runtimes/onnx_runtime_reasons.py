@@ -21,6 +21,12 @@ _ACTIVATIONS = _VANISHING | frozenset({
     "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Elu", "Selu", "PRelu", "Mish",
     "Softplus", "Swish",
 })  # fmt: skip
+_INSTEAD = {
+    "Pad": "; pad the codes, in front of DequantizeLinear",
+    "ReduceMean": "; a mean over all places can be a GlobalAveragePool",
+    "Sub": "; add the negative",
+    "HardSwish": "; it can be Add, a quantizer that ends at 6, and Mul",
+}
 _BYTE = ("uint8", "int8")
 _SCALE_TOLERANCE = 1e-4  # relative; the scale of a bias is a product that was rounded to float32
 
@@ -30,7 +36,7 @@ def reason(graph: QdqGraph, node: Node) -> str:
     if not graph.is_quantized:
         return "the model is not quantized"
     if node.operation not in _POSSIBLE:
-        return f"there is no integer kernel for {node.operation}"
+        return f"there is no integer kernel for {node.operation}{_INSTEAD.get(node.operation, '')}"
     for rule in (_operands, _output, _bias, _factors, _pooling):
         if found := rule(graph, node):
             return found

@@ -121,15 +121,20 @@ def _of_node(kernels: Sequence[_Kernel], node: Node, graph: QdqGraph) -> _Kernel
 
     own = [name for name in node.outputs if name in graph.outputs]
     found = [kernel for kernel in kernels if any(is_its(origin) for origin in kernel.origins)]
-    return next((kernel for kernel in found if kernel.kind in _COMPUTING), found[0] if found else None)
+    if not found:
+        return None
+    doing = [kernel for kernel in found if kernel.kind in _COMPUTING]
+    # An operation of several kernels is integer if all of them are.
+    return doing[0] if doing else next((kernel for kernel in found if not kernel.is_integer), found[0])
 
 
 def _report(graph: QdqGraph, node: Node, kernel: _Kernel | None) -> LayerReport:
     has_weights = graph.has_weights(node)
     if kernel is None or (kernel.kind in _COMPUTING and not has_weights and node.operation != "MatMul"):
-        # Folded into a constant or done by the layer in front of it.
-        words = "unknown" if has_weights else ""
-        return LayerReport(node.title, node.operation, words, False, has_weights, "" if not words else "not found")
+        # Folded into a constant, or done by the layer in front of it; a normalisation is a few nodes of other names.
+        words = "unknown" if has_weights else "several" if "Normalization" in node.operation and kernel is None else ""
+        why = reason(graph, node) if words else ""
+        return LayerReport(node.title, node.operation, words, False, has_weights, why)
     why = "" if kernel.is_integer else reason(graph, node)
     words = f"{kernel.kind} {kernel.primitive}"
     return LayerReport(node.title, node.operation, words, kernel.is_integer, has_weights, why)

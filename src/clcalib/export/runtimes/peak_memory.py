@@ -26,7 +26,8 @@ def measure(runtime: str, model: str | Path, shape: Sequence[int]) -> tuple[int,
         shape: of the batch.
 
     Returns:
-        Bytes with the runtime loaded alone, and at the peak; None where the system does not tell.
+        Bytes with the runtime loaded alone, and at the peak; None where the system does not tell, or the
+        process failed.
     """
     sizes = [str(size) for size in shape]
     command = [sys.executable, __file__, runtime, str(model), *sizes]
