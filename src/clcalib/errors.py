@@ -68,6 +68,14 @@ class ClcalibWarning(UserWarning):
     """The base of all warnings of clcalib."""
 
 
+class RuntimeMissingWarning(ClcalibWarning):
+    """A file was written for a runtime that is not installed here, so it was not tried."""
+
+
+class KernelDifferenceWarning(ClcalibWarning):
+    """A runtime's kernel gives other codes than the simulation."""
+
+
 class TrainModeWarning(ClcalibWarning):
     """The model came in train mode; it is captured in eval mode and given back as it was."""
 

@@ -22,7 +22,7 @@ ORDER = (
     *("errors", "files", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
     # The Python API; what follows is the command line, which uses it.
-    *("checks", "unit_records", "job", "pipeline", "timing", "estimate", "target_accuracy", "__init__"),
+    *("checks", "unit_records", "job", "pipeline", "timing", "estimate", "target_accuracy", "deployment", "__init__"),
     *("config_sources", "config_problems", "config_sections", "config", "model_source", "run", "cli", "__main__"),
 )
 # Beyond the order: a leaf, and parts that must work without what made a model.

@@ -142,6 +142,69 @@ class TargetRecord(_Frozen):
     rounds: tuple[TargetRound, ...]
 
 
+class TensorRecord(_Frozen):
+    """How the codes of one quantized tensor differ between runtime and simulation (``export/roundtrip.py``).
+
+    Attributes:
+        name: the tensor's node.
+        own, own_share: largest difference, and share of codes that differ, with the same codes one quantizer before.
+        whole, whole_share: the same from the image on.
+    """
+
+    name: str
+    own: Count
+    own_share: Fraction
+    whole: Count
+    whole_share: Fraction
+
+
+class FloatOperationRecord(_Frozen):
+    """An operation that a runtime computes in float, and why."""
+
+    name: str
+    operation: str
+    reason: str
+
+
+class DeploymentRecord(_Frozen):
+    """The file for a target, and what its runtime makes of it.
+
+    Attributes:
+        target: the target's name.
+        file: the file's name, beside this record.
+        file_bytes: its size.
+        runtime: the runtime that executed it and its version; None where it is not installed, or there is none.
+        images: how many held-out images both were compared on.
+        top1_simulated, top1_runtime: accuracy on them; None without labels.
+        agreement: share of images for which both name the same class.
+        largest_output_difference: of any output.
+        max_code_difference: the largest difference that a kernel makes by itself; more than 1 is a defect.
+        parting: the first tensor where a code differs, None where none does.
+        integer_layers, float_layers: layers with weights, by what the runtime computes them with.
+        integer_operations, float_operations: all operations.
+        in_float: those in float.
+        tensors: every quantized tensor.
+    """
+
+    target: str
+    file: str
+    file_bytes: Count
+    runtime: str | None = None
+    images: Count = 0
+    top1_simulated: Fraction | None = None
+    top1_runtime: Fraction | None = None
+    agreement: Fraction | None = None
+    largest_output_difference: float | None = None
+    max_code_difference: Count | None = None
+    parting: str | None = None
+    integer_layers: Count | None = None
+    float_layers: Count | None = None
+    integer_operations: Count | None = None
+    float_operations: Count | None = None
+    in_float: tuple[FloatOperationRecord, ...] = ()
+    tensors: tuple[TensorRecord, ...] = ()
+
+
 class RunRecord(_Frozen):
     """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
 
@@ -158,6 +221,7 @@ class RunRecord(_Frozen):
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
         runtime_target: the name of the target whose kernels the result is for, or None.
+        deployment: the file that was written for it and how it was checked, or None.
         target: how widths were raised for the sake of accuracy, or None.
         submodule: the path of the part that was quantized, or None for the whole model.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
@@ -194,6 +258,7 @@ class RunRecord(_Frozen):
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
     runtime_target: str | None = None
+    deployment: DeploymentRecord | None = None
     target: TargetRecord | None = None
     submodule: str | None = None
     calibration_images: Count
