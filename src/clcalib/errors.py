@@ -48,6 +48,10 @@ class CheckpointError(ClcalibError, ValueError):
     """A saved model is damaged, or does not belong to the architecture that it is loaded into."""
 
 
+class MissingPackageError(ClcalibError, ImportError):
+    """An optional package is not installed; the message names the command that brings it."""
+
+
 class OutputExistsError(ClcalibError, FileExistsError):
     """The output folder exists and overwriting was not asked for."""
 

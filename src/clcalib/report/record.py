@@ -142,6 +142,54 @@ class TargetRecord(_Frozen):
     rounds: tuple[TargetRound, ...]
 
 
+class UnitWidths(_Frozen):
+    """What the search for widths found of one unit, or one layer.
+
+    Attributes:
+        layers: the layers (and products of activations) in it.
+        widths: the chosen pair, such as "W3A4"; None where rules and patterns left nothing to choose.
+        bytes: of its weights.
+        sensitivities: pair of widths -> what quantizing this unit alone costs, as ``measure`` says.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    widths: str | None
+    bytes: Count
+    sensitivities: dict[str, float]
+
+
+class BudgetRecord(_Frozen):
+    """How widths were chosen within a budget.
+
+    Attributes:
+        size_budget, cost_budget: what was asked for: bytes of weights, and bit operations as a share of those with 8
+            bits everywhere; None without one.
+        size, cost: what the result has; smallest_size, smallest_cost: the least that the candidates allow.
+        mean_weight_bits: over all weights of layers, those in float with 32.
+        per: whether a choice was made for each unit or for each layer.
+        measure: "divergence" of the outputs in nat, or the share of images with a "changed" class.
+        images: how many the sensitivities were measured on.
+        sensitivity: the sum over all units of what was chosen.
+        is_optimal: whether no choice has a smaller sum; gap: else, how far it is above a lower bound, as its share.
+    """
+
+    size_budget: Count | None
+    cost_budget: float | None
+    size: Count
+    cost: float
+    smallest_size: Count
+    smallest_cost: float
+    mean_weight_bits: float
+    per: Literal["unit", "layer"]
+    measure: Literal["divergence", "changed"]
+    images: Count
+    sensitivity: float
+    is_optimal: bool
+    gap: float
+    units: tuple[UnitWidths, ...]
+
+
 class RunRecord(_Frozen):
     """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
 
@@ -158,6 +206,7 @@ class RunRecord(_Frozen):
             and ``on`` (which pass of the unit).
         last_phase: what the phase over the whole network did, or None without one.
         target: how widths were raised for the sake of accuracy, or None.
+        budget: how widths were chosen within a budget, or None; weight_bits is then only what was asked for.
         submodule: the path of the part that was quantized, or None for the whole model.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
@@ -193,6 +242,7 @@ class RunRecord(_Frozen):
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
     target: TargetRecord | None = None
+    budget: BudgetRecord | None = None
     submodule: str | None = None
     calibration_images: Count
     evaluation_images: Count = 0
