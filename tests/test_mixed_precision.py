@@ -100,14 +100,18 @@ def test_the_choice_is_the_best_of_all_within_the_bytes():
 
 
 def test_a_larger_budget_never_hurts_more():
-    sums = [choose(budget=clcalib.Budget(cost=share, images=32, weights=(2, 4, 8))).record for share in (0.35, 0.5, 1.0)]
+    sums = [
+        choose(budget=clcalib.Budget(cost=share, images=32, weights=(2, 4, 8))).record for share in (0.35, 0.5, 1.0)
+    ]
     assert [row.sensitivity for row in sums] == sorted((row.sensitivity for row in sums), reverse=True)
     assert all(row.cost <= row.cost_budget for row in sums)
 
 
 def test_both_budgets_are_kept_and_layers_may_be_chosen_one_by_one():
     by_unit = choose(budget=clcalib.Budget(size=2_600, cost=0.45, images=32, weights=(2, 4, 8))).record
-    by_layer = choose(budget=clcalib.Budget(size=2_600, cost=0.45, images=32, weights=(2, 4, 8), per="layer", measure="changed")).record
+    by_layer = choose(
+        budget=clcalib.Budget(size=2_600, cost=0.45, images=32, weights=(2, 4, 8), per="layer", measure="changed")
+    ).record
     for found in (by_unit, by_layer):
         assert found.size <= 2_600
         assert found.cost <= 0.45
@@ -154,7 +158,9 @@ def test_mixed_widths_are_better_than_uniform_ones_of_the_same_size():
         truth = logits(model, shown).log_softmax(1)
 
     def divergence(result):
-        return float(F.kl_div(logits(result.model, shown).log_softmax(1), truth, log_target=True, reduction="batchmean"))
+        return float(
+            F.kl_div(logits(result.model, shown).log_softmax(1), truth, log_target=True, reduction="batchmean")
+        )
 
     options = {"recipe": NEAREST, "measured_images": 0}
     uniform = clcalib.quantize(model, calibration(), bits=clcalib.Bits(3, 8), **options)

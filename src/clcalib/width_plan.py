@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from clcalib.capture.chain import Chain
 from clcalib.capture.describe import describe
@@ -19,6 +20,7 @@ from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Override, Override
 from clcalib.quant.reads import find_reads
 from clcalib.quant.spec import Grid
 
+Width = int | Literal["default"] | None
 REASON = "chosen within the budget"
 _PROBES = (Bits(2, 2), Bits(3, 3))  # what differs between them is settled by no rule and no pattern
 
@@ -70,15 +72,15 @@ class WidthPlan:
         for group, number in zip(self.groups, chosen, strict=True):
             pair = self.pairs[number]
             for layer in group.layers:
-                weights = pair.weights if with_weights and layer in self.free_weights else "default"
-                inputs = pair.activations if with_inputs and layer in self.free_inputs else "default"
+                weights: Width = pair.weights if with_weights and layer in self.free_weights else "default"
+                inputs: Width = pair.activations if with_inputs and layer in self.free_inputs else "default"
                 if (weights, inputs) != ("default", "default"):
                     found[glob.escape(layer)] = Override(weights, inputs, reason=REASON)
         return found
 
     def policy(self, chosen: Sequence[int]) -> tuple[LayerPolicy, ...]:
         """The table of widths of such a choice, in the order of the others."""
-        rows = {}
+        rows: dict[str, LayerPolicy] = {}
         for group, number in zip(self.groups, chosen, strict=True):
             rows |= {row.layer: row for row in self.policies[number] if row.layer in group.layers}
         return tuple(rows[row.layer] for row in self.policies[0] if row.layer in rows)
@@ -112,7 +114,10 @@ def plan_widths(
     Args:
         chain: the float chain, in the units that are to have one pair of widths each.
         pairs: the candidates, in rising order.
-        setting, overrides, first_last_bits, grids: as for ``chain_policy``; what they settle stays.
+        setting: as for ``chain_policy``; what it settles stays, as with the next two.
+        overrides: the same.
+        first_last_bits: the same.
+        grids: the same.
     """
     policies = tuple(chain_policy(chain, pair, setting, overrides, first_last_bits, grids) for pair in pairs)
     probes = [

@@ -5,7 +5,7 @@ stays in float (``evaluate/sensitivity.py``).  An integer programme (``quant/all
 for each group, so that the sum is least and the budget (``quant/cost.py``) is kept.  The sum leaves out how errors of
 several units act together and what a recipe repairs: it orders choices, it does not predict an accuracy.
 
-Source: HAWQ-V3 (Yao et al., ICML 2021), section 3.4, for the integer programme.
+Source: HAWQ-V3 (Yao et al., ICML 2021), for the integer programme.
 *Deviation*: a sensitivity is the measured divergence of the outputs, not an estimate from second derivatives.
 """
 
@@ -74,7 +74,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.size is None and self.cost is None:
-            raise ArgumentError("budget", "a size or a cost", "neither", 'e.g. Budget(size="200KB") or Budget(cost=0.5)')
+            raise ArgumentError(
+                "budget", "a size or a cost", "neither", 'e.g. Budget(size="200KB") or Budget(cost=0.5)'
+            )
         _ = self.bytes
         is_number = isinstance(self.cost, int | float) and not isinstance(self.cost, bool)
         if self.cost is not None and not (is_number and 0 < self.cost < math.inf):

@@ -46,7 +46,9 @@ def test_the_widths_fit_the_budget_and_are_printed_and_kept(workplace: Path, cap
 
 def test_the_section_of_the_toml_and_a_share_of_the_operations(workplace: Path, capsys: Capture) -> None:
     with (workplace / "run.toml").open("a") as file:
-        file.write('[budget]\nweights = [2, 4]\nactivations = [4, 8]\nper = "layer"\nmeasure = "changed"\nimages = 16\n')
+        file.write(
+            '[budget]\nweights = [2, 4]\nactivations = [4, 8]\nper = "layer"\nmeasure = "changed"\nimages = 16\n'
+        )
     assert quantize("--cost-budget", "0.7", "--out", "out", "--quiet") == 0
     found = read_record("out/run.json").budget
     assert found is not None

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.capture.networks import ManyShapes, Transformer, randomise_norms
+from tests.tiny import images, tiny
 from torch import nn
 
 import clcalib
 from clcalib.quant.cost import bit_operations, bit_operations_at_8_bits, layer_bytes, weight_bytes
 from clcalib.quant.insert import chain_policy
 from clcalib.quant.spec import PerChannel, QuantSpec
-from tests.capture.networks import ManyShapes, Transformer, randomise_norms
-from tests.tiny import images, tiny
 
 NEAREST = clcalib.recipes.nearest()
 

@@ -58,7 +58,7 @@ def sensitivities(
     for index, unit in enumerate(floating.units):
         if units is None or index in units:
             told(index, unit.name)
-            # From float tensor to float tensor: the quantizers of what the unit reads are between, of what it makes not.
+            # From float to float tensors: what the unit reads is quantized in between, what it makes is not.
             changed = advance(quantized.subgraph(unit.inputs, unit.outputs), state)
             outputs = advance(floating.suffix(index), changed)[0].log_softmax(1)
             found[unit.name] = Sensitivity(

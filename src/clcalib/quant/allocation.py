@@ -7,14 +7,14 @@ With x_{g,o} = 1 where group g takes option o, s its sensitivity, r its use of a
          sum_{g,o} r_{g,o} x_{g,o} <= B        for each resource,
          sum_{o: l(o) = a} x_{g,o} = sum_{o: l(o) = a} x_{h,o}   for each link of g and h with labels l, each label a.
 
-Source: HAWQ-V3 (Yao et al., ICML 2021), section 3.4, for widths by integer programming; the links are ours.
+Source: HAWQ-V3 (Yao et al., ICML 2021), for widths by integer programming; the links are ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -132,7 +132,8 @@ def allocate(
         if all(used <= budget for used, budget in zip(taken, budgets, strict=True)):
             break
         # It is over by less than the solver's tolerance: this very choice is refused, and no other.
-        rows.append(LinearConstraint(_row(groups, lambda g, o: float(chosen[g] == o)), -np.inf, len(groups) - 1))
+        refused = _row([float(chosen[g] == o) for o in range(len(options))] for g, options in enumerate(groups))
+        rows.append(LinearConstraint(refused, -np.inf, len(groups) - 1))
     total = sum(groups[g][o].sensitivity for g, o in enumerate(chosen))
     bound = sum(least) + unit * float(found.mip_dual_bound or 0.0)
     is_optimal = found.status == 0
@@ -141,28 +142,28 @@ def allocate(
 
 def _constraints(groups: Groups, budgets: Sequence[int], links: Sequence[Link]) -> list[tuple[Array, float, float]]:
     """(row, lower bound, upper bound) of each."""
-    found = [(_row(groups, lambda g, o, own=own: float(g == own)), 1.0, 1.0) for own in range(len(groups))]
+    sizes = [len(options) for options in groups]
+    rows = [_row([float(g == own)] * size for g, size in enumerate(sizes)) for own in range(len(groups))]
+    found = [(row, 1.0, 1.0) for row in rows]
     for place, budget in enumerate(budgets):
-        row = _row(groups, lambda g, o, place=place: float(groups[g][o].uses[place]))
+        row = _row([option.uses[place] for option in options] for options in groups)
         scale = _LARGEST / max(float(row.max()), 1.0)
         found.append((row * scale, -np.inf, budget * scale))
     for link in links:
         for label in sorted({*link.labels[0], *link.labels[1]}):
-            found.append((_row(groups, lambda g, o, link=link, label=label: _side(link, label, g, o)), 0.0, 0.0))
+            sides = dict(zip(link.groups, link.labels, strict=True))
+            signs = dict(zip(link.groups, (1.0, -1.0), strict=True))
+            row = _row(
+                [signs[g] * (own == label) for own in sides[g]] if g in sides else [0.0] * size
+                for g, size in enumerate(sizes)
+            )
+            found.append((row, 0.0, 0.0))
     return found
 
 
-def _row(groups: Groups, entry: Callable[[int, int], float]) -> Array:
+def _row(entries: Iterable[Iterable[float]]) -> Array:
     """A coefficient for each option of each group, one group behind the other."""
-    return np.array([entry(g, o) for g, options in enumerate(groups) for o in range(len(options))], dtype=np.float64)
-
-
-def _side(link: Link, label: int, group: int, option: int) -> float:
-    """1 for the first group's options of the label, -1 for the second's, else 0."""
-    first, second = link.groups
-    if group == first:
-        return float(link.labels[0][option] == label)
-    return -float(link.labels[1][option] == label) if group == second else 0.0
+    return np.array([entry for own in entries for entry in own], dtype=np.float64)
 
 
 def _chosen(values: Array, groups: Groups) -> tuple[int, ...]:

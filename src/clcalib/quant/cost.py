@@ -1,13 +1,14 @@
 """What a table of widths costs: bytes of weights as they are saved, and bit operations.
 
-A layer's weight of n elements and C scales, in b bits, takes ``ceil(n b / 8) + 8 C`` bytes in ``model.safetensors``: its
-packed codes, and a scale and a zero point of four bytes each for every channel.  In float it takes ``4 n``.  Biases,
-the scales of activations and the file's header are not counted.
+A layer's weight of n elements and C scales, in b bits, takes ``ceil(n b / 8) + 8 C`` bytes in ``model.safetensors``:
+its packed codes, and a scale and a zero point of four bytes each for every channel.  In float it takes ``4 n``.
+Biases, the scales of activations and the file's header are not counted.
 
 A multiply-accumulate of a weight of b_w bits and an activation of b_a bits is ``b_w b_a`` bit operations; what is in
 float counts 32 bits, the images 8, as they come as bytes.
 
-Source: the count of bit operations follows Baskin et al., "UNIQ" (2018), section 4.1, without the term of the sums.
+Source: bit operations after UNIQ (Baskin et al. 2018).
+*Deviation*: only the products are counted, not the additions.
 """
 
 from __future__ import annotations
