@@ -12,15 +12,18 @@ from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.data.division import halves, kept_aside
 from clcalib.estimate import Estimate, estimate
+from clcalib.mixed_precision import choose_widths, quantize_to_budget
 from clcalib.pipeline import QuantizationResult, load, quantize
 from clcalib.quant.policy import Bits, Override
 from clcalib.report.record import RunRecord
 from clcalib.target_accuracy import quantize_to_target
+from clcalib.width_search import Budget
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Bits",
+    "Budget",
     "CalibrationSet",
     "Chain",
     "Estimate",
@@ -33,12 +36,14 @@ __all__ = [
     "Term",
     "augmented",
     "capture",
+    "choose_widths",
     "describe",
     "estimate",
     "halves",
     "kept_aside",
     "load",
     "quantize",
+    "quantize_to_budget",
     "quantize_to_target",
     "recipes",
     "with_contrastive",

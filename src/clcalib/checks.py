@@ -151,7 +151,7 @@ def checked_grids(softmax: Grid, gelu: Grid) -> dict[str, Grid]:
     return {"softmax": softmax, "gelu": gelu}
 
 
-def byte_count(argument: str, size: int | str) -> int:
+def byte_count(argument: str, size: int | str, remedy: str = "leave it out to keep everything in memory") -> int:
     """A size as a number of bytes; kB, MB, GB and TB are powers of 1000, KiB to TiB powers of 1024.
 
     Raises:
@@ -167,7 +167,7 @@ def byte_count(argument: str, size: int | str) -> int:
         number, prefix, binary = match.groups()
         count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
     if count < 1:
-        raise ArgumentError(argument, BYTES, repr(size), "leave it out to keep everything in memory")
+        raise ArgumentError(argument, BYTES, repr(size), remedy)
     return count
 
 

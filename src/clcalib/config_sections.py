@@ -11,6 +11,8 @@ from clcalib.checks import BYTES, byte_count
 from clcalib.data.transform import Transform
 from clcalib.errors import ArgumentError
 from clcalib.quant.policy import EDGE_BITS, FLOAT_BITS, WIDTHS, Bits, EdgeBits, Override
+from clcalib.quant.spec import MAXIMUM_BITS, MINIMUM_BITS
+from clcalib.width_search import CANDIDATES, IMAGES, Budget, Measure, Per
 
 _ENTRY_FORM = '"package.module:callable" or "path/to/file.py:callable"'
 _ENTRY = r"^.+:[A-Za-z_][A-Za-z_0-9.]*$"
@@ -45,6 +47,9 @@ def _from_text(widths: object) -> object:
 
 BitWidth = Annotated[int, AfterValidator(_check_bits)]
 ByteCount = Annotated[int, BeforeValidator(lambda size: byte_count("memory_budget", size))]
+
+SizeInBytes = Annotated[int, BeforeValidator(lambda size: byte_count("size", size))]
+CandidateWidth = Annotated[int, Field(ge=MINIMUM_BITS, le=MAXIMUM_BITS, description="a whole number from 2 to 8")]
 
 
 class _Section(BaseModel):
@@ -210,6 +215,28 @@ class TargetSection(_Section):
     rounds: int = Field(default=6, ge=1, description="a whole number of runs at most, at least 1")
 
 
+class BudgetSection(_Section):
+    """What the widths of layers may cost; they are chosen so that they hurt least within it."""
+
+    size: SizeInBytes | None = Field(default=None, description=f"{BYTES} (--size-budget)")
+    cost: float | None = Field(
+        default=None, gt=0, description="a share above 0 of the bit operations with 8 bits everywhere (--cost-budget)"
+    )
+    weights: tuple[CandidateWidth, ...] = Field(default=CANDIDATES, description="a list of whole numbers from 2 to 8")
+    activations: tuple[CandidateWidth, ...] = Field(default=(), description="a list of whole numbers from 2 to 8")
+    per: Per = Field(default="unit", description='"unit" or "layer"')
+    measure: Measure = Field(default="divergence", description='"divergence" or "changed"')
+    images: int = Field(default=IMAGES, ge=1, description="a whole number of calibration images, at least 1")
+
+    def budget(self) -> Budget:
+        """The budget that the section stands for.
+
+        Raises:
+            ArgumentError: it names neither a size nor a cost, or no candidates.
+        """
+        return Budget(**self.model_dump())
+
+
 class ModelConfig(_Section):
     """What a command needs that only looks at the model; the images may tell their shape."""
 
@@ -245,6 +272,9 @@ class RunConfig(_Section):
     last_phase: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     guard: GuardSection = Field(default_factory=GuardSection)
     target: TargetSection | None = Field(default=None, description="a table with max_drop; leave it out for none")
+    budget: BudgetSection | None = Field(
+        default=None, description="a table with size or cost; leave it out for widths that are given"
+    )
     run: RunSection
 
 

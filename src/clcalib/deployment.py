@@ -19,13 +19,17 @@ from clcalib.export.runtimes.runtime import RUNTIMES
 from clcalib.pipeline import QuantizationResult
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.targets import Target, target_of
-from clcalib.report.record import DeploymentRecord, FloatOperationRecord, TensorRecord
+from clcalib.report.deployment import DeploymentRecord, FloatOperationRecord, TensorRecord
 
 CHECKED_IMAGES = 512  # of the evaluation images, on which codes are compared
 
 
 def deploy(
-    result: QuantizationResult, path: str | Path, evaluation: EvaluationSet | None = None, *, count: int = CHECKED_IMAGES
+    result: QuantizationResult,
+    path: str | Path,
+    evaluation: EvaluationSet | None = None,
+    *,
+    count: int = CHECKED_IMAGES,
 ) -> QuantizationResult:
     """Write a result for its target and let the target's runtime prove it.
 

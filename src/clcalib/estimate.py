@@ -31,6 +31,7 @@ from clcalib.objectives.batch import Need
 from clcalib.pipeline import quantize
 from clcalib.quant.policy import LayerPolicy
 from clcalib.report.environment import StageClock, collected_warnings, peak_memory
+from clcalib.report.record import BudgetRecord
 from clcalib.timing import Clock, TimedUnit, TimingObserver, image_seconds
 
 TIMED_IMAGES = 256
@@ -60,6 +61,7 @@ class Estimate:
         policy: the widths of every layer.
         float_operators: operator -> how often it occurs, of those that are no layers and compute in float.
         warnings: of the short run.
+        budget: how the widths were chosen, where they were chosen within a budget.
     """
 
     seconds_per_stage: Mapping[str, float]
@@ -70,6 +72,7 @@ class Estimate:
     policy: tuple[LayerPolicy, ...]
     float_operators: Mapping[str, int]
     warnings: tuple[str, ...]
+    budget: BudgetRecord | None = None
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.recipe import Recipe
@@ -18,6 +18,7 @@ from clcalib.errors import OutputExistsError, WorseThanNearestWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.comparison import Comparison, compare
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
+from clcalib.export.float_weights import float_state_dict
 from clcalib.job import prepare
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
@@ -47,6 +48,29 @@ class QuantizationResult:
     policy: tuple[LayerPolicy, ...]
     quantized: QuantizedChain = dataclasses.field(repr=False)
     _origin: Origin = dataclasses.field(repr=False)
+
+    def float_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The quantized weights under the names of the float model, for ``model.load_state_dict``.
+
+        A model with them computes in float what the result does with float activations, up to rounding.  Batch norms
+        that were folded become the identity, and carry the folded bias where their layer has none
+        (``export/float_weights.py``).  ``quantized.sources`` says which layer has which parameter.
+
+        Args:
+            model: the float model that was quantized, or one of its architecture; not changed.
+
+        Raises:
+            ArgumentError: it is another model, or a weight has no parameter of its own.
+
+        Example:
+            >>> import clcalib, torch
+            >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.Linear(4, 2)).eval()
+            >>> images = clcalib.CalibrationSet.from_tensor(torch.randn(64, 3, 2, 2))
+            >>> result = clcalib.quantize(model, images, recipe=clcalib.recipes.nearest(), bits=clcalib.Bits(2, 8))
+            >>> model.load_state_dict(result.float_state_dict(model))
+            <All keys matched successfully>
+        """
+        return float_state_dict(self.quantized, model, self._origin.prefix)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``model.safetensors``, ``model.json`` and ``run.json`` into ``folder``.

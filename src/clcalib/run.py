@@ -6,6 +6,7 @@ Everything that a user can have wrong is found before the optimisation begins.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,10 @@ from clcalib.data.sources import load_calibration, load_evaluation
 from clcalib.errors import ArgumentError, OutputExistsError
 from clcalib.estimate import Estimate, estimate
 from clcalib.files import write_atomically
+from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
 from clcalib.model_source import load_model
 from clcalib.pipeline import quantize
+from clcalib.quant.allocation import check_solver
 from clcalib.report.record import RunRecord
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
 
@@ -41,11 +44,13 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         ClcalibError: the model or the images cannot be used; told before the optimisation begins.
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
-    check_target(config)
+    check_goal(config)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)
-        if config.target is None:
+        if config.budget is not None:
+            result = quantize_to_budget(model, **arguments, budget=config.budget.budget())
+        elif config.target is None:
             result = quantize(model, **arguments)
         else:
             arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
@@ -58,16 +63,30 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
 
 def dry_run(config: RunConfig, observer: Observer) -> Estimate:
     """Say what ``run`` would take and leave in float; nothing is written."""
-    check_target(config)
+    check_goal(config)
     with limited_threads(config.run.threads):
         observer.stage("loading")
-        return estimate(load_model(config.model), **_arguments(config, observer))
+        model, arguments = load_model(config.model), _arguments(config, observer)
+        if config.budget is None:
+            return estimate(model, **arguments)
+        settings = {name: value for name, value in arguments.items() if name not in ("bits", "overrides")}
+        choice = choose_widths(model, **arguments, budget=config.budget.budget())
+        found = estimate(model, **settings, bits=choice.bits, overrides=choice.overrides)
+        stages = {"widths": choice.seconds, **found.seconds_per_stage}
+        return dataclasses.replace(found, seconds_per_stage=stages, budget=choice.record)
 
 
-def check_target(config: RunConfig) -> None:
-    """Raise where an accuracy is to be kept and nothing can measure it, or only a part is quantized."""
+def check_goal(config: RunConfig) -> None:
+    """Raise where widths are to be found for a goal, and it is none, or nothing can measure it, or there are two."""
+    if config.budget is not None:
+        config.budget.budget()
+        check_is_one_network(config.model.submodule)
+        check_solver()
     if config.target is None:
         return
+    if config.budget is not None:
+        remedy = "leave one of them out"
+        raise ArgumentError("target, budget", "either --max-drop or --size-budget and --cost-budget", "both", remedy)
     check_is_whole(config.model.submodule)
     if config.data.evaluation is None:
         remedy = "half of them choose the widths, the others judge the result"

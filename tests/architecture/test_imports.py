@@ -22,7 +22,8 @@ ORDER = (
     *("errors", "files", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
     # The Python API; what follows is the command line, which uses it.
-    *("checks", "unit_records", "job", "pipeline", "timing", "estimate", "target_accuracy", "deployment", "__init__"),
+    *("checks", "unit_records", "job", "pipeline", "timing", "estimate", "target_accuracy"),
+    *("width_plan", "width_search", "mixed_precision", "deployment", "__init__"),
     *("config_sources", "config_problems", "config_sections", "config", "model_source", "run", "cli", "__main__"),
 )
 # Beyond the order: a leaf, and parts that must work without what made a model.
@@ -33,7 +34,7 @@ FORBIDDEN = {
     "report": {"calibrate"},
 }
 # Modules that may be imported inside a function, because not every machine has them (``resource``: not Windows).
-OPTIONAL = {"torchvision", "timm", "resource", "onnx", "onnxruntime", "openvino"}
+OPTIONAL = {"torchvision", "timm", "resource", "onnx", "onnxruntime", "openvino", "scipy"}
 NEEDS_TRITON = {"clcalib.fused.triton_kernels"}  # no dependency; imported inside a function, where a GPU asks for it
 
 BLOCKED = (

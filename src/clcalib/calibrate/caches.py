@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.store import RowState
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import State
+from clcalib.capture.running import State, advance
 from clcalib.errors import DeadActivationWarning
 from clcalib.quant.grids import activation_range
 from clcalib.quant.insert import QuantizedChain, Unquantized
@@ -81,6 +81,23 @@ def round_to_nearest(floating: Chain, quantized: QuantizedChain, images: Tensor,
         found, _, state = find_ranges(quantized.chain.body(index), state, rule)
         for name, quantizer in found.items():
             quantized.replace(name, quantizer)
+
+
+def round_alone(floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule) -> None:
+    """The same, with every unit's ranges found behind the float prefix, for units that are looked at one by one.
+
+    Args:
+        floating: says where the units are, and makes what each reads.
+        quantized: changed in place.
+        images: ranges are found from the first ``RANGE_IMAGES``.
+        rule: chooses scale and zero point.
+    """
+    state: State = (images[:RANGE_IMAGES],)
+    for index, unit in enumerate(floating.units):
+        found, _, _ = find_ranges(quantized.chain.subgraph(unit.inputs, unit.outputs), state, rule)
+        for name, quantizer in found.items():
+            quantized.replace(name, quantizer)
+        state = advance(floating.body(index), state)
 
 
 def dead_activation_warning(unit: str, names: Sequence[str]) -> DeadActivationWarning:

@@ -75,6 +75,16 @@ def describe(chain: Chain) -> list[UnitRow]:
     return rows
 
 
+def layer_macs(chain: Chain) -> dict[str, int]:
+    """Multiply-accumulates for one image of every layer, all its calls together, and of every product."""
+    found: Counter[str] = Counter()
+    for name, node in weighted_nodes(chain.module):
+        found[name] += _macs(node)
+    for product in find_products(chain.module.graph):
+        found[product.name] += _product_macs(product)
+    return dict(found)
+
+
 def layer_kinds(module: fx.GraphModule) -> dict[str, str]:
     """Of every layer that ``weighted_nodes`` names, its kind in words: "conv2d", "depthwise conv2d", "linear"."""
     return {name: _kind(node) for name, node in weighted_nodes(module)}

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from clcalib.capture.graph import data_nodes, is_linear, is_weighted, operator_name
 
-_STATISTICS = "norm_statistics"  # the key in a node's meta
+_STATISTICS = "norm_statistics"  # the keys in a node's meta
+_FOLDED = "folded_norm"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,33 @@ class NormStatistics:
     shift: Tensor
     variance: Tensor
     epsilon: float
+
+
+@dataclass(frozen=True)
+class FoldedNorm:
+    """Where a batch norm that was folded into a layer had its numbers, as paths in the model.
+
+    Attributes:
+        weight, bias: of its affine map; None where it has none.
+        mean, variance: of its running statistics.
+        epsilon: what it adds to the variance.
+        layer_bias: of the layer's own bias; None where it had none.
+        folded_bias: of the bias in the folded module; the same, unless that one has other readers.
+    """
+
+    weight: str | None
+    bias: str | None
+    mean: str
+    variance: str
+    epsilon: float
+    layer_bias: str | None
+    folded_bias: str
+
+
+def folded_norm(node: fx.Node) -> FoldedNorm | None:
+    """The batch norm that was folded into the layer of this node; None where there is none."""
+    found = node.meta.get(_FOLDED)
+    return found if isinstance(found, FoldedNorm) else None
 
 
 def norm_statistics(node: fx.Node) -> NormStatistics | None:
@@ -122,6 +150,7 @@ def _fold(module: fx.GraphModule, norm: _Norm) -> None:
     new_bias = (bias.double() - norm.mean) * norm.gain + norm.shift
     _assign(module, str(weight_node.target), new_weight.to(weight.dtype))
     name = _bias_name(module, str(weight_node.target), bias_node)
+    layer.meta[_FOLDED] = _folded(norm, bias_node, name)
     _assign(module, name, new_bias.to(weight.dtype))
     with module.graph.inserting_before(layer):
         new_node = module.graph.get_attr(name)
@@ -130,6 +159,17 @@ def _fold(module: fx.GraphModule, norm: _Norm) -> None:
     layer.kwargs = {key: value for key, value in layer.kwargs.items() if key != "bias"}
     norm.node.replace_all_uses_with(layer)
     module.graph.erase_node(norm.node)
+
+
+def _folded(norm: _Norm, bias: fx.Node | None, name: str) -> FoldedNorm:
+    weight, shift, mean, variance = (_path(argument) for argument in norm.node.args[1:5])
+    assert mean is not None
+    assert variance is not None
+    return FoldedNorm(weight, shift, mean, variance, norm.statistics.epsilon, _path(bias), name)
+
+
+def _path(node: object) -> str | None:
+    return str(node.target) if isinstance(node, fx.Node) else None
 
 
 def _scale_channels(layer: fx.Node, weight: Tensor, gain: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class Structured(nn.Module):
         self.flat = flat
         self.structure = structure
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return pytree.tree_unflatten(self.flat(*inputs), self.structure)
+    def forward(self, x: Tensor) -> Any:  # one name for the input, as ``torch.export`` finds dynamic shapes by it
+        return pytree.tree_unflatten(self.flat(x), self.structure)
 
 
 def _output(graph: fx.Graph) -> fx.Node:

@@ -43,7 +43,7 @@ from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import summary_table, target_table, unit_table
+from clcalib.report.tables import budget_table, summary_table, target_table, unit_table
 from clcalib.run import dry_run, run
 
 EXAMPLES = (
@@ -55,7 +55,8 @@ EXAMPLES = (
     "clcalib quantize run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*' --out b\n\n"
     "clcalib quantize run.toml --dry-run --memory-budget 2GB\n\n"
     "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point\n\n"
-    "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed"
+    "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed\n\n"
+    "clcalib quantize run.toml --bits W4A8 --size-budget 200KB --out runs/mixed"
 )
 
 
@@ -100,6 +101,24 @@ def quantize(
             rich_help_panel=ACCURACY,
             metavar="POINTS",
             help="Raise widths of the most sensitive units, run after run, until at most this is lost.",
+        ),
+    ] = None,
+    size_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--size-budget",
+            rich_help_panel=WIDTHS,
+            metavar="SIZE",
+            help="Most bytes of weights, 200KB say; each unit's weight width is chosen for it.",
+        ),
+    ] = None,
+    cost_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--cost-budget",
+            rich_help_panel=WIDTHS,
+            metavar="SHARE",
+            help="The same for bit operations, as a share of W8A8's: W4A8 is 0.5.",
         ),
     ] = None,
     unit_pattern: UnitPatternOption = None,
@@ -183,6 +202,10 @@ def quantize(
     output folder.  clcalib describe shows what --bits and --float patterns
     mean for a network, and --dry-run what a run takes.
 
+    With --size-budget or --cost-budget the widths of weights are chosen, so
+    that they hurt least within it; a width that a pattern names stays.
+    [budget] of the TOML has more, such as candidate widths of activations.
+
     With --max-drop, half of the evaluation images choose the widths and the
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
@@ -200,6 +223,7 @@ def quantize(
         "recipe": {"name": recipe, "steps": steps},
         "guard": {"enabled": guard, "images": guard_images},
         "target": {"max_drop": max_drop},
+        "budget": {"size": size_budget, "cost": cost_budget},
         "run": {
             "seed": seed,
             "device": device,
@@ -221,6 +245,9 @@ def quantize(
         with observer_for(console, log) as observer:
             found = dry_run(parsed, observer)
         console.print()
+        if found.budget is not None:
+            console.print(budget_table(found.budget))
+            console.print()
         console.print(estimate_table(found))
         console.print()
         rounds = None if parsed.target is None else parsed.target.rounds
@@ -263,6 +290,9 @@ def _show(record: RunRecord, out: Path, console: Console) -> None:
     console.print()
     if record.units and record.steps_per_unit:
         console.print(unit_table(record))
+        console.print()
+    if record.budget is not None:
+        console.print(budget_table(record.budget))
         console.print()
     if record.target is not None:
         console.print(target_table(record.target))

@@ -66,6 +66,15 @@ class Origin:
     input_dtype: str = "float32"
     target: str | None = None
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the chain's names in the names of the whole model."""
+        if self.submodule is None:
+            return ""
+        is_named = self.form is not None and not self.form.is_one_tensor  # then the part has its own name in the chain
+        path = self.submodule.rpartition(".")[0] if is_named else self.submodule
+        return f"{path}." if path else ""
+
 
 def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
     """Write both files, each at once or not at all.

@@ -42,7 +42,7 @@ def pack(codes: Tensor, bits: int, is_signed: bool) -> Tensor:
     shifts = torch.arange(8, device=codes.device)
     words = (groups.view(-1, 8) << (shifts * bits)).sum(1)  # (G,), the bits are disjoint, so the sum is a union
     stream = (words[:, None] >> (shifts[:bits] * 8)) & 255  # (G, bits)
-    return stream.to(torch.uint8).reshape(-1)[: _bytes(count, bits)].contiguous()
+    return stream.to(torch.uint8).reshape(-1)[: packed_bytes(count, bits)].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, count: int, is_signed: bool) -> Tensor:
@@ -63,8 +63,8 @@ def unpack(packed: Tensor, bits: int, count: int, is_signed: bool) -> Tensor:
     spec = QuantSpec(bits, is_signed=is_signed)
     if type(count) is not int or count < 0:
         raise ArgumentError("count", "a whole number from 0", repr(count))
-    if packed.dtype != torch.uint8 or packed.shape != (_bytes(count, bits),):
-        expected = f"a uint8 tensor of shape ({_bytes(count, bits)},) for {count} codes of {bits} bits"
+    if packed.dtype != torch.uint8 or packed.shape != (packed_bytes(count, bits),):
+        expected = f"a uint8 tensor of shape ({packed_bytes(count, bits)},) for {count} codes of {bits} bits"
         raise ArgumentError("packed", expected, f"{packed.dtype} of shape {tuple(packed.shape)}")
     stream = torch.zeros((count + 7) // 8 * bits, dtype=torch.int64, device=packed.device)
     stream[: packed.numel()] = packed
@@ -85,5 +85,11 @@ def _check_codes(codes: Tensor, spec: QuantSpec) -> None:
         raise ArgumentError("codes", f"values from {spec.q_min} to {spec.q_max}", f"{lowest} to {highest}")
 
 
-def _bytes(count: int, bits: int) -> int:
+def packed_bytes(count: int, bits: int) -> int:
+    """How many bytes ``count`` codes of ``bits`` bits take.
+
+    Example:
+        >>> packed_bytes(9, 3)
+        4
+    """
     return (count * bits + 7) // 8

@@ -6,57 +6,41 @@ Every number in it is finite: a record with NaN or infinity cannot be made, writ
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError
 
-from clcalib.errors import CheckpointError, NumericalError
+from clcalib.errors import CheckpointError
 from clcalib.files import write_atomically
+from clcalib.report.deployment import DeploymentRecord
+from clcalib.report.values import BitWidth, Count, Fraction, Frozen, check_finite
 
 SCHEMA_VERSION: Literal[1] = 1
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-BitWidth = Annotated[int, Field(ge=2, le=32)]
-Count = Annotated[int, Field(ge=0)]
 
-
-class _Frozen(BaseModel):
-    """A value: it does not change, it has no unknown field, and every number in it is finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_non_finite(cls, values: Any) -> Any:
-        _check_finite(values, cls.__name__)
-        return values
-
-
-class BeforeAfter(_Frozen):
+class BeforeAfter(Frozen):
     """One quantity of a unit, with nearest rounding (before) and after its optimisation."""
 
     before: float
     after: float
 
 
-class OnImages(_Frozen):
+class OnImages(Frozen):
     """The same quantity on the calibration images and on images that took no part in calibration."""
 
     calibration: BeforeAfter
     held_out: BeforeAfter | None = None
 
 
-class SignalToNoise(_Frozen):
+class SignalToNoise(Frozen):
     """Signal-to-quantization-noise ratio of the finished unit in decibel; None where there is no noise at all."""
 
     calibration: float | None = None
     held_out: float | None = None
 
 
-class UnitRecord(_Frozen):
+class UnitRecord(Frozen):
     """What was measured on one unit.
 
     Attributes:
@@ -82,7 +66,7 @@ class UnitRecord(_Frozen):
     kept: Literal["learned", "nearest"] = "learned"
 
 
-class LayerRecord(_Frozen):
+class LayerRecord(Frozen):
     """One row of the table of widths; None is float.  ``reason`` says why the widths are not those of the run."""
 
     name: str
@@ -92,7 +76,7 @@ class LayerRecord(_Frozen):
     reason: str
 
 
-class LastPhaseRecord(_Frozen):
+class LastPhaseRecord(Frozen):
     """What the phase over the whole network did; the units' own errors are those from before it.
 
     Attributes:
@@ -106,7 +90,7 @@ class LastPhaseRecord(_Frozen):
     changed_codes: Fraction
 
 
-class TargetRound(_Frozen):
+class TargetRound(Frozen):
     """One run on the way to an accuracy.
 
     Attributes:
@@ -124,7 +108,7 @@ class TargetRound(_Frozen):
     raised: tuple[str, ...] = ()
 
 
-class TargetRecord(_Frozen):
+class TargetRecord(Frozen):
     """How widths were raised until an accuracy was kept.
 
     Attributes:
@@ -142,70 +126,55 @@ class TargetRecord(_Frozen):
     rounds: tuple[TargetRound, ...]
 
 
-class TensorRecord(_Frozen):
-    """How the codes of one quantized tensor differ between runtime and simulation (``export/roundtrip.py``).
+class UnitWidths(Frozen):
+    """What the search for widths found of one unit, or one layer.
 
     Attributes:
-        name: the tensor's node.
-        own, own_share: largest difference, and share of codes that differ, with the same codes one quantizer before.
-        whole, whole_share: the same from the image on.
+        layers: the layers (and products of activations) in it.
+        widths: the chosen pair, such as "W3A4"; None where rules and patterns left nothing to choose.
+        bytes: of its weights.
+        sensitivities: pair of widths -> what quantizing this unit alone costs, as ``measure`` says.
     """
 
     name: str
-    own: Count
-    own_share: Fraction
-    whole: Count
-    whole_share: Fraction
+    layers: tuple[str, ...]
+    widths: str | None
+    bytes: Count
+    sensitivities: dict[str, float]
 
 
-class FloatOperationRecord(_Frozen):
-    """An operation that a runtime computes in float, and why."""
-
-    name: str
-    operation: str
-    reason: str
-
-
-class DeploymentRecord(_Frozen):
-    """The file for a target, and what its runtime makes of it.
+class BudgetRecord(Frozen):
+    """How widths were chosen within a budget.
 
     Attributes:
-        target: the target's name.
-        file: the file's name, beside this record.
-        file_bytes: its size.
-        runtime: the runtime that executed it and its version; None where it is not installed, or there is none.
-        images: how many held-out images both were compared on.
-        top1_simulated, top1_runtime: accuracy on them; None without labels.
-        agreement: share of images for which both name the same class.
-        largest_output_difference: of any output.
-        max_code_difference: the largest difference that a kernel makes by itself; more than 1 is a defect.
-        parting: the first tensor where a code differs, None where none does.
-        integer_layers, float_layers: layers with weights, by what the runtime computes them with.
-        integer_operations, float_operations: all operations.
-        in_float: those in float.
-        tensors: every quantized tensor.
+        size_budget, cost_budget: what was asked for: bytes of weights, and bit operations as a share of those with 8
+            bits everywhere; None without one.
+        size, cost: what the result has; smallest_size, smallest_cost: the least that the candidates allow.
+        mean_weight_bits: over all weights of layers, those in float with 32.
+        per: whether a choice was made for each unit or for each layer.
+        measure: "divergence" of the outputs in nat, or the share of images with a "changed" class.
+        images: how many the sensitivities were measured on.
+        sensitivity: the sum over all units of what was chosen.
+        is_optimal: whether no choice has a smaller sum; gap: else, how far it is above a lower bound, as its share.
     """
 
-    target: str
-    file: str
-    file_bytes: Count
-    runtime: str | None = None
-    images: Count = 0
-    top1_simulated: Fraction | None = None
-    top1_runtime: Fraction | None = None
-    agreement: Fraction | None = None
-    largest_output_difference: float | None = None
-    max_code_difference: Count | None = None
-    parting: str | None = None
-    integer_layers: Count | None = None
-    float_layers: Count | None = None
-    integer_operations: Count | None = None
-    float_operations: Count | None = None
-    in_float: tuple[FloatOperationRecord, ...] = ()
-    tensors: tuple[TensorRecord, ...] = ()
+    size_budget: Count | None
+    cost_budget: float | None
+    size: Count
+    cost: float
+    smallest_size: Count
+    smallest_cost: float
+    mean_weight_bits: float
+    per: Literal["unit", "layer"]
+    measure: Literal["divergence", "changed"]
+    images: Count
+    sensitivity: float
+    is_optimal: bool
+    gap: float
+    units: tuple[UnitWidths, ...]
 
 
-class RunRecord(_Frozen):
+class RunRecord(Frozen):
     """One run.  Accuracies are fractions from 0 to 1, and None where no labels were given.
 
     Attributes:
@@ -223,6 +192,7 @@ class RunRecord(_Frozen):
         runtime_target: the name of the target whose kernels the result is for, or None.
         deployment: the file that was written for it and how it was checked, or None.
         target: how widths were raised for the sake of accuracy, or None.
+        budget: how widths were chosen within a budget, or None; weight_bits is then only what was asked for.
         submodule: the path of the part that was quantized, or None for the whole model.
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
@@ -260,6 +230,7 @@ class RunRecord(_Frozen):
     runtime_target: str | None = None
     deployment: DeploymentRecord | None = None
     target: TargetRecord | None = None
+    budget: BudgetRecord | None = None
     submodule: str | None = None
     calibration_images: Count
     evaluation_images: Count = 0
@@ -283,7 +254,7 @@ def write_record(record: RunRecord, path: str | Path) -> None:
     """
     # Dumped as Python values first: pydantic's own JSON writer would turn NaN into null in silence.
     values = record.model_dump(mode="python")
-    _check_finite(values, "RunRecord")
+    check_finite(values, "RunRecord")
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 
@@ -308,23 +279,3 @@ def read_record(path: str | Path) -> RunRecord:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error}); run `clcalib quantize` again to get one") from None
-
-
-def _check_finite(values: Any, owner: str) -> None:
-    for field, number in _numbers(values, owner):
-        if not math.isfinite(number):
-            raise NumericalError(
-                f"{field}: expected a finite number, got {number}; a record never holds NaN or infinity"
-            )
-
-
-def _numbers(value: Any, field: str) -> Iterator[tuple[str, float]]:
-    """Yield every float in nested mappings and sequences, with the path that leads to it."""
-    if isinstance(value, float):
-        yield field, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _numbers(item, f"{field}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _numbers(item, f"{field}[{index}]")

@@ -10,7 +10,7 @@ from rich.text import Text
 from clcalib.capture.describe import Shape, UnitRow
 from clcalib.quant.policy import TENSOR, LayerPolicy
 from clcalib.quant.spec import QuantSpec
-from clcalib.report.record import OnImages, RunRecord, TargetRecord
+from clcalib.report.record import BudgetRecord, OnImages, RunRecord, TargetRecord
 
 MISSING = "-"
 _PERCENT = 100.0
@@ -132,6 +132,24 @@ def target_table(target: TargetRecord) -> Table:
     return table
 
 
+def budget_table(budget: BudgetRecord) -> Table:
+    """The widths that were chosen for each unit or layer, their bytes, and what each would do alone."""
+    asked = [] if budget.size_budget is None else [f"at most {budget.size_budget:,} bytes"]
+    asked += [] if budget.cost_budget is None else [f"at most {budget.cost_budget:.4g} of the bit operations of W8A8"]
+    table = new_table(f"Widths: {' and '.join(asked)}")
+    table.show_footer = True
+    table.add_column(budget.per, overflow="fold", style="bold", footer=f"all, {budget.cost:.4g} of W8A8's operations")
+    table.add_column("widths", no_wrap=True, footer=f"W{budget.mean_weight_bits:.2f}")
+    table.add_column("bytes", justify="right", no_wrap=True, footer=f"{budget.size:,}")
+    name = "divergence" if budget.measure == "divergence" else "share changed"
+    table.add_column(name, justify="right", no_wrap=True, footer=f"{budget.sensitivity:.3g}")
+    for unit in budget.units:
+        (first, *_) = unit.sensitivities
+        value = unit.sensitivities[unit.widths or first]
+        table.add_row(Text(unit.name), unit.widths or "settled", f"{unit.bytes:,}", f"{value:.3g}")
+    return table
+
+
 def accuracy_table(rows: Sequence[tuple[str, float | None, float | None]], images: int) -> Table:
     """Top-1 and agreement with the float network of each model, over this many images."""
     table = new_table(f"{images:,} evaluation images")
@@ -150,7 +168,9 @@ def method_name(record: RunRecord) -> str:
 
 
 def bits_name(record: RunRecord) -> str:
-    """The two widths in the usual form: ``W2A4``."""
+    """The two widths in the usual form: ``W2A4``; of weights that were chosen one by one, the mean: ``W3.2A4``."""
+    if record.budget is not None:
+        return f"W{record.budget.mean_weight_bits:.1f}A{record.activation_bits}"
     return f"W{record.weight_bits}A{record.activation_bits}"
 
 
