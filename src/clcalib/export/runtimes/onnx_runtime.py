@@ -59,10 +59,12 @@ class OnnxRuntime:
             threads: of each operator; as many as the machine has cores by default.
 
         Raises:
+            ArgumentError: it has several inputs, or none of float32.
             CheckpointError: it cannot be loaded.
         """
+        image_input = model.image_input()
         loaded = self._load(model, model.source, self._options(threads))
-        image_input, names = model.image_input(), tuple(each.name for each in loaded.get_outputs())
+        names = tuple(each.name for each in loaded.get_outputs())
         return Session(image_input, names, lambda batch: loaded.run(None, {image_input.name: batch}))
 
     def layers(self, model: OnnxModel) -> tuple[LayerReport, ...]:

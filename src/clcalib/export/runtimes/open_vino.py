@@ -60,8 +60,10 @@ class OpenVino:
             threads: of inference; as many as the machine has cores by default.
 
         Raises:
+            ArgumentError: it has several inputs, or none of float32.
             CheckpointError: it cannot be loaded.
         """
+        image_input = model.image_input()
         compiled = self._compile(model, model.source, threads)
         request = compiled.create_infer_request()
         names = tuple(output.any_name if output.names else f"output {i}" for i, output in enumerate(compiled.outputs))
@@ -70,7 +72,7 @@ class OpenVino:
             found = request.infer([batch], share_inputs=True)
             return [np.asarray(found[place]) for place in range(len(names))]
 
-        return Session(model.image_input(), names, execute)
+        return Session(image_input, names, execute)
 
     def layers(self, model: OnnxModel) -> tuple[LayerReport, ...]:
         """What became of each operation, from the model that the plugin runs."""
