@@ -109,7 +109,7 @@ class Job:
         with warnings.catch_warnings():
             # The same ranges are found again below, and warn there.
             warnings.simplefilter("ignore", ClcalibWarning)
-            round_to_nearest(self.chain, reference, self.images, self.activation_rule)
+            round_to_nearest(self.chain, reference, self.images, self.activation_rule, space)
         self.clock.stage("reconstruction")
         walk = Walk(
             floating=self.chain,

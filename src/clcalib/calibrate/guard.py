@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from clcalib.calibrate.caches import take
-from clcalib.calibrate.probes import PROBE_IMAGES, probe_error
+from clcalib.calibrate.probes import unit_error
 from clcalib.calibrate.store import RowState
-from clcalib.capture.running import advance
 from clcalib.capture.units import Unit
 from clcalib.errors import WorseThanNearestWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
@@ -37,7 +35,7 @@ def worse_than_nearest(
         nearest: its error with nearest rounding, on the same images.
         images: what to call them.
     """
-    error = probe_error(unit, advance(body, take(state, PROBE_IMAGES)), targets)
+    error = unit_error(unit, body, state, targets)
     if error <= nearest * (1 + TOLERANCE):
         return None
     return WorseThanNearestWarning(
