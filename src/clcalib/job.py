@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
+from clcalib.calibrate.guard import tolerance_of
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.precision import cache_dtype, convolution_dtype
@@ -29,6 +30,7 @@ from clcalib.checks import (
     checked_device,
     checked_folder,
     checked_grids,
+    checked_share,
     range_rule,
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
@@ -93,8 +95,15 @@ class Job:
     memory_budget: int | None
     spill_folder: Path | None
     is_guarded: bool
+    guard_tolerance: float | None
     observer: Observer
     clock: StageClock
+
+    @property
+    def used_tolerance(self) -> float | None:
+        """What units may lose without being put back to nearest rounding; None where they are not guarded."""
+        held_out = 0 if self.held_out is None else len(self.held_out)
+        return tolerance_of(self.recipe, held_out, self.guard_tolerance) if self.is_guarded else None
 
     def calibrate(self, space: StoreSpace) -> Outcome:
         """Find ranges, round, and optimise unit after unit; stores are kept in ``space``."""
@@ -123,6 +132,7 @@ class Job:
             space=space,
             cache_dtype=self.cache_dtype,
             is_guarded=self.is_guarded,
+            guard_tolerance=self.guard_tolerance,
         )
         traces = list(walk.run(self.images, self.held_out))
         if self.recipe.last_phase is not None:
@@ -177,6 +187,7 @@ def prepare(
     memory_budget: int | str | None,
     spill_folder: str | Path | None,
     is_guarded: bool,
+    guard_tolerance: float | None,
     observer: Observer,
     clock: StageClock,
 ) -> Job:
@@ -225,6 +236,7 @@ def prepare(
         memory_budget=budget,
         spill_folder=folder,
         is_guarded=is_guarded,
+        guard_tolerance=None if guard_tolerance is None else checked_share("guard_tolerance", guard_tolerance),
         observer=observer,
         clock=clock,
     )

@@ -88,6 +88,7 @@ def quantize(
     memory_budget: int | str | None = None,
     spill_folder: str | Path | None = None,
     is_guarded: bool = True,
+    guard_tolerance: float | None = None,
     observer: Observer | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
@@ -129,7 +130,10 @@ def quantize(
         spill_folder: where these files are made; None is the system's folder for temporary files.  A folder that is
             itself in memory (as /tmp may be) saves none.
         is_guarded: whether a unit whose error after its optimisation is larger than with nearest rounding goes back to
-            that.  The errors are those on ``held_out`` images, without these on calibration images.
+            that.  The errors are those on ``held_out`` images, with fewer than 16 of these on calibration images.
+        guard_tolerance: as a share of the error with nearest rounding, how much larger the other one may be.  None: 0
+            on held-out images where the loss looks at the unit only; 0.05 on calibration images, and where a term looks
+            behind the unit (prediction, contrastive, Fisher weights), as the error inside is not all that counts then.
         observer: told of the progress.
 
     Returns:
@@ -173,6 +177,7 @@ def quantize(
             memory_budget=memory_budget,
             spill_folder=spill_folder,
             is_guarded=is_guarded,
+            guard_tolerance=guard_tolerance,
             observer=observer,
             clock=clock,
         )
@@ -201,6 +206,7 @@ def quantize(
         peak_memory_bytes=peak_memory(job.device),
         stored_bytes=space.most_used,
         spilled_bytes=space.most_in_files,
+        guard_tolerance=job.used_tolerance,
         units=units,
         submodule=submodule,
         last_phase=None if outcome.network is None else last_phase_record(outcome.network),

@@ -14,7 +14,7 @@ from clcalib.calibrate.caches import dead_activation_warning, find_ranges
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
-from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, worse_than_nearest
+from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
 from clcalib.calibrate.loop import optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
@@ -70,6 +70,7 @@ class Walk:
         space: where the units' inputs and targets are stored; by default in memory without a limit.
         cache_dtype: as what those of the float network are stored.
         is_guarded: whether a unit whose error has grown goes back to nearest rounding.
+        guard_tolerance: the share by which it may grow; None as ``tolerance_of`` says.
     """
 
     floating: Chain
@@ -83,6 +84,7 @@ class Walk:
     space: StoreSpace = dataclasses.field(default_factory=StoreSpace)
     cache_dtype: torch.dtype = torch.float32
     is_guarded: bool = True
+    guard_tolerance: float | None = None
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.
@@ -132,10 +134,11 @@ class Walk:
         check_finite(body, unit.name)
         kept: Literal["learned", "nearest"] = "learned" if phases or has_feedback else "nearest"
         if kept == "learned" and self.is_guarded:
-            judged = (pair.quantized, targets, before, "calibration")
+            judged, name, count = (pair.quantized, targets, before), "calibration", 0
             if other is not None and other_before is not None and len(other.quantized[0]) >= GUARD_IMAGES:
-                judged = (other.quantized, other_targets, other_before, "held-out")
-            warning = worse_than_nearest(unit, body, *judged)
+                judged, name, count = (other.quantized, other_targets, other_before), "held-out", GUARD_IMAGES
+            tolerance = tolerance_of(self.recipe, count, self.guard_tolerance)
+            warning = worse_than_nearest(unit, body, *judged, images=name, tolerance=tolerance)
             del judged  # stores, which are freed when the pairs move on
             if warning is not None:
                 warnings.warn(warning, stacklevel=3)

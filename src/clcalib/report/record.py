@@ -162,6 +162,8 @@ class RunRecord(_Frozen):
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
+        guard_tolerance: by what share a unit's error could be larger than with nearest rounding, which else took its
+            place; None where units were not guarded.
         versions: the versions of Python, clcalib and torch.
         precision: the type in which convolutions computed during optimisation; cache_precision: the type in which the
             float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
@@ -190,6 +192,7 @@ class RunRecord(_Frozen):
     peak_memory_bytes: Count
     stored_bytes: Count = 0
     spilled_bytes: Count = 0
+    guard_tolerance: float | None = Field(default=None, ge=0.0)
     units: tuple[UnitRecord, ...] = ()
     last_phase: LastPhaseRecord | None = None
     target: TargetRecord | None = None
