@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.capture.describe import Shape, UnitRow
-from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.policy import FLOAT_BITS, OVERRIDE, RAISED, LayerPolicy
 from clcalib.quant.spec import QuantSpec
-from clcalib.report.record import OnImages, RunRecord, TargetRecord
+from clcalib.report.record import LayerRecord, OnImages, RunRecord, TargetRecord
 
 MISSING = "-"
 _PERCENT = 100.0
@@ -91,7 +91,7 @@ def summary_table(records: Sequence[RunRecord], *, title: str = "Summary") -> Ta
     """
     table = new_table(title)
     table.add_column("method", style="bold", overflow="fold")
-    table.add_column("bits", no_wrap=True)
+    table.add_column("bits")
     for heading in ("top-1 [%]", "agreement [%]", "steps", "time"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     float_values = [record.float_top1 for record in records if record.float_top1 is not None]
@@ -146,8 +146,13 @@ def method_name(record: RunRecord) -> str:
 
 
 def bits_name(record: RunRecord) -> str:
-    """The two widths in the usual form: ``W2A4``."""
-    return f"W{record.weight_bits}A{record.activation_bits}"
+    """The two widths in the usual form, and how many layers have others by a pattern: ``W2A4, 3 layers otherwise``.
+
+    The first and last layer's own widths are part of the setting and not counted.
+    """
+    name = f"W{record.weight_bits}A{record.activation_bits}"
+    count = sum(_is_changed(row, record) for row in record.policy)
+    return name if count == 0 else f"{name}, {count} layer{'s' if count > 1 else ''} otherwise"
 
 
 def percent(fraction: float | None) -> str:
@@ -189,6 +194,12 @@ def new_table(title: str) -> Table:
     return Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", show_edge=False, pad_edge=False
     )
+
+
+def _is_changed(row: LayerRecord, record: RunRecord) -> bool:
+    """Whether a pattern gave a layer, or a search for an accuracy, widths that are not those of the run."""
+    own = (row.weight_bits or FLOAT_BITS, row.input_bits or FLOAT_BITS)
+    return row.reason.startswith((OVERRIDE, RAISED)) and own != (record.weight_bits, record.activation_bits)
 
 
 def _bits(spec: QuantSpec | None) -> str:
