@@ -36,6 +36,7 @@ from clcalib.checks import (
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning
 from clcalib.evaluate.accuracy import logits
+from clcalib.evaluate.detection import is_detector
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
@@ -74,6 +75,7 @@ class Job:
         chain: the float chain, on the device.
         policy: its table of widths.
         part: the part of a model that the chain is of, or None for the whole model.
+        is_detector: whether that model's detections are to be compared.
         images, held_out: what the chain reads, on the device; the second as many as are measured, or None.
         dtype: of convolutions while a unit is optimised.
         cache_dtype: as what the float network's values are stored.
@@ -82,6 +84,7 @@ class Job:
     chain: Chain
     policy: tuple[LayerPolicy, ...]
     part: Part | None
+    is_detector: bool
     recipe: Recipe
     seed: int
     weight_rule: RangeRule
@@ -205,14 +208,16 @@ def prepare(
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
     others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images]
-    part, images = None, calibration.images
+    part, images, is_detecting = None, calibration.images, False
     if submodule is not None:
         part, images = Part.of(model, submodule, images)
         others = None if others is None else part.rows(others)
     module = model if part is None else part.module
     chain = capture(module, images[:2], unit=recipe.unit, patterns=unit_patterns)
     if part is not None and evaluation is not None:
-        logits(part.model, evaluation.images[:2])  # raises where the model does not classify
+        is_detecting = is_detector(part.model, evaluation.images[:2])
+        if not is_detecting:
+            logits(part.model, evaluation.images[:2])  # raises where the model does not classify
     check_output(chain, recipe, evaluation if part is None else None)
     chain.module.to(place)
     if is_layer_norm_reparameterized:
@@ -223,6 +228,7 @@ def prepare(
         chain=chain,
         policy=policy,
         part=part,
+        is_detector=is_detecting,
         recipe=recipe,
         seed=seed,
         weight_rule=rules[0],

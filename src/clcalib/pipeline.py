@@ -17,6 +17,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import OutputExistsError, WorseThanNearestWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.comparison import Comparison, compare
+from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.job import prepare
 from clcalib.quant.insert import QuantizedChain
@@ -24,7 +25,7 @@ from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
-from clcalib.report.record import RunRecord, write_record
+from clcalib.report.record import DetectionRecord, RunRecord, write_record
 from clcalib.unit_records import last_phase_record, layer_records
 
 MEASURED_IMAGES = 256
@@ -116,7 +117,8 @@ def quantize(
         gelu_grid: the same for a GELU: ``"uniform"`` or ``"twin"``.
         is_layer_norm_reparameterized: whether the channels behind each layer norm are first brought to one range, which
             the layers that read them undo (``quant/reparameterize.py``); the float network stays the same.
-        evaluation: images to judge the result on; with labels for accuracy.
+        evaluation: images to judge the result on; with labels for accuracy.  Where a part of a detector is quantized,
+            its boxes are compared instead.
         held_out: images on which the units' errors are measured, and nothing is fitted (but see ``is_guarded``).
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
         device: where to compute; the result stays there.
@@ -186,7 +188,11 @@ def quantize(
         units = job.measure(outcome)
         clock.stage("evaluation")
         networks = [job.network(each) for each in (job.chain, outcome.before.chain, outcome.after.chain)]
-        judged = None if evaluation is None else _judged(networks, evaluation, job.device)
+        judged, found = None, None
+        if evaluation is not None and job.is_detector:
+            found = _detected(networks, evaluation, job.device)
+        elif evaluation is not None:
+            judged = _judged(networks, evaluation, job.device)
     record = RunRecord(
         float_top1=None if judged is None else judged.float_top1,
         nearest_top1=None if judged is None else judged.nearest_top1,
@@ -209,6 +215,7 @@ def quantize(
         guard_tolerance=job.used_tolerance,
         units=units,
         submodule=submodule,
+        detection=found,
         last_phase=None if outcome.network is None else last_phase_record(outcome.network),
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
@@ -260,3 +267,17 @@ def _judged(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: to
             stacklevel=3,
         )
     return judged
+
+
+def _detected(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: torch.device) -> DetectionRecord:
+    """Compare the detections of nearest rounding and of the result with those of float, in this order."""
+    floats, *others = (detections(network, evaluation.images, device=device) for network in networks)
+    nearest, own = (detection_agreement(floats, tables) for tables in others)
+    return DetectionRecord(
+        score_threshold=SCORE_THRESHOLD,
+        detections=own.count,
+        nearest_matched=nearest.matched,
+        nearest_overlap=nearest.overlap,
+        matched=own.matched,
+        overlap=own.overlap,
+    )

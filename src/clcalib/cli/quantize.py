@@ -42,7 +42,7 @@ from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import summary_table, target_table, unit_table
+from clcalib.report.tables import detection_table, method_name, summary_table, target_table, unit_table
 from clcalib.run import dry_run, run
 
 EXAMPLES = (
@@ -260,6 +260,12 @@ def _show(record: RunRecord, out: Path, console: Console) -> None:
     console.print()
     if record.units and record.steps_per_unit:
         console.print(unit_table(record))
+        console.print()
+    if record.detection is not None:
+        found = record.detection
+        rows = [("nearest", found.nearest_matched, found.nearest_overlap)] if record.recipe != "nearest" else []
+        rows.append((method_name(record), found.matched, found.overlap))
+        console.print(detection_table(rows, found.detections, found.score_threshold))
         console.print()
     if record.target is not None:
         console.print(target_table(record.target))

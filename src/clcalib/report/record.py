@@ -92,6 +92,23 @@ class LayerRecord(_Frozen):
     reason: str
 
 
+class DetectionRecord(_Frozen):
+    """How far the detections of nearest rounding and of the result are those of the float detector.
+
+    Attributes:
+        score_threshold: from which score on detections count; detections: how many the float detector has.
+        nearest_matched, matched: the share of them that is found too, or None where there are none.
+        nearest_overlap, overlap: the mean intersection over union of what is found, or None.
+    """
+
+    score_threshold: Fraction
+    detections: Count
+    nearest_matched: Fraction | None
+    nearest_overlap: Fraction | None
+    matched: Fraction | None
+    overlap: Fraction | None
+
+
 class LastPhaseRecord(_Frozen):
     """What the phase over the whole network did; the units' own errors are those from before it.
 
@@ -156,6 +173,7 @@ class RunRecord(_Frozen):
             clcalib, or None without the term.  ``resolved`` is a list of what was computed, one table for each phase,
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
             and ``on`` (which pass of the unit).
+        detection: of a detector of which a part was quantized, instead of accuracy and agreement.
         last_phase: what the phase over the whole network did, or None without one.
         target: how widths were raised for the sake of accuracy, or None.
         submodule: the path of the part that was quantized, or None for the whole model.
@@ -194,6 +212,7 @@ class RunRecord(_Frozen):
     spilled_bytes: Count = 0
     guard_tolerance: float | None = Field(default=None, ge=0.0)
     units: tuple[UnitRecord, ...] = ()
+    detection: DetectionRecord | None = None
     last_phase: LastPhaseRecord | None = None
     target: TargetRecord | None = None
     submodule: str | None = None

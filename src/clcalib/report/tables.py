@@ -139,6 +139,17 @@ def accuracy_table(rows: Sequence[tuple[str, float | None, float | None]], image
     return table
 
 
+def detection_table(rows: Sequence[tuple[str, float | None, float | None]], count: int, threshold: float) -> Table:
+    """(name, share of the float detector's detections that are found, their mean overlap) of each model."""
+    table = new_table(f"{count:,} float detections, scores from {threshold:g} on")
+    table.add_column("model", style="bold", overflow="fold")
+    for heading in ("found too [%]", "mean overlap [%]"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for name, matched, overlap in rows:
+        table.add_row(Text(name), percent(matched), percent(overlap))
+    return table
+
+
 def method_name(record: RunRecord) -> str:
     """The recipe's name, with what was added to it: ``qdrop + CL``, ``qdrop + last phase``."""
     host = record.recipe.replace("+contrastive", "").replace("+last_phase", " + last phase")
