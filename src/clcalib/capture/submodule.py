@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from clcalib.capture.failures import first_sentence
+from clcalib.capture.trace import check_is_on_one_device
 from clcalib.errors import ArgumentError
 
 _BATCH = 8  # images that the whole model sees at a time
@@ -137,9 +138,10 @@ class Part:
             images: as the model takes them.
 
         Raises:
-            ArgumentError: there is no such submodule, it is not called, or it does not always get the same shapes.
+            ArgumentError: there is no such submodule, the model is on several devices, the part is not called, or it does not always get the same shapes.
         """
         find(model, path)
+        check_is_on_one_device(model)
         own = copy.deepcopy(model).eval()
         form, rows = _gather(own, path, images, None)
         return cls(own, path, form), rows
