@@ -196,6 +196,17 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise ArgumentError("device", "one that torch can use here", f"{device!s} ({reason})", "use cpu") from None
 
 
+def checked_share(argument: str, value: float) -> float:
+    """Return a share of something.
+
+    Raises:
+        ArgumentError: it is below 0, not finite, or no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ArgumentError(argument, "a share from 0 on, such as 0.05 for 5 %", repr(value))
+    return float(value)
+
+
 def named(argument: str, name: str, table: Mapping[str, T]) -> T:
     """Look up a name in a literal table; the error tells the nearest one."""
     if name not in table:

@@ -87,11 +87,22 @@ def _name_problems(table: Table) -> Iterator[str]:
         name = value_at(table, "quantization", key)
         if isinstance(name, str) and name not in valid:
             yield unknown_name(f"quantization.{key}", name, valid)
+    yield from _guard_problems(table)
     yield from _augmentation_problems(value_at(table, "data", "augment"))
     if value_at(table, "data", "augment_copies") is not None and value_at(table, "data", "augment") in (None, [], ()):
         yield "data.augment_copies: expected names in data.augment too (--augment with --augment-copies), got none"
     yield from _transform_problems(table.get("data"))
     yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"), table.get("last_phase"))
+
+
+def _guard_problems(table: Table) -> Iterator[str]:
+    if value_at(table, "guard", "enabled") is not False:
+        return
+    for key, flag in (("images", "--guard-images"), ("tolerance", None)):
+        asked = value_at(table, "guard", key)
+        if asked is not None and asked != 0:
+            named = f" ({flag})" if flag else ""
+            yield f"guard.{key}{named}: expected none without the guard (--no-guard), got {asked}; leave one out"
 
 
 def _augmentation_problems(names: object) -> Iterator[str]:

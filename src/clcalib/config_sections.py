@@ -206,6 +206,9 @@ class GuardSection(_Section):
     images: int = Field(
         default=0, ge=0, description="a whole number of calibration images to keep aside for it, at least 0"
     )
+    tolerance: float | None = Field(
+        default=None, ge=0, description="a share of the error with nearest rounding, at least 0; 0.05 is 5 %"
+    )
 
 
 class TargetSection(_Section):

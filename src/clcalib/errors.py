@@ -21,7 +21,12 @@ class ArgumentError(ClcalibError, ValueError):
 
     def __init__(self, argument: str, expected: str, got: object, remedy: str = "") -> None:
         self.argument = argument
+        self._rest = expected, got, remedy
         super().__init__(f"{argument}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+    def under(self, argument: str) -> ArgumentError:
+        """The same about an argument by another name, such as the flag that the user gave it with."""
+        return ArgumentError(argument, *self._rest)
 
 
 class DataError(ArgumentError):

@@ -26,6 +26,7 @@ from clcalib.calibrate.space import StoreSpace
 from clcalib.capture.describe import float_operators
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.evaluate.accuracy import logits
+from clcalib.evaluate.detection import detections
 from clcalib.job import Job, Outcome, prepare
 from clcalib.objectives.batch import Need
 from clcalib.pipeline import quantize
@@ -199,4 +200,5 @@ def _stages(
 
 def _evaluate(job: Job, outcome: Outcome, evaluation: EvaluationSet) -> None:
     for chain in (job.chain, outcome.before.chain, outcome.after.chain):
-        logits(job.network(chain), evaluation.images[:TIMED_IMAGES], device=job.device)
+        answer = detections if job.is_detector else logits
+        answer(job.network(chain), evaluation.images[:TIMED_IMAGES], device=job.device)

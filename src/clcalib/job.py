@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
+from clcalib.calibrate.guard import tolerance_of
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.precision import cache_dtype, convolution_dtype
@@ -29,11 +30,13 @@ from clcalib.checks import (
     checked_device,
     checked_folder,
     checked_grids,
+    checked_share,
     range_rule,
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.errors import ClcalibWarning
 from clcalib.evaluate.accuracy import logits
+from clcalib.evaluate.detection import is_detector
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
 from clcalib.export.deployed import check_operators, round_to_target
 from clcalib.objectives.batch import Need
@@ -75,6 +78,7 @@ class Job:
         policy: its table of widths.
         target: whose kernels' rules it follows, or None for those of the papers.
         part: the part of a model that the chain is of, or None for the whole model.
+        is_detector: whether that model's detections are to be compared.
         images, held_out: what the chain reads, on the device; the second as many as are measured, or None.
         dtype: of convolutions while a unit is optimised.
         cache_dtype: as what the float network's values are stored.
@@ -84,6 +88,7 @@ class Job:
     policy: tuple[LayerPolicy, ...]
     target: Target | None
     part: Part | None
+    is_detector: bool
     recipe: Recipe
     seed: int
     weight_rule: RangeRule
@@ -97,8 +102,15 @@ class Job:
     memory_budget: int | None
     spill_folder: Path | None
     is_guarded: bool
+    guard_tolerance: float | None
     observer: Observer
     clock: StageClock
+
+    @property
+    def used_tolerance(self) -> float | None:
+        """What units may lose without being put back to nearest rounding; None where they are not guarded."""
+        held_out = 0 if self.held_out is None else len(self.held_out)
+        return tolerance_of(self.recipe, held_out, self.guard_tolerance) if self.is_guarded else None
 
     def calibrate(self, space: StoreSpace) -> Outcome:
         """Find ranges, round, and optimise unit after unit; stores are kept in ``space``."""
@@ -114,7 +126,7 @@ class Job:
         with warnings.catch_warnings():
             # The same ranges are found again below, and warn there.
             warnings.simplefilter("ignore", ClcalibWarning)
-            round_to_nearest(self.chain, reference, self.images, self.activation_rule)
+            round_to_nearest(self.chain, reference, self.images, self.activation_rule, space)
         self.clock.stage("reconstruction")
         walk = Walk(
             floating=self.chain,
@@ -128,6 +140,7 @@ class Job:
             space=space,
             cache_dtype=self.cache_dtype,
             is_guarded=self.is_guarded,
+            guard_tolerance=self.guard_tolerance,
         )
         traces = list(walk.run(self.images, self.held_out))
         if self.recipe.last_phase is not None:
@@ -186,6 +199,7 @@ def prepare(
     memory_budget: int | str | None,
     spill_folder: str | Path | None,
     is_guarded: bool,
+    guard_tolerance: float | None,
     observer: Observer,
     clock: StageClock,
 ) -> Job:
@@ -204,14 +218,16 @@ def prepare(
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
     others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images]
-    part, images = None, calibration.images
+    part, images, is_detecting = None, calibration.images, False
     if submodule is not None:
         part, images = Part.of(model, submodule, images)
         others = None if others is None else part.rows(others)
     module = model if part is None else part.module
     chain = capture(module, images[:2], unit=recipe.unit, patterns=unit_patterns)
     if part is not None and evaluation is not None:
-        logits(part.model, evaluation.images[:2])  # raises where the model does not classify
+        is_detecting = is_detector(part.model, evaluation.images[:2])
+        if not is_detecting:
+            logits(part.model, evaluation.images[:2])  # raises where the model does not classify
     check_output(chain, recipe, evaluation if part is None else None)
     chain.module.to(place)
     if is_layer_norm_reparameterized:
@@ -225,6 +241,7 @@ def prepare(
         policy=policy,
         target=runtime,
         part=part,
+        is_detector=is_detecting,
         recipe=recipe,
         seed=seed,
         weight_rule=rules[0],
@@ -238,6 +255,7 @@ def prepare(
         memory_budget=budget,
         spill_folder=folder,
         is_guarded=is_guarded,
+        guard_tolerance=None if guard_tolerance is None else checked_share("guard_tolerance", guard_tolerance),
         observer=observer,
         clock=clock,
     )

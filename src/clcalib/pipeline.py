@@ -17,6 +17,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import OutputExistsError, WorseThanNearestWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.comparison import Comparison, compare
+from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.export.float_weights import float_state_dict
 from clcalib.job import prepare
@@ -25,7 +26,7 @@ from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
-from clcalib.report.record import RunRecord, write_record
+from clcalib.report.record import DetectionRecord, RunRecord, write_record
 from clcalib.unit_records import last_phase_record, layer_records
 
 MEASURED_IMAGES = 256
@@ -113,6 +114,7 @@ def quantize(
     memory_budget: int | str | None = None,
     spill_folder: str | Path | None = None,
     is_guarded: bool = True,
+    guard_tolerance: float | None = None,
     observer: Observer | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
@@ -143,7 +145,8 @@ def quantize(
         gelu_grid: the same for a GELU: ``"uniform"`` or ``"twin"``.
         is_layer_norm_reparameterized: whether the channels behind each layer norm are first brought to one range, which
             the layers that read them undo (``quant/reparameterize.py``); the float network stays the same.
-        evaluation: images to judge the result on; with labels for accuracy.
+        evaluation: images to judge the result on; with labels for accuracy.  Where a part of a detector is quantized,
+            its boxes are compared instead.
         held_out: images on which the units' errors are measured, and nothing is fitted (but see ``is_guarded``).
         measured_images: how many images of either set the unit measures look at; 0 leaves them out.
         device: where to compute; the result stays there.
@@ -157,7 +160,10 @@ def quantize(
         spill_folder: where these files are made; None is the system's folder for temporary files.  A folder that is
             itself in memory (as /tmp may be) saves none.
         is_guarded: whether a unit whose error after its optimisation is larger than with nearest rounding goes back to
-            that.  The errors are those on ``held_out`` images, without these on calibration images.
+            that.  The errors are those on ``held_out`` images, with fewer than 16 of these on calibration images.
+        guard_tolerance: as a share of the error with nearest rounding, how much larger the other one may be.  None: 0
+            on held-out images where the loss looks at the unit only; 0.05 on calibration images, and where a term looks
+            behind the unit (prediction, contrastive, Fisher weights), as the error inside is not all that counts then.
         observer: told of the progress.
 
     Returns:
@@ -202,6 +208,7 @@ def quantize(
             memory_budget=memory_budget,
             spill_folder=spill_folder,
             is_guarded=is_guarded,
+            guard_tolerance=guard_tolerance,
             observer=observer,
             clock=clock,
         )
@@ -210,7 +217,11 @@ def quantize(
         units = job.measure(outcome)
         clock.stage("evaluation")
         networks = [job.network(each) for each in (job.chain, outcome.before.chain, outcome.after.chain)]
-        judged = None if evaluation is None else _judged(networks, evaluation, job.device)
+        judged, found = None, None
+        if evaluation is not None and job.is_detector:
+            found = _detected(networks, evaluation, job.device)
+        elif evaluation is not None:
+            judged = _judged(networks, evaluation, job.device)
     record = RunRecord(
         float_top1=None if judged is None else judged.float_top1,
         nearest_top1=None if judged is None else judged.nearest_top1,
@@ -230,9 +241,11 @@ def quantize(
         peak_memory_bytes=peak_memory(job.device),
         stored_bytes=space.most_used,
         spilled_bytes=space.most_in_files,
+        guard_tolerance=job.used_tolerance,
         units=units,
         submodule=submodule,
         runtime_target=target,
+        detection=found,
         last_phase=None if outcome.network is None else last_phase_record(outcome.network),
         calibration_images=len(calibration),
         evaluation_images=0 if evaluation is None else len(evaluation.images),
@@ -284,3 +297,17 @@ def _judged(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: to
             stacklevel=3,
         )
     return judged
+
+
+def _detected(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: torch.device) -> DetectionRecord:
+    """Compare the detections of nearest rounding and of the result with those of float, in this order."""
+    floats, *others = (detections(network, evaluation.images, device=device) for network in networks)
+    nearest, own = (detection_agreement(floats, tables) for tables in others)
+    return DetectionRecord(
+        score_threshold=SCORE_THRESHOLD,
+        detections=own.count,
+        nearest_matched=nearest.matched,
+        nearest_overlap=nearest.overlap,
+        matched=own.matched,
+        overlap=own.overlap,
+    )

@@ -128,6 +128,7 @@ def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "precision": config.run.precision,
         "cache_precision": config.run.cache_precision,
         "is_guarded": config.guard.enabled,
+        "guard_tolerance": config.guard.tolerance,
         "observer": observer,
     }
 

@@ -28,7 +28,7 @@ from clcalib.errors import ArgumentError, ClcalibWarning, TargetNotMetWarning
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.sensitivity import unit_sensitivities
 from clcalib.pipeline import QuantizationResult, quantize
-from clcalib.quant.policy import Bits, LayerPolicy, Override, Overrides
+from clcalib.quant.policy import RAISED, Bits, LayerPolicy, Override, Overrides
 from clcalib.quant.reparameterize import reparameterize_layer_norm
 from clcalib.quant.spec import QuantSpec
 from clcalib.report.record import TargetRecord, TargetRound
@@ -194,7 +194,7 @@ def _raised(
         now = (_bits(rows[layer].weight), _bits(rows[layer].input))
         weights, inputs = (None if bits is None else raise_to(bits) for bits in now)
         if (weights, inputs) != now:
-            found[glob.escape(layer)] = Override(weights, inputs, reason="raised for accuracy")
+            found[glob.escape(layer)] = Override(weights, inputs, reason=RAISED)
     return found
 
 

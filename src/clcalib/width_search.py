@@ -27,6 +27,7 @@ from clcalib.data.calibration import digest
 from clcalib.errors import ArgumentError
 from clcalib.evaluate.sensitivity import Sensitivity, sensitivities
 from clcalib.quant.allocation import Allocation, Option, allocate, least_uses
+from clcalib.quant.condense import Histogram
 from clcalib.quant.cost import bit_operations_at_8_bits
 from clcalib.quant.insert import insert_quantizers
 from clcalib.quant.policy import FLOAT_BITS
@@ -191,7 +192,9 @@ def _remembered(rule: RangeRule) -> RangeRule:
     """The rule, which looks at each weight once for each width, whatever the activations' width."""
     known: dict[tuple[str, QuantSpec], QParams] = {}
 
-    def remembered(tensor: Tensor, spec: QuantSpec) -> QParams:
+    def remembered(tensor: Tensor | Histogram, spec: QuantSpec) -> QParams:
+        if not isinstance(tensor, Tensor):  # of an activation
+            return rule(tensor, spec)
         key = digest(tensor), spec
         if key not in known:
             known[key] = rule(tensor, spec)

@@ -12,6 +12,8 @@ from torch import nn
 import clcalib
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.recipe import Recipe
+from clcalib.calibrate.space import StoreSpace
+from clcalib.calibrate.store import as_rows
 from clcalib.calibrate.trainable import SoftWeight
 from clcalib.capture.chain import capture
 from clcalib.quant.error_feedback import error_feedback, input_hessian
@@ -31,7 +33,9 @@ def compensate(model: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, Intege
     quantized = insert_quantizers(chain, build_policy(chain.layers, BITS), RANGE_RULES["mse_grid"])
     floats = {layer: tensor_at(chain.module, quantized.sources[layer]) for layer in quantized.weights}
     body = quantized.chain.module
-    found = compensated(body, {quantized.weights[layer]: floats[layer] for layer in floats}, (inputs,))
+    found = compensated(
+        body, {quantized.weights[layer]: floats[layer] for layer in floats}, (as_rows(inputs),), StoreSpace()
+    )
     return {layer: found[name] for layer, name in quantized.weights.items() if name in found}, floats
 
 

@@ -10,7 +10,7 @@ from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.errors import WorseThanNearestWarning
+from clcalib.errors import ArgumentError, WorseThanNearestWarning
 from clcalib.objectives.lp import Reconstruction
 
 BITS = clcalib.Bits(3, 4)
@@ -42,6 +42,44 @@ def test_what_does_harm_is_undone(held_out, judge):
         assert pair.after == pytest.approx(pair.before, rel=1e-4)
 
 
+def slightly_worse(monkeypatch, share):
+    """Let every unit's error after its optimisation be larger than with nearest rounding by this share."""
+    monkeypatch.setattr("clcalib.calibrate.walk.unit_error", lambda *arguments: 1.0)
+    monkeypatch.setattr("clcalib.calibrate.guard.unit_error", lambda *arguments: 1.0 + share)
+
+
+@pytest.mark.filterwarnings("default::clcalib.errors.WorseThanNearestWarning")
+@pytest.mark.parametrize(
+    ("recipe", "asked", "used", "kept"),
+    [
+        (clcalib.recipes.qdrop(steps=2), None, 0.0, "nearest"),
+        (clcalib.recipes.gptq(), None, 0.0, "nearest"),
+        (clcalib.recipes.qdrop(steps=2), 0.04, 0.04, "learned"),
+        (clcalib.recipes.pd_quant(steps=2, correction_steps=1), None, 0.05, "learned"),
+        (clcalib.with_contrastive(clcalib.recipes.qdrop(steps=2)), None, 0.05, "learned"),
+        (clcalib.recipes.brecq(steps=2, activation_steps=1, is_fisher_weighted=True), None, 0.05, "learned"),
+        (clcalib.with_contrastive(clcalib.recipes.qdrop(steps=2)), 0.01, 0.01, "nearest"),
+    ],
+)
+def test_how_much_worse_is_worse(recipe, asked, used, kept, monkeypatch):
+    """On held-out images nothing, unless a term looks behind the unit; the record says what it was."""
+    slightly_worse(monkeypatch, 0.02)
+    record = run(recipe, held_out=24, guard_tolerance=asked).record
+    assert record.guard_tolerance == used
+    assert {unit.kept for unit in record.units[1:]} == {kept}
+
+
+def test_on_calibration_images_five_percent_are_allowed():
+    assert run(clcalib.recipes.qdrop(steps=2), held_out=4).record.guard_tolerance == 0.05
+    assert run(NEAREST, is_guarded=False).record.guard_tolerance is None
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "5 %", True])
+def test_a_nonsense_tolerance_is_told(value):
+    with pytest.raises(ArgumentError, match=r"guard_tolerance: expected a share from 0 on, such as 0.05 .*, got"):
+        run(NEAREST, guard_tolerance=value)
+
+
 def test_without_the_guard_it_stays():
     loose = run(harmful(), is_guarded=False)
     assert [unit.kept for unit in loose.record.units] == ["learned"] * 3
@@ -51,7 +89,7 @@ def test_without_the_guard_it_stays():
 def test_what_helps_is_kept_bit_for_bit():
     term = Term(Reconstruction())
     recipe = Recipe("plain", phases=(Phase("down", 30, (term,), rounding_rate=1e-2),))
-    guarded, loose = (run(recipe, held_out=24, is_guarded=which) for which in (True, False))
+    guarded, loose = (run(recipe, is_guarded=which) for which in (True, False))
     assert [unit.kept for unit in guarded.record.units] == ["learned"] * 3
     assert torch.equal(guarded.model(images()), loose.model(images()))
 

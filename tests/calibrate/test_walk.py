@@ -15,6 +15,7 @@ from clcalib.calibrate.caches import round_to_nearest
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.probes import term_scales
 from clcalib.calibrate.recipe import Phase, Recipe, Term
+from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import as_rows
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.calibrate.walk import Walk
@@ -168,23 +169,25 @@ def test_all_terms_behind_the_unit_share_one_pass(monkeypatch):
     assert passes == [(points, 48), (points, 16), (points, 16)] * units  # the first one finds the relative weight
 
 
-def test_what_the_error_before_is_measured_on_is_gone_when_a_unit_is_optimised(monkeypatch):
-    """It is not in the memory budget, so it must not lie beside the stores through all steps."""
-    outputs, alive = [], []
-    find, optimise = Walk._find_ranges, Walk.optimise
+def test_what_is_put_aside_to_find_ranges_is_gone_when_a_unit_is_optimised(monkeypatch):
+    """It counts for the memory budget, so it must not lie beside the stores through all steps."""
+    passing, alive = [], []
+    allocate, optimise = StoreSpace.allocate, Walk.optimise
 
-    def found(self, *arguments):
-        made = find(self, *arguments)
-        outputs.extend(weakref.ref(tensor) for tensor in made)
-        return made
+    def watched(self, *arguments, **options):
+        block = allocate(self, *arguments, **options)
+        if options.get("is_passing"):
+            passing.append(weakref.ref(block))
+        return block
 
     def counted(self, *arguments):
-        alive.append(sum(reference() is not None for reference in outputs))
+        alive.append(sum(reference() is not None for reference in passing))
         return optimise(self, *arguments)
 
-    monkeypatch.setattr(Walk, "_find_ranges", found)
+    monkeypatch.setattr(StoreSpace, "allocate", watched)
     monkeypatch.setattr(Walk, "optimise", counted)
     run(clcalib.recipes.qdrop(steps=2), held_out=clcalib.CalibrationSet.from_tensor(images(16, seed=8)))
+    assert passing
     assert alive == [0, 0, 0]
 
 

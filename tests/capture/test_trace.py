@@ -228,7 +228,7 @@ class TwoHalves(nn.Module):
         (lambda model: model.head.bfloat16(), "bfloat16 in the parameter `head.weight`"),
         (lambda model: model.double(), "float64 in the parameter `conv.weight`"),
         (lambda model: model.to("meta"), "no values in the parameter `conv.weight`; load the weights"),
-        (lambda model: model.head.to("meta"), "no values in the parameter `head.weight`"),
+        (lambda model: model.head.to("meta"), "one device, got `conv.weight` on cpu, `head.weight` on meta; load"),
     ],
 )
 def test_models_in_another_type_or_without_values(change: Callable[[nn.Module], object], message: str) -> None:

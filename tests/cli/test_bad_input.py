@@ -185,7 +185,11 @@ def test_bad_input_is_one_message_before_any_work(name: str, workplace: Path, ca
         (["describe", "--model", "net.py:build", "--shape", "3,0"], "--shape"),
         (["describe", "--model", "net.py:build", "--shape", "3,8,8", "--unit", "blok"], "--unit"),
         (["describe", "--shape", "3,8,8"], "model.entry: missing"),
-        (["describe", "--model", "net.py:build", "--shape", "5,8,8"], "expected"),
+        (["describe", "--model", "net.py:build", "--shape", "5,8,8"], "error: --shape: expected images"),
+        (
+            ["describe", "--model", "net.py:build", "--shape", "3,64", "--unit", "layer"],
+            "error: --shape: expected images",
+        ),
         (["describe", "--model", "net.py:build", "--shape", "3,8,8", "--submodule", "x"], "nearest: "),
         (["evaluate", "nowhere"], "there is no such folder"),
         (["evaluate", "."], "model.entry: missing"),

@@ -53,7 +53,7 @@ def test_the_widths_are_kept_with_the_run(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bits", "W4A4", "--bits", "W2A2"], "--bits: expected one of them without a pattern, got W4A4, W2A2"),
+        (["--bits", "W4A4", "--bits", "W2A2"], "--bits: expected one pair of widths for all layers, got W4A4 and W2A2"),
         (["--bits", "3=W9"], '--bits 3: expected "W4A8", "W4" or "A8"'),
         (["--bits", "=W4"], "--bits: expected PATTERN=WIDTHS"),
         (["--bits", "W4A4", "--weight-bits", "3"], "--weight-bits: expected 4, as --bits W4A4 says, got 3"),
@@ -70,6 +70,9 @@ def test_the_widths_are_kept_with_the_run(workplace: Path) -> None:
         (["--set", 'quantization.overrides.3="W1"'], 'quantization.overrides.3: expected "W4A8"'),
         (["--unit-pattern", "nowhere.*"], "unit_patterns (--unit-pattern): expected globs that match a module path"),
         (["--max-drop", "0"], "target.max_drop: expected a number of percentage points above 0"),
+        (["--no-guard", "--guard-images", "8"], "guard.images (--guard-images): expected none without the guard"),
+        (["--no-guard", "--set", "guard.tolerance=0.1"], "guard.tolerance: expected none without the guard"),
+        (["--set", "guard.tolerance=-1"], "guard.tolerance: expected a share of the error with nearest rounding"),
         (["--guard-images", "32"], "guard.images: expected from 1 to 31 of the 32 calibration images"),
     ],
 )
@@ -117,7 +120,7 @@ def test_patterns_of_flags_come_behind_those_of_the_toml() -> None:
     assert (given["weights"], given["activations"]) == (4, 4)
     given = quantization_flags(None, None, None, activation_bits=3)
     assert (given["weights"], given["activations"]) == (None, 3)
-    with pytest.raises(ArgumentError, match="without a pattern"):
+    with pytest.raises(ArgumentError, match="one pair of widths"):
         quantization_flags(["W4A4", "W2A2"], None, None)
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from clcalib.quant.policy import Bits, build_policy
-from clcalib.report.record import BeforeAfter, OnImages, RunRecord, UnitRecord
-from clcalib.report.tables import accuracy_table, duration, percent, policy_table, summary_table, unit_table
+from clcalib.report.record import BeforeAfter, LayerRecord, OnImages, RunRecord, UnitRecord
+from clcalib.report.tables import accuracy_table, bits_name, duration, percent, policy_table, summary_table, unit_table
 
 
 def record(**changes: Any) -> RunRecord:
@@ -66,6 +66,24 @@ def test_the_summary_has_float_once_and_nearest_once_a_width() -> None:
     assert "77.00" in text
     assert "88.00" in text
     assert "1 min 15 s" in text
+
+
+def test_the_summary_says_how_many_layers_have_other_widths() -> None:
+    def layer(name: str, weight: int | None, read: int | None, reason: str = "") -> LayerRecord:
+        return LayerRecord(name=name, kind="conv2d", weight_bits=weight, input_bits=read, reason=reason)
+
+    policy = (
+        layer("a", 8, None, "first layer"),
+        layer("b", 2, 2),
+        layer("c", 2, 2, "override *"),
+        layer("d", 4, 8, "override d"),
+    )
+    assert bits_name(record(policy=policy)) == "W2A2, 1 layer otherwise"
+    more = (*policy, layer("e", None, None, "override e"), layer("f", 4, 4, "raised for accuracy"))
+    assert bits_name(record(policy=more)) == "W2A2, 3 layers otherwise"
+    text = shown(summary_table([record(policy=more), record()]))
+    assert " ".join(text.split()).count("otherwise") == 2  # nearest rounding, and the method
+    assert bits_name(record(policy=policy[:3])) == "W2A2"
 
 
 def test_the_summary_of_nearest_alone_does_not_show_it_twice() -> None:

@@ -1,73 +1,71 @@
-"""The first images of a stored state, the ranges of activations that are found from them, and nearest rounding."""
+"""The ranges of activations that are found from the first images, and nearest rounding."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
-import torch
 from torch import Tensor, fx
 
-from clcalib.calibrate.store import RowState
+from clcalib.calibrate.lockstep import Lockstep
+from clcalib.calibrate.moving import StateWriter, advance_rows
+from clcalib.calibrate.space import StoreSpace
+from clcalib.calibrate.store import RowState, as_rows
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import State, advance
 from clcalib.errors import DeadActivationWarning
+from clcalib.quant.condense import gathered
 from clcalib.quant.grids import activation_range
 from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer
-from clcalib.quant.ranges import RangeRule
+from clcalib.quant.ranges import RangeRule, is_constant
 
 RANGE_IMAGES = 256  # images that an activation's range is found from
 
 
-def take(state: RowState, count: int) -> State:
-    """The first ``count`` images of a state, as tensors."""
-    return tuple(rows.first(count) for rows in state)
+@dataclasses.dataclass(frozen=True)
+class FoundRanges:
+    """What ``find_ranges`` found.
+
+    Attributes:
+        quantizers: by module name, in execution order.
+        dead: the names of those whose tensor is one value everywhere.
+        lockstep: has the images at the last of them; it can still be run through, to the outputs with all ranges.
+    """
+
+    quantizers: dict[str, ActivationQuantizer]
+    dead: list[str]
+    lockstep: Lockstep
 
 
-class _RangeFinder(fx.Interpreter):
-    """Runs a body once; at each quantizer without a range, finds it from the tensor that arrives there."""
-
-    def __init__(self, body: fx.GraphModule, rule: RangeRule) -> None:
-        super().__init__(body)
-        self._rule = rule
-        self.found: dict[str, ActivationQuantizer] = {}
-        self.dead: list[str] = []
-
-    def call_module(self, target: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = str(target)
-        module = self.fetch_attr(name)
-        if not isinstance(module, Unquantized):
-            return super().call_module(name, args, kwargs)
-        tensor = args[0]
-        assert isinstance(tensor, Tensor)
-        if float(tensor.amin()) == float(tensor.amax()):
-            self.dead.append(name)
-        self.found[name] = ActivationQuantizer(activation_range(tensor, module.spec, self._rule), module.spec)
-        return self.found[name](tensor)
-
-
-@torch.no_grad()
-def find_ranges(
-    body: fx.GraphModule, state: State, rule: RangeRule
-) -> tuple[dict[str, ActivationQuantizer], list[str], State]:
+def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: StoreSpace) -> FoundRanges:
     """Find the ranges of a unit's activations from what the quantized prefix sends into it.
 
     Args:
-        body: the quantized unit.
-        state: its input, (N, ...), N small enough for one pass.
+        body: the quantized unit; not changed.
+        state: its input; the first ``RANGE_IMAGES`` are looked at.
         rule: chooses scale and zero point.
-
-    Returns:
-        Quantizers by module name in execution order, the names of those whose tensor is one value everywhere, and the
-        outputs of the unit with all of them.
+        space: where values inside the unit are kept for a while.
     """
-    finder = _RangeFinder(body, rule)
-    outputs = finder.run(*state)
-    return finder.found, finder.dead, outputs
+    lockstep, dead = Lockstep(body, state, RANGE_IMAGES, space), list[str]()
+    found = dict[str, ActivationQuantizer]()
+    for node in lockstep.nodes:
+        name = str(node.target)
+        module = body.get_submodule(name) if node.op == "call_module" else None
+        if not isinstance(module, Unquantized) or name in found:
+            continue
+        lockstep.advance(node)
+        values = gathered(partial(lockstep.values, node.all_input_nodes[0]))
+        if bool(is_constant(values, module.spec).all()):
+            dead.append(name)
+        found[name] = ActivationQuantizer(activation_range(values, module.spec, rule), module.spec)
+        lockstep.replace(name, found[name])
+    return FoundRanges(found, dead, lockstep)
 
 
-def round_to_nearest(floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule) -> None:
+def round_to_nearest(
+    floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule, space: StoreSpace | None = None
+) -> None:
     """Give a chain of nearest weights its activation ranges, unit by unit, as the walk does, and nothing else.
 
     Args:
@@ -75,12 +73,17 @@ def round_to_nearest(floating: Chain, quantized: QuantizedChain, images: Tensor,
         quantized: changed in place.
         images: ranges are found from the first ``RANGE_IMAGES``; no other image plays a part.
         rule: chooses scale and zero point.
+        space: where the units' inputs are kept; by default in memory without a limit.
     """
-    state: State = (images[:RANGE_IMAGES],)
+    space = space or StoreSpace()
+    state: RowState = (as_rows(images[:RANGE_IMAGES]),)
     for index in range(len(floating.units)):
-        found, _, state = find_ranges(quantized.chain.body(index), state, rule)
-        for name, quantizer in found.items():
+        ranges = find_ranges(quantized.chain.body(index), state, rule, space)
+        for name, quantizer in ranges.quantizers.items():
             quantized.replace(name, quantizer)
+        writer = StateWriter(quantized.chain.body(index), state, space)
+        ranges.lockstep.run_through(writer.append)
+        state = writer.finish()
 
 
 def round_alone(floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule) -> None:
@@ -92,12 +95,13 @@ def round_alone(floating: Chain, quantized: QuantizedChain, images: Tensor, rule
         images: ranges are found from the first ``RANGE_IMAGES``.
         rule: chooses scale and zero point.
     """
-    state: State = (images[:RANGE_IMAGES],)
+    space = StoreSpace()
+    state: RowState = (as_rows(images[:RANGE_IMAGES]),)
     for index, unit in enumerate(floating.units):
-        found, _, _ = find_ranges(quantized.chain.subgraph(unit.inputs, unit.outputs), state, rule)
-        for name, quantizer in found.items():
+        ranges = find_ranges(quantized.chain.subgraph(unit.inputs, unit.outputs), state, rule, space)
+        for name, quantizer in ranges.quantizers.items():
             quantized.replace(name, quantizer)
-        state = advance(floating.body(index), state)
+        state = advance_rows(floating.body(index), state, space)
 
 
 def dead_activation_warning(unit: str, names: Sequence[str]) -> DeadActivationWarning:

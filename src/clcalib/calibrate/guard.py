@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from torch import fx
 
-from clcalib.calibrate.caches import take
-from clcalib.calibrate.probes import PROBE_IMAGES, probe_error
+from clcalib.calibrate.probes import unit_error
+from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.store import RowState
-from clcalib.capture.running import advance
 from clcalib.capture.units import Unit
 from clcalib.errors import WorseThanNearestWarning
+from clcalib.objectives.batch import Need
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 
 GUARD_IMAGES = 16  # held-out images below which the calibration images decide
-TOLERANCE = (
-    0.05  # relative; so much more error is no harm, as terms that look behind the unit may trade it for more there
-)
+LOOSE = 0.05  # relative, where the error of the unit is not all that counts, or the images are those it was fitted to
+_BEHIND = frozenset({Need.FEATURES, Need.LOGITS, Need.FLOAT_GRADIENT})  # what a loss needs that looks behind the unit
+
+
+def tolerance_of(recipe: Recipe, held_out: int, asked: float | None = None) -> float:
+    """By what share of the error with nearest rounding a unit's error may be larger.
+
+    Args:
+        recipe: its loss is local if no term looks behind the unit; others may trade error inside for less there.
+        held_out: the number of held-out images.
+        asked: what the caller wants; None leaves it to the other two: 0 for a local loss on enough held-out images,
+            else ``LOOSE``.
+    """
+    if asked is not None:
+        return asked
+    needs = frozenset[Need]().union(*(phase.needs for phase in recipe.phases))
+    return LOOSE if needs & _BEHIND or held_out < GUARD_IMAGES else 0.0
 
 
 def quantizers_of(body: fx.GraphModule) -> dict[str, IntegerWeight | ActivationQuantizer]:
@@ -25,7 +39,14 @@ def quantizers_of(body: fx.GraphModule) -> dict[str, IntegerWeight | ActivationQ
 
 
 def worse_than_nearest(
-    unit: Unit, body: fx.GraphModule, state: RowState, targets: RowState, nearest: float, images: str
+    unit: Unit,
+    body: fx.GraphModule,
+    state: RowState,
+    targets: RowState,
+    nearest: float,
+    *,
+    images: str,
+    tolerance: float,
 ) -> WorseThanNearestWarning | None:
     """The warning for a unit whose error is larger than with nearest rounding; None where it is not.
 
@@ -36,9 +57,10 @@ def worse_than_nearest(
         targets: its float outputs.
         nearest: its error with nearest rounding, on the same images.
         images: what to call them.
+        tolerance: as a share of ``nearest``, how much larger is no harm.
     """
-    error = probe_error(unit, advance(body, take(state, PROBE_IMAGES)), targets)
-    if error <= nearest * (1 + TOLERANCE):
+    error = unit_error(unit, body, state, targets)
+    if error <= nearest * (1 + tolerance):
         return None
     return WorseThanNearestWarning(
         f"unit {unit.name}: its error on {images} images is {error:.3g} after the optimisation and {nearest:.3g} with "

@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx, nn
 
 from clcalib.calibrate.codes import CodeGrid
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, RowsWriter
-from clcalib.capture.running import BATCH, State
+from clcalib.capture.running import State, images_at_once
 from clcalib.quant.modules import ActivationQuantizer
+
+
+class StateWriter:
+    """The stores behind a unit, filled batch by batch.
+
+    An output that comes straight from an ``ActivationQuantizer`` is stored as codes; one that is handed through stays
+    in the store that it is in; other float32 values are stored as ``float_dtype``.
+
+    Args:
+        body: the unit, with all its quantizers.
+        state: its input.
+        space: where the new stores get their bytes.
+        float_dtype: see above.
+    """
+
+    def __init__(
+        self, body: fx.GraphModule, state: RowState, space: StoreSpace, float_dtype: torch.dtype = torch.float32
+    ) -> None:
+        inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
+        outputs = next(node for node in reversed(body.graph.nodes) if node.op == "output").args[0]
+        self._rows = {at: state[inputs.index(node)] for at, node in enumerate(outputs) if node in inputs}
+        self._writers = {
+            at: RowsWriter(space, len(state[0]), _grid_of(body, node), float_dtype)
+            for at, node in enumerate(outputs)
+            if node not in inputs
+        }
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has to be computed."""
+        return not self._writers
+
+    def append(self, start: int, outputs: State) -> None:
+        """Put a batch of the unit's outputs behind those that are there, which are ``start`` images."""
+        for at, writer in self._writers.items():
+            writer.append(outputs[at])
+
+    def finish(self) -> RowState:
+        """The stores, when all images are in them."""
+        done = self._rows | {at: writer.finish() for at, writer in self._writers.items()}
+        return tuple(done[at] for at in sorted(done))
+
+
+def run_batches(
+    body: fx.GraphModule, state: RowState, see: Callable[[int, State], None], count: int | None = None
+) -> None:
+    """Run a unit over the first ``count`` images, or all; ``see`` gets each batch's first number, and its outputs."""
+    count, size = len(state[0]) if count is None else min(count, len(state[0])), images_at_once(body)
+    for start in range(0, count, size):
+        see(start, body(*(rows.slice(start, min(start + size, count)) for rows in state)))
 
 
 @torch.no_grad()
 def advance_rows(
     body: fx.GraphModule, state: RowState, space: StoreSpace, float_dtype: torch.dtype = torch.float32
 ) -> RowState:
-    """Run a unit over all images, in the batches of ``running.advance``, into new stores.
-
-    An output that comes straight from an ``ActivationQuantizer`` is stored as codes; one that is handed through stays
-    in the store that it is in; other float32 values are stored as ``float_dtype``.
-    """
-    count = len(state[0])
-    inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
-    outputs = next(node for node in reversed(body.graph.nodes) if node.op == "output").args[0]
-    writers = {
-        position: RowsWriter(space, count, _grid_of(body, node), float_dtype)
-        for position, node in enumerate(outputs)
-        if node not in inputs
-    }
-    if writers:
-        for start in range(0, count, BATCH):
-            values = body(*(rows.slice(start, start + BATCH) for rows in state))
-            for position, writer in writers.items():
-                writer.append(values[position])
-    done = {position: writer.finish() for position, writer in writers.items()}
-    return tuple(done[at] if at in done else state[inputs.index(node)] for at, node in enumerate(outputs))
+    """Run a unit over all images into new stores, as ``StateWriter`` makes them."""
+    writer = StateWriter(body, state, space, float_dtype)
+    if not writer.is_idle:
+        run_batches(body, state, writer.append)
+    return writer.finish()
 
 
 @torch.enable_grad()
@@ -53,21 +90,23 @@ def squared_gradient(
         space: where the result is stored.
     """
     count = len(state[0])
+    size = min(images_at_once(body), images_at_once(rest))
+    half = max(1, size // 2)  # what lies between is kept for the gradient
     writer, total = RowsWriter(space, count), 0.0
-    for start in range(0, count, BATCH):
+    for start in range(0, count, size):
         with torch.no_grad():
-            outputs = body(*(rows.slice(start, start + BATCH) for rows in state))
-        targets = tuple(rows.slice(start, start + BATCH) for rows in float_outputs)
-        for half in range(0, len(outputs[0]), BATCH // 2):
-            part = slice(half, half + BATCH // 2)
+            outputs = body(*(rows.slice(start, start + size) for rows in state))
+        targets = tuple(rows.slice(start, start + size) for rows in float_outputs)
+        for first in range(0, len(outputs[0]), half):
+            part = slice(first, first + half)
             gradient = _gradient(rest, tuple(o[part] for o in outputs), tuple(t[part] for t in targets), position)
             writer.append(gradient.square_())
             total += float(gradient.sum(dtype=torch.float64))
     squared = writer.finish()
     mean = max(total / (count * gradient[0].numel()), torch.finfo(gradient.dtype).tiny)
     scaled = RowsWriter(space, count)
-    for start in range(0, count, BATCH):
-        scaled.append(squared.slice(start, start + BATCH) / mean)
+    for start in range(0, count, size):
+        scaled.append(squared.slice(start, start + size) / mean)
     return scaled.finish()
 
 

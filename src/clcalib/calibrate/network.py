@@ -16,7 +16,7 @@ from clcalib.calibrate.streams import counter_hash
 from clcalib.calibrate.unit_data import Inside
 from clcalib.calibrate.walk import Pair, Walk
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import BATCH
+from clcalib.capture.running import images_at_once
 from clcalib.capture.units import Unit
 from clcalib.objectives.lp import lp_error
 
@@ -108,7 +108,7 @@ class _Network:
         """Of each inner unit, on the first images: the reconstruction error, and that of an output of zeros."""
         floats, body = self.floats(list(self.targets)), self.whole.quantized.chain.body(0)
         images, rows = images[:PROBE_IMAGES], list[list[float]]()
-        for part in torch.split(images, BATCH):
+        for part in torch.split(images, images_at_once(body)):
             targets, outputs = floats(part), body(part)
             columns = zip(targets, self.positions(list(self.targets)), self.targets.values(), strict=True)
             pairs = [

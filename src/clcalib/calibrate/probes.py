@@ -8,10 +8,11 @@ import math
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.moving import run_batches
 from clcalib.calibrate.recipe import Pass, Phase
 from clcalib.calibrate.store import RowState
 from clcalib.calibrate.unit_data import UnitData
-from clcalib.capture.running import BATCH, State
+from clcalib.capture.running import BATCH, BATCH_BYTES, State, images_at_once
 from clcalib.capture.units import Unit
 from clcalib.errors import NumericalError
 from clcalib.objectives.local import batch_of
@@ -20,25 +21,59 @@ from clcalib.objectives.lp import lp_error
 PROBE_IMAGES = 256  # images that errors and relative weights are measured on
 
 
-def probe_error(unit: Unit, outputs: State, targets: RowState) -> float:
-    """The reconstruction error of a unit's outputs on the first images."""
-    position = unit.outputs.index(unit.target)
-    target = targets[position].first(PROBE_IMAGES)
-    return float(lp_error(outputs[position][: len(target)], target, channel_axis=unit.channel_axis))
+class ProbeError:
+    """The reconstruction error of a unit on the first images, added up over the batches of its outputs.
+
+    Args:
+        unit: the float unit.
+        targets: its outputs.
+    """
+
+    def __init__(self, unit: Unit, targets: RowState) -> None:
+        self._position, self._axis = unit.outputs.index(unit.target), unit.channel_axis
+        self._targets = targets[self._position]
+        self.count = min(PROBE_IMAGES, len(self._targets))
+        self.value = 0.0
+
+    def add(self, start: int, outputs: State) -> None:
+        """Take in the outputs from image ``start`` on; images behind the first ``count`` play no part."""
+        output = outputs[self._position][: max(0, self.count - start)]
+        if len(output):
+            target = self._targets.slice(start, start + len(output))
+            self.value += float(lp_error(output, target, channel_axis=self._axis)) * len(output) / self.count
+
+
+def stored_error(unit: Unit, outputs: RowState, targets: RowState) -> float:
+    """The error of outputs that are stored."""
+    error, at = ProbeError(unit, targets), unit.outputs.index(unit.target)
+    size = max(1, BATCH_BYTES // max(1, 4 * outputs[at].elements))
+    for start in range(0, error.count, size):
+        error.add(start, tuple(rows.slice(start, min(start + size, error.count)) for rows in outputs))
+    return error.value
+
+
+@torch.no_grad()
+def unit_error(unit: Unit, body: fx.GraphModule, state: RowState, targets: RowState) -> float:
+    """The error of a quantized unit on its stored input."""
+    error = ProbeError(unit, targets)
+    run_batches(body, state, error.add, error.count)
+    return error.value
 
 
 @torch.no_grad()
 def term_scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple[float, ...]:
     """Weights of the terms; relative ones are made as large as the host's terms for the unit as the phase finds it.
 
-    The outputs of all units inside a whole network are many, so there the images go through it in parts and the values
-    are averaged over the images; a term that sets images against each other (``normalised_crd_nce``) sees those of a
-    part.
+    The outputs of all units inside a whole network are many, and those of one unit large where the images are: there
+    the images go through it in parts and the values are averaged over the images; a term that sets images against each
+    other (``normalised_crd_nce``) sees those of a part.
     """
     if not any(term.is_relative for term in phase.terms):
         return tuple(term.weight for term in phase.terms)
     index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
-    parts = (index,) if data.inside is None else torch.split(index, _part_size(phase, len(index)))
+    size = images_at_once(hardened)
+    is_small = data.inside is None and size >= BATCH
+    parts = (index,) if is_small else torch.split(index, _part_size(phase, len(index), size))
     shares = [len(part) / len(index) for part in parts]
     columns = zip(*(_term_values(phase, hardened, data, part) for part in parts), strict=True)
     values = [sum(share * value for share, value in zip(shares, column, strict=True)) for column in columns]
@@ -59,10 +94,10 @@ def _term_values(phase: Phase, hardened: fx.GraphModule, data: UnitData, index: 
     return [float(term.objective(batches[term.on])) for term in terms]
 
 
-def _part_size(phase: Phase, count: int) -> int:
-    """About ``BATCH`` images, whole groups of those that are compared with each other; no part of a single one."""
+def _part_size(phase: Phase, count: int, wanted: int) -> int:
+    """About as many images as wanted, whole groups of those that are compared with each other; no part of one image."""
     group = math.lcm(*(batch_of(term.objective) or 1 for term in phase.terms))
-    size = group * max(1, BATCH // group)
+    size = group * max(1, max(2, wanted) // group)
     while size < count and count % size == 1:
         size += group
     return size

@@ -165,7 +165,7 @@ class StoreSpace:
 
     Attributes:
         used, in_files: the bytes of all blocks that there are now, in memory and in files.
-        most_used, most_in_files: the most that these came to.
+        most_used, most_in_files: the most that these came to, without those that are only passing.
 
     Args:
         budget: how many bytes all blocks in memory may have at a time; None is no limit.
@@ -184,24 +184,34 @@ class StoreSpace:
         self._reader: ThreadPoolExecutor | None = None
         self.used = self.in_files = 0
         self.most_used = self.most_in_files = 0
+        self._passing = {"used": 0, "in_files": 0}
 
     def allocate(
-        self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        is_passing: bool = False,
     ) -> MemoryBlock | FileBlock:
-        """A block of ``shape`` (rows, elements of a row), to be written before it is read."""
+        """A block of ``shape`` (rows, elements of a row), to be written before it is read.
+
+        Args:
+            shape: its size.
+            dtype: of the elements.
+            device: where rows are given back.
+            is_passing: whether it is no store of a unit, but a value inside one that is put aside for a moment; it
+                counts for the budget, not for ``most_used``.
+        """
         nbytes = shape[0] * shape[1] * dtype.itemsize
         if self._budget is not None and self.used + nbytes > self._budget:
             self._reader = self._reader or ThreadPoolExecutor(1, "clcalib-prefetch")
             file = FileBlock(shape, dtype, torch.device(device), self._folder, self._reader)
             self._files.add(file)
-            self.in_files += nbytes
-            self.most_in_files = max(self.most_in_files, self.in_files)
-            weakref.finalize(file, self._give_back_file, nbytes).atexit = False
+            self._count(file, "in_files", nbytes, is_passing=is_passing)
             return file
         block = MemoryBlock(torch.empty(shape, dtype=dtype, device=device))
-        self.used += nbytes
-        self.most_used = max(self.most_used, self.used)
-        weakref.finalize(block, self._give_back, nbytes).atexit = False
+        self._count(block, "used", nbytes, is_passing=is_passing)
         return block
 
     def close(self) -> None:
@@ -220,11 +230,16 @@ class StoreSpace:
     ) -> None:
         self.close()
 
-    def _give_back(self, nbytes: int) -> None:
-        self.used -= nbytes
+    def _count(self, block: Block, kind: str, nbytes: int, *, is_passing: bool) -> None:
+        """Count a block, as used or in files, for as long as anything refers to it."""
+        self._add(kind, nbytes, is_passing)
+        most, stored = f"most_{kind}", getattr(self, kind) - self._passing[kind]
+        setattr(self, most, max(getattr(self, most), stored))
+        weakref.finalize(block, self._add, kind, -nbytes, is_passing).atexit = False
 
-    def _give_back_file(self, nbytes: int) -> None:
-        self.in_files -= nbytes
+    def _add(self, kind: str, nbytes: int, is_passing: bool) -> None:
+        setattr(self, kind, getattr(self, kind) + nbytes)
+        self._passing[kind] += nbytes * is_passing
 
 
 def _bytes_of(rows: Tensor) -> memoryview:

@@ -155,8 +155,9 @@ class RowsWriter:
         codes, written = self._rows, self._written
         self._rows, self._written = None, 0
         if codes is not None:
-            for start in range(0, written, 64):
-                self.append(codes.slice(start, min(start + 64, written)))
+            size = max(1, min(64, (1 << 26) // max(1, 4 * codes.elements)))  # bounds the memory
+            for start in range(0, written, size):
+                self.append(codes.slice(start, min(start + size, written)))
 
     def _float_dtype_of(self, batch: Tensor) -> torch.dtype:
         return self._float_dtype if batch.dtype == torch.float32 else batch.dtype

@@ -10,15 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from clcalib.calibrate.caches import RANGE_IMAGES, dead_activation_warning, find_ranges, take
+from clcalib.calibrate.caches import dead_activation_warning, find_ranges
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
-from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, worse_than_nearest
+from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
 from clcalib.calibrate.loop import optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
-from clcalib.calibrate.probes import PROBE_IMAGES, check_finite, probe_error, term_scales
+from clcalib.calibrate.probes import ProbeError, check_finite, stored_error, term_scales, unit_error
 from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
@@ -26,7 +26,6 @@ from clcalib.calibrate.streams import StepStream, stream
 from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import Inside, UnitData
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import State, advance
 from clcalib.capture.units import Unit
 from clcalib.errors import NoBatchNormWarning
 from clcalib.objectives.batch import Need
@@ -35,7 +34,6 @@ from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
 
-HESSIAN_IMAGES = 256  # images that error feedback sees
 _WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 
 
@@ -72,6 +70,7 @@ class Walk:
         space: where the units' inputs and targets are stored; by default in memory without a limit.
         cache_dtype: as what those of the float network are stored.
         is_guarded: whether a unit whose error has grown goes back to nearest rounding.
+        guard_tolerance: the share by which it may grow; None as ``tolerance_of`` says.
     """
 
     floating: Chain
@@ -85,6 +84,7 @@ class Walk:
     space: StoreSpace = dataclasses.field(default_factory=StoreSpace)
     cache_dtype: torch.dtype = torch.float32
     is_guarded: bool = True
+    guard_tolerance: float | None = None
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.
@@ -109,13 +109,11 @@ class Walk:
         self.observer.unit_started(index, len(self.floating.units), unit.name, unit.kind, steps)
         float_body = self.floating.body(index)
         targets = advance_rows(float_body, pair.floating, self.space, self.cache_dtype)
-        # Outputs on the first images are no store of the budget: no name may keep them through the optimisation.
-        before = probe_error(unit, self._find_ranges(index, pair.quantized), targets)
+        before = self._find_ranges(index, pair.quantized, targets)
         other_before: float | None = None
         if other is not None:
             other_targets = advance_rows(float_body, other.floating, self.space, self.cache_dtype)
-            body = self.quantized.chain.body(index)
-            other_before = probe_error(unit, advance(body, take(other.quantized, PROBE_IMAGES)), other_targets)
+            other_before = unit_error(unit, self.quantized.chain.body(index), other.quantized, other_targets)
         plain = quantizers_of(self.quantized.chain.body(index))
         has_feedback = self.recipe.start == "error_feedback" and not is_skipped
         if has_feedback:
@@ -136,10 +134,11 @@ class Walk:
         check_finite(body, unit.name)
         kept: Literal["learned", "nearest"] = "learned" if phases or has_feedback else "nearest"
         if kept == "learned" and self.is_guarded:
-            judged = (pair.quantized, targets, before, "calibration")
+            judged, name, count = (pair.quantized, targets, before), "calibration", 0
             if other is not None and other_before is not None and len(other.quantized[0]) >= GUARD_IMAGES:
-                judged = (other.quantized, other_targets, other_before, "held-out")
-            warning = worse_than_nearest(unit, body, *judged)
+                judged, name, count = (other.quantized, other_targets, other_before), "held-out", GUARD_IMAGES
+            tolerance = tolerance_of(self.recipe, count, self.guard_tolerance)
+            warning = worse_than_nearest(unit, body, *judged, images=name, tolerance=tolerance)
             del judged  # stores, which are freed when the pairs move on
             if warning is not None:
                 warnings.warn(warning, stacklevel=3)
@@ -154,7 +153,7 @@ class Walk:
         """Bring the pair behind the unit; return the unit's error."""
         pair.floating = targets  # frees the stores of the float input, before those of the quantized output are made
         pair.quantized = advance_rows(body, pair.quantized, self.space)
-        return probe_error(unit, take(pair.quantized, PROBE_IMAGES), targets)
+        return stored_error(unit, pair.quantized, targets)
 
     def _put_back(self, index: int, quantizers: Mapping[str, nn.Module]) -> fx.GraphModule:
         """Give a unit the quantizers that it had; return it."""
@@ -162,21 +161,21 @@ class Walk:
             self.quantized.replace(name, quantizer)
         return self.quantized.chain.body(index)
 
-    def _find_ranges(self, index: int, state: RowState) -> State:
-        """Set the unit's ranges; return its outputs with them and with nearest weights, on the first images."""
-        found, dead, outputs = find_ranges(
-            self.quantized.chain.body(index), take(state, RANGE_IMAGES), self.activation_rule
-        )
-        if dead:
-            warnings.warn(dead_activation_warning(self.floating.units[index].name, dead), stacklevel=2)
-        for name, quantizer in found.items():
+    def _find_ranges(self, index: int, state: RowState, targets: RowState) -> float:
+        """Set the unit's ranges; return its error with them and with nearest weights."""
+        unit, body = self.floating.units[index], self.quantized.chain.body(index)
+        ranges, error = find_ranges(body, state, self.activation_rule, self.space), ProbeError(unit, targets)
+        ranges.lockstep.run_through(error.add)
+        if ranges.dead:
+            warnings.warn(dead_activation_warning(unit.name, ranges.dead), stacklevel=2)
+        for name, quantizer in ranges.quantizers.items():
             self.quantized.replace(name, quantizer)
-        return outputs
+        return error.value
 
     def _feed_back(self, index: int, state: RowState) -> None:
         body = self.quantized.chain.body(index)
         weights = {name: self._float_weight(layer) for name, layer in self._open_layers(index, body).items()}
-        for name, quantizer in compensated(body, weights, take(state, HESSIAN_IMAGES)).items():
+        for name, quantizer in compensated(body, weights, state, self.space).items():
             self.quantized.replace(name, quantizer)
 
     def optimise(

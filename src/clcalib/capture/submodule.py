@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from clcalib.capture.failures import first_sentence
+from clcalib.capture.trace import check_is_on_one_device
 from clcalib.errors import ArgumentError
 
 _BATCH = 8  # images that the whole model sees at a time
@@ -137,9 +138,11 @@ class Part:
             images: as the model takes them.
 
         Raises:
-            ArgumentError: there is no such submodule, it is not called, or it does not always get the same shapes.
+            ArgumentError: there is no such submodule, the model is on several devices, the part is not called, or it
+                does not always get the same shapes.
         """
         find(model, path)
+        check_is_on_one_device(model)
         own = copy.deepcopy(model).eval()
         form, rows = _gather(own, path, images, None)
         return cls(own, path, form), rows
@@ -202,7 +205,7 @@ def _gather(model: nn.Module, path: str, images: Tensor, form: InputForm | None)
     handle = model.get_submodule(path).register_forward_pre_hook(look, with_kwargs=True)
     parts: list[Tensor] = []
     try:
-        feed = _feed_of(model, images[:1].to(device))
+        feed = feed_of(model, images[:1].to(device))
         for start in range(0, len(images), _BATCH):
             seen.clear()
             batch = images[start : start + _BATCH].to(device)
@@ -216,8 +219,12 @@ def _gather(model: nn.Module, path: str, images: Tensor, form: InputForm | None)
     return forms[0], rows
 
 
-def _feed_of(model: nn.Module, images: Tensor) -> Callable[[Tensor], Any]:
-    """How the model takes images: as one tensor, or as a list."""
+def feed_of(model: nn.Module, images: Tensor, argument: str = "calibration") -> Callable[[Tensor], Any]:
+    """How the model takes images: as one tensor, or as a list; ``argument`` is what an error calls them.
+
+    Raises:
+        ArgumentError: it takes neither.
+    """
 
     def listed(batch: Tensor) -> Any:
         return model(list(batch))
@@ -231,7 +238,7 @@ def _feed_of(model: nn.Module, images: Tensor) -> Callable[[Tensor], Any]:
         except Exception as error:
             says = f"the model says: {first_sentence(error)}"
     shape = f"images of shape {tuple(images.shape[1:])}"
-    raise ArgumentError("calibration", f"images that {type(model).__name__} takes, as a tensor or a list", shape, says)
+    raise ArgumentError(argument, f"images that {type(model).__name__} takes, as a tensor or a list", shape, says)
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:

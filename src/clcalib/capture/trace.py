@@ -95,10 +95,9 @@ def _check_signature(model: nn.Module) -> None:
 
 def _check_tensors(model: nn.Module) -> None:
     """Raise for values that are not there, not on one device or not finite, and for parameters of another type."""
-    devices: dict[torch.device, str] = {}
+    check_is_on_one_device(model)
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
-            devices.setdefault(tensor.device, name)
             if not tensor.is_floating_point():
                 continue
             if kind == "parameter" and tensor.dtype != torch.float32:
@@ -108,9 +107,22 @@ def _check_tensors(model: nn.Module) -> None:
                 raise ArgumentError("model", "trained values", f"no values in the {kind} `{name}`", "load the weights")
             if not bool(torch.isfinite(tensor.detach()).all()):
                 raise NumericalError(f"the {kind} `{name}` of the model holds a value that is not finite")
+
+
+def check_is_on_one_device(model: nn.Module) -> None:
+    """Raise where parameters or buffers are on several devices; the error names the first one on each.
+
+    Raises:
+        ArgumentError: see above.
+    """
+    devices: dict[torch.device, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        devices.setdefault(tensor.device, name)
     if len(devices) > 1:
         got = ", ".join(f"`{name}` on {device}" for device, name in devices.items())
-        raise ArgumentError("model", "all of it on one device", got, "move it with model.to(device)")
+        is_empty = any(device.type == "meta" for device in devices)
+        remedy = "load the weights of what is on meta" if is_empty else "move it with model.to(device)"
+        raise ArgumentError("model", "all of it on one device", got, remedy)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ EXAMPLES = (
     "clcalib describe --model my_network.py:build --weights my.safetensors --shape 3,32,32 --unit layer\n\n"
     "clcalib describe run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*'"
 )
+_IMAGES = ("example", "calibration")  # what the library calls the images that are made for --shape
 _EXAMPLE_IMAGES = 2  # one image would be taken for a fixed batch of one
 
 
@@ -80,10 +81,15 @@ def describe(
     size = _image_shape(shape, parsed)
     section = parsed.quantization
     network, images = load_model(parsed.model), torch.zeros(_EXAMPLE_IMAGES, *size)
-    if parsed.model.submodule is not None:
-        part, images = Part.of(network, parsed.model.submodule, images)
-        network = part.module
-    chain = capture(network, images, unit=kind, patterns=section.unit_patterns)
+    try:
+        if parsed.model.submodule is not None:
+            part, images = Part.of(network, parsed.model.submodule, images)
+            network = part.module
+        chain = capture(network, images, unit=kind, patterns=section.unit_patterns)
+    except ArgumentError as error:
+        if shape is None or error.argument not in _IMAGES:
+            raise
+        raise error.under("--shape") from error
     policy = chain_policy(
         chain,
         section.bits(),

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
 
 from clcalib.cli.flags import (
     RUNTIME_HELP,
@@ -27,11 +28,12 @@ from clcalib.config_sources import merge, parse_assignment, with_absolute_paths
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, CheckpointError
 from clcalib.evaluate.accuracy import agreement, logits, top1
+from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections, is_detector
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
-from clcalib.report.tables import accuracy_table
+from clcalib.report.tables import accuracy_table, detection_table
 from clcalib.run import CONFIG_FILE, evaluation_images, limited_threads
 
 EXAMPLES = (
@@ -57,8 +59,17 @@ def evaluate(
     runtime: Annotated[str | None, typer.Option("--runtime", metavar="NAME", help=RUNTIME_HELP)] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    score_threshold: Annotated[
+        float,
+        typer.Option(
+            "--score-threshold", min=0.0, max=1.0, metavar="SCORE", help="Of a detector: from which score boxes count."
+        ),
+    ] = SCORE_THRESHOLD,
 ) -> None:
     """Load a saved model or any ONNX file and print its top-1 accuracy and its agreement with the float network.
+
+    Of a detector (boxes, labels and scores for each image) it prints how many
+    of the float network's boxes are found too.
 
     What is not given is taken from config.json in the folder, or beside the
     ONNX file.  The agreement needs the float network's weights.
@@ -85,12 +96,28 @@ def evaluate(
     config = build(EvaluationConfig, merge(_saved_config(saved), *given_here), str(saved))
     images = _images(config)
     with limited_threads(config.run.threads):
-        float_model = load_model(config.model)
-        place = config.run.device
-        outputs = logits(load(saved, float_model).to(place), images.images, device=place)
-        has_weights = config.model.weights is not None
-        float_outputs = logits(float_model.to(place), images.images, device=place) if has_weights else None
-    console.print(accuracy_table(_rows("quantized", outputs, float_outputs, images.labels), len(images)))
+        float_model, place = load_model(config.model), config.run.device
+        quantized, has_weights = load(saved, float_model).to(place), config.model.weights is not None
+        floating = float_model.to(place).eval() if has_weights else None
+        if is_detector(quantized, images.images[:1].to(place)):
+            shown = _detections(quantized, floating, images.images, place, score_threshold)
+        else:
+            shown = _classes(quantized, floating, images, place)
+    console.print(shown)
+
+
+def _classes(model: nn.Module, floating: nn.Module | None, images: EvaluationSet, place: str) -> Table:
+    outputs = logits(model, images.images, device=place)
+    float_outputs = None if floating is None else logits(floating, images.images, device=place)
+    return accuracy_table(_rows("quantized", outputs, float_outputs, images.labels), len(images))
+
+
+def _detections(model: nn.Module, floating: nn.Module | None, images: Tensor, place: str, threshold: float) -> Table:
+    if floating is None:
+        raise ArgumentError("--weights", "those of the float detector, whose boxes are compared with", "none")
+    tables = [detections(each, images, device=place) for each in (floating, model)]
+    found = detection_agreement(*tables, score_threshold=threshold)
+    return detection_table([("quantized", found.matched, found.overlap)], found.count, threshold)
 
 
 def _evaluate_onnx(path: Path, table: dict[str, Any], runtime: str, console: Console) -> None:

@@ -158,7 +158,8 @@ def quantization_flags(
     """
     plain = [text for text in bits or () if "=" not in text]
     if len(plain) > 1:
-        raise ArgumentError("--bits", "one of them without a pattern", ", ".join(plain), "give the others a pattern")
+        expected, remedy = "one pair of widths for all layers", "give the others a pattern, as in 'layer4.*=W4A8'"
+        raise ArgumentError("--bits", expected, " and ".join(plain), remedy)
     weights, activations = split_bits(plain[0] if plain else None)
     is_number = edge_bits is not None and edge_bits.strip().isdecimal()
     return {

@@ -43,7 +43,14 @@ from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import budget_table, summary_table, target_table, unit_table
+from clcalib.report.tables import (
+    budget_table,
+    detection_table,
+    method_name,
+    summary_table,
+    target_table,
+    unit_table,
+)
 from clcalib.run import dry_run, run
 
 EXAMPLES = (
@@ -290,6 +297,12 @@ def _show(record: RunRecord, out: Path, console: Console) -> None:
     console.print()
     if record.units and record.steps_per_unit:
         console.print(unit_table(record))
+        console.print()
+    if record.detection is not None:
+        found = record.detection
+        rows = [("nearest", found.nearest_matched, found.nearest_overlap)] if record.recipe != "nearest" else []
+        rows.append((method_name(record), found.matched, found.overlap))
+        console.print(detection_table(rows, found.detections, found.score_threshold))
         console.print()
     if record.budget is not None:
         console.print(budget_table(record.budget))

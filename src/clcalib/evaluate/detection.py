@@ -6,11 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from clcalib.capture.submodule import feed_of
 from clcalib.errors import ArgumentError
 
 Detections = Mapping[str, Tensor]  # of one image: boxes (K, 4) as x1, y1, x2, y2; labels (K,); scores (K,)
+
+SCORE_THRESHOLD = 0.5
+_NAMES = ("boxes", "labels", "scores")
+_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +35,7 @@ def detection_agreement(
     floats: Sequence[Detections],
     own: Sequence[Detections],
     *,
-    score_threshold: float = 0.5,
+    score_threshold: float = SCORE_THRESHOLD,
     least_overlap: float = 0.5,
 ) -> DetectionAgreement:
     """Match the detections of two networks image by image.
@@ -68,6 +73,34 @@ def detection_agreement(
     return DetectionAgreement(matched, sum(overlaps) / len(overlaps) if overlaps else None, count)
 
 
+@torch.no_grad()
+def is_detector(model: nn.Module, images: Tensor) -> bool:
+    """Whether the model answers images (N, ...), as a tensor or as a list, with a table of detections for each.
+
+    Raises:
+        ArgumentError: it takes images in neither form.
+    """
+    answer = feed_of(model, images, "evaluation")(images)
+    is_list = isinstance(answer, list | tuple) and len(answer) == len(images)
+    return is_list and all(isinstance(image, Mapping) and set(_NAMES) <= set(image) for image in answer)
+
+
+@torch.no_grad()
+def detections(
+    model: nn.Module, images: Tensor, *, batch_size: int = _BATCH, device: str | torch.device = "cpu"
+) -> list[Detections]:
+    """Run a detector over images (N, ...) in batches; one table for each image, on the CPU.
+
+    Raises:
+        ArgumentError: the model takes images neither as a tensor nor as a list.
+    """
+    feed, found = feed_of(model, images[:1].to(device), "evaluation"), list[Detections]()
+    for start in range(0, len(images), batch_size):
+        for image in feed(images[start : start + batch_size].to(device)):
+            found.append({name: image[name].cpu() for name in _NAMES})
+    return found
+
+
 def intersection_over_union(boxes: Tensor, others: Tensor) -> Tensor:  # (K, 4), (L, 4) -> (K, L)
     """|A and B| / |A or B| of every pair; 0 where the union is empty."""
     corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
@@ -80,10 +113,10 @@ def intersection_over_union(boxes: Tensor, others: Tensor) -> Tensor:  # (K, 4),
 
 def _sorted(image: Detections, threshold: float) -> dict[str, Tensor]:
     """The detections above the threshold, the best first, on the CPU."""
-    lacking = [name for name in ("boxes", "labels", "scores") if name not in image]
+    lacking = [name for name in _NAMES if name not in image]
     if lacking:
         raise ArgumentError("floats, own", "tables with boxes, labels and scores", f"one without {', '.join(lacking)}")
-    table = {name: image[name].detach().cpu() for name in ("boxes", "labels", "scores")}
+    table = {name: image[name].detach().cpu() for name in _NAMES}
     order = table["scores"].argsort(descending=True, stable=True)
     order = order[table["scores"][order] >= threshold]
     return {name: tensor[order] for name, tensor in table.items()}

@@ -6,10 +6,10 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import State, advance
+from clcalib.capture.running import State, advance, images_at_once
 from clcalib.evaluate.mutual_information import feature_bound
 from clcalib.objectives.keys import as_vectors
 
@@ -27,25 +27,55 @@ class UnitMetrics:
     mutual_information_bound: float
 
 
+@torch.no_grad()
 def unit_metrics(
     floating: Chain, quantized: Chain, images: Tensor, *, temperature: float = 0.1
 ) -> tuple[UnitMetrics, ...]:
-    """Run both chains side by side over images (K, ...) and compare them behind every unit."""
+    """Run both chains side by side over images (K, ...), batch by batch, and compare them behind every unit."""
     # Behind the float chain g(a_F) is one vector for every unit but the last, where the remainder is the identity.
     ends = floating.subgraph((floating.input_name,), (floating.feature_name, floating.output_name))
-    features, outputs = (as_vectors(tensor) for tensor in advance(ends, (images,)))
-    float_state: State = (images,)
-    state: State = (images,)
-    rows = []
-    for index, unit in enumerate(floating.units):
-        float_state = advance(floating.body(index), float_state)
-        state = advance(quantized.body(index), state)
+    features, outputs = advance(ends, (images,), as_vectors)
+    columns = [_Column.of(floating, quantized, index) for index in range(len(floating.units))]
+    size = min(images_at_once(piece) for column in columns for piece in (column.floating, column.quantized))
+    for start in range(0, len(images), size):
+        float_state: State = (images[start : start + size],)
+        state = float_state
+        for column in columns:
+            float_state, state = column.floating(*float_state), column.quantized(*state)
+            column.see(float_state, state)
+    keys = [features] * (len(columns) - 1) + [outputs]
+    return tuple(column.metrics(own, temperature) for column, own in zip(columns, keys, strict=True))
+
+
+@dataclasses.dataclass
+class _Column:
+    """One unit, and what is summed up of it."""
+
+    name: str
+    position: int  # of its target among its outputs
+    floating: nn.Module
+    quantized: nn.Module
+    rest: nn.Module  # the unit's outputs -> the penultimate feature, in float
+    queries: list[Tensor] = dataclasses.field(default_factory=list)
+    power: float = 0.0
+    noise: float = 0.0
+
+    @classmethod
+    def of(cls, floating: Chain, quantized: Chain, index: int) -> _Column:
+        unit = floating.units[index]
         position = unit.outputs.index(unit.target)
-        keys = outputs if index == len(floating.units) - 1 else features
-        queries = as_vectors(advance(floating.suffix(index, "features"), state)[0])
-        bound = feature_bound(queries, keys, temperature)
-        rows.append(UnitMetrics(unit.name, sqnr(float_state[position], state[position]), bound))
-    return tuple(rows)
+        bodies = floating.body(index), quantized.body(index)
+        return cls(unit.name, position, *bodies, floating.suffix(index, "features"))
+
+    def see(self, floats: State, quantized: State) -> None:
+        signal, other = floats[self.position], quantized[self.position]
+        self.power += float(_energy(signal))
+        self.noise += float(_energy(signal - other))
+        self.queries.append(as_vectors(self.rest(*quantized)[0]))
+
+    def metrics(self, keys: Tensor, temperature: float) -> UnitMetrics:
+        bound = feature_bound(torch.cat(self.queries), keys, temperature)
+        return UnitMetrics(self.name, _decibels(self.power, self.noise), bound)
 
 
 def _energy(tensor: Tensor) -> Tensor:
@@ -56,5 +86,8 @@ def _energy(tensor: Tensor) -> Tensor:
 
 def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
     """Signal to quantization noise in decibels; None where it is infinite or undefined."""
-    power, noise = float(_energy(signal)), float(_energy(signal - quantized))
+    return _decibels(float(_energy(signal)), float(_energy(signal - quantized)))
+
+
+def _decibels(power: float, noise: float) -> float | None:
     return 10 * math.log10(power / noise) if power > 0 and noise > 0 else None

@@ -6,12 +6,58 @@ which has its middle at 0, so that the zeros of a post-ReLU tensor stay zeros.  
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
+
+from clcalib.errors import NumericalError
 
 EXACT_VALUES = 1 << 16
 BINS = 1 << 14
 _CHUNK_VALUES = 1 << 22  # values at once, which bounds the memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histogram:
+    """What range rules need to know of a tensor that is nowhere in memory as a whole.
+
+    Attributes:
+        middles, counts: as ``condense`` gives them  # shape: (1, BINS + 2)
+        lower, upper: the exact extremes  # shape: (1,)
+    """
+
+    middles: Tensor
+    counts: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
+def gathered(parts: Callable[[], Iterable[Tensor]]) -> Tensor | Histogram:
+    """Values that come in parts, for a range rule: as one row if they are few, else as what ``condense`` makes of them.
+
+    Either way a rule finds the same range, bit for bit, as on the one tensor that the parts are of.
+
+    Args:
+        parts: gives float tensors of any shapes in their order; called twice.
+
+    Raises:
+        NumericalError: a value is NaN or infinite.
+    """
+    ends, count = list[Tensor](), 0
+    for part in parts():
+        ends.append(torch.stack(torch.aminmax(part.detach())).float())
+        count += part.numel()
+    if count <= EXACT_VALUES:
+        return torch.cat([part.detach().reshape(-1) for part in parts()])
+    lower, upper = (torch.stack(column) for column in zip(*ends, strict=True))
+    lower, upper = lower.amin(keepdim=True), upper.amax(keepdim=True)  # both carry a NaN through
+    if not bool(torch.isfinite(lower) & torch.isfinite(upper)):
+        raise NumericalError("tensor: expected finite values to find a range for, got NaN or infinity")
+    chunks = (chunk for part in parts() for chunk in _chunks(part.detach()))
+    middles, counts = _histogram(chunks, float(lower), float(upper))
+    return Histogram(middles[None], counts[None], lower, upper)
 
 
 def condense(values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -26,18 +72,24 @@ def condense(values: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if values.shape[1] <= EXACT_VALUES:
         return values, None
-    rows = [_histogram(row) for row in values]
+    rows = [_histogram(_chunks(row), *(float(end) for end in torch.aminmax(row))) for row in values]
     return torch.stack([middles for middles, _ in rows]), torch.stack([counts for _, counts in rows])
 
 
-def _histogram(row: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (BINS + 2,), (BINS + 2,)
-    lower, upper = (float(value) for value in torch.aminmax(row))
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:  # (N, *) -> (M,) each
+    rows = max(1, _CHUNK_VALUES // max(1, tensor[0].numel()))
+    for start in range(0, len(tensor), rows):
+        yield tensor[start : start + rows].reshape(-1).float()
+
+
+def _histogram(chunks: Iterable[Tensor], lower: float, upper: float) -> tuple[Tensor, Tensor]:  # -> (BINS + 2,) twice
     lower, upper = min(lower, 0.0), max(upper, 0.0)
     width = max(upper / BINS - lower / BINS, torch.finfo(torch.float32).tiny)
     below = round(-lower / width)  # bins below the one of 0
-    counts = torch.zeros(BINS + 2, dtype=torch.int64, device=row.device)
-    for start in range(0, len(row), _CHUNK_VALUES):
-        bins = row[start : start + _CHUNK_VALUES].div(width).round_().to(torch.int32).add_(below).clamp_(0, BINS + 1)
+    counts = torch.zeros(BINS + 2, dtype=torch.int64)
+    for chunk in chunks:
+        bins = chunk.div(width).round_().to(torch.int32).add_(below).clamp_(0, BINS + 1)
+        counts = counts.to(chunk.device)
         counts += torch.bincount(bins, minlength=BINS + 2)
-    middles = (torch.arange(BINS + 2, device=row.device) - below).to(torch.float32) * width
+    middles = (torch.arange(BINS + 2, device=counts.device) - below).to(torch.float32) * width
     return middles.clamp(lower, upper), counts.to(torch.float32)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from clcalib.errors import NumericalError
-from clcalib.quant.condense import condense
+from clcalib.quant.condense import Histogram, condense
 from clcalib.quant.functional import clamp_inclusive, fake_quantize
 from clcalib.quant.ranges import RangeRule
 from clcalib.quant.spec import QParams, QuantSpec
@@ -89,7 +89,7 @@ GRIDS: Mapping[str, FakeQuantize] = {
 SOFTMAX_GRIDS, GELU_GRIDS = ("uniform", "log2", "log_sqrt2"), ("uniform", "twin")
 
 
-def activation_range(tensor: Tensor, spec: QuantSpec, rule: RangeRule) -> QParams:
+def activation_range(tensor: Tensor | Histogram, spec: QuantSpec, rule: RangeRule) -> QParams:
     """The range of an activation: by ``rule`` on the uniform grid, by the least sum |x - x_hat|^2.4 on the others.
 
     Raises:
@@ -97,10 +97,12 @@ def activation_range(tensor: Tensor, spec: QuantSpec, rule: RangeRule) -> QParam
     """
     if spec.grid == "uniform":
         return rule(tensor, spec)
-    if not bool(torch.isfinite(tensor).all()):
-        raise NumericalError("tensor: expected finite values to find a range for, got NaN or infinity")
-    values, counts = condense(tensor.detach().float().reshape(1, -1))
-    counts = torch.ones_like(values) if counts is None else counts
+    if isinstance(tensor, Histogram):
+        values, counts = tensor.middles, tensor.counts
+    else:
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericalError("tensor: expected finite values to find a range for, got NaN or infinity")
+        values, counts = _counted(tensor)
     if spec.grid == "twin":
         negative = _search(values.clamp(max=0), counts, spec, -spec.q_min, lambda s: torch.stack((s, s)))
         positive = _search(values.clamp(min=0), counts, spec, spec.q_max, lambda s: torch.stack((s, s)))
@@ -108,6 +110,11 @@ def activation_range(tensor: Tensor, spec: QuantSpec, rule: RangeRule) -> QParam
     else:
         scale = _search(values, counts, spec, 1, lambda s: s)
     return QParams(scale, torch.zeros_like(scale))
+
+
+def _counted(tensor: Tensor) -> tuple[Tensor, Tensor]:  # -> (1, N) twice
+    values, counts = condense(tensor.detach().float().reshape(1, -1))
+    return values, torch.ones_like(values) if counts is None else counts
 
 
 def _search(

@@ -16,6 +16,7 @@ SETTINGS = ("qdrop", "brecq")
 EDGE_BITS = 8
 KIND_MARK = "@"  # begins a pattern of kinds instead of names: "@depthwise"
 FLOAT, FLOAT_BITS = "float", 32
+OVERRIDE, RAISED = "override", "raised for accuracy"  # begin the reasons of widths that are not those of all layers
 WIDTHS = '"W4A8", "W4" or "A8" (2 to 8, 32 for float), or "float"'
 
 EdgeBits = int | Literal["same"] | None
@@ -168,7 +169,7 @@ def build_policy(
             if _fits(pattern, layer, kinds.get(layer, "")):
                 widths = override if isinstance(override, Bits) else override.applied_to(widths)
                 own = override.reason if isinstance(override, Override) else ""
-                reason = own or f"override {pattern}"
+                reason = own or f"{OVERRIDE} {pattern}"
         weight, read = None if is_product else weight_spec(widths), None if index == 0 else input_spec(widths)
         rows.append(LayerPolicy(layer, weight, read, reason, kinds.get(layer, ""), read if is_product else None))
     return tuple(rows)

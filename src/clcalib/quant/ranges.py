@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError, NumericalError
-from clcalib.quant.condense import condense
+from clcalib.quant.condense import Histogram, condense
 from clcalib.quant.grid_search import best_on_grid
 from clcalib.quant.spec import PerChannel, QParams, QuantSpec
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
-RangeRule = Callable[[Tensor, QuantSpec], QParams]
+RangeRule = Callable[[Tensor | Histogram, QuantSpec], QParams]
 
 
 @dataclass(frozen=True)
 class MinMax:
     """The whole range: asymmetric s = (max(x, 0) - min(x, 0)) / (2^b - 1), symmetric s = 2 max|x| / (2^b - 1)."""
 
-    def __call__(self, tensor: Tensor, spec: QuantSpec) -> QParams:
+    def __call__(self, tensor: Tensor | Histogram, spec: QuantSpec) -> QParams:
         """Args, Returns and Raises as in ``MseGrid``."""
         rows = _Rows.of(tensor, spec)
         return rows.qparams(*_cover(rows.lower, rows.upper, spec))
@@ -59,15 +59,15 @@ class Percentile:
         if not 50 < self.percent <= 100:
             raise ArgumentError("percent", "a number above 50 and up to 100", self.percent)
 
-    def __call__(self, tensor: Tensor, spec: QuantSpec) -> QParams:
+    def __call__(self, tensor: Tensor | Histogram, spec: QuantSpec) -> QParams:
         """Args, Returns and Raises as in ``MseGrid``."""
         rows = _Rows.of(tensor, spec)
         share = self.percent / 100
         if spec.is_symmetric:
-            (upper,) = _quantiles(rows.values.abs(), share)
+            (upper,) = _quantiles(*rows.condensed_sizes(), share)
             lower = -upper
         else:
-            lower, upper = _quantiles(rows.values, 1 - share, share)
+            lower, upper = _quantiles(*rows.condensed(), 1 - share, share)
         is_empty = (lower == 0) & (upper == 0)
         lower, upper = torch.where(is_empty, rows.lower, lower), torch.where(is_empty, rows.upper, upper)
         return rows.qparams(*_cover(lower, upper, spec))
@@ -98,11 +98,12 @@ class MseGrid:
         if type(self.steps) is not int or self.steps < 1:
             raise ArgumentError("steps", "a whole number from 1", repr(self.steps))
 
-    def __call__(self, tensor: Tensor, spec: QuantSpec) -> QParams:
+    def __call__(self, tensor: Tensor | Histogram, spec: QuantSpec) -> QParams:
         """Find the scale and the zero point.
 
         Args:
             tensor: the values x, of any float type and memory format  # shape: (*)
+                Or, for one scale per tensor, what ``condense.gathered`` made of them.
             spec: the kind of quantizer.
 
         Returns:
@@ -113,7 +114,7 @@ class MseGrid:
             NumericalError: a value is NaN or infinite.
         """
         rows = _Rows.of(tensor, spec)
-        return rows.qparams(*best_on_grid(*condense(rows.values), spec, self.exponent, self.steps))
+        return rows.qparams(*best_on_grid(*rows.condensed(), spec, self.exponent, self.steps))
 
 
 RANGE_RULES: Mapping[str, RangeRule] = {
@@ -123,7 +124,7 @@ RANGE_RULES: Mapping[str, RangeRule] = {
 }
 
 
-def is_constant(tensor: Tensor, spec: QuantSpec) -> Tensor:
+def is_constant(tensor: Tensor | Histogram, spec: QuantSpec) -> Tensor:
     """Whether all values (of a channel) are the same, so that there is no range to speak of.
 
     Args:
@@ -145,13 +146,18 @@ class _Rows:
     """A tensor as one row per scale, with its exact extremes, and the way back to the shape of the parameters."""
 
     values: Tensor  # (C, N) float32
+    counts: Tensor | None  # (C, N) how often each occurs, where the rows are histograms already
     lower: Tensor  # (C,) min(x)
     upper: Tensor  # (C,) max(x)
     shape: tuple[int, ...]
     spec: QuantSpec
 
     @classmethod
-    def of(cls, tensor: Tensor, spec: QuantSpec) -> _Rows:
+    def of(cls, tensor: Tensor | Histogram, spec: QuantSpec) -> _Rows:
+        if isinstance(tensor, Histogram):
+            if isinstance(spec.granularity, PerChannel):
+                raise ArgumentError("granularity", "one scale for a histogram", spec.granularity)
+            return cls(tensor.middles, tensor.counts, tensor.lower, tensor.upper, (), spec)
         if not torch.is_floating_point(tensor) or tensor.numel() == 0:
             got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise ArgumentError("tensor", "a float tensor with at least one value", got)
@@ -167,7 +173,18 @@ class _Rows:
         lower, upper = torch.aminmax(values, dim=1)
         if not bool(torch.isfinite(lower).all() & torch.isfinite(upper).all()):  # both carry a NaN through
             raise NumericalError(f"tensor: expected finite values to find a range for, got NaN or infinity in {shape}")
-        return cls(values, lower, upper, shape, spec)
+        return cls(values, None, lower, upper, shape, spec)
+
+    def condensed(self) -> tuple[Tensor, Tensor | None]:
+        """The values, and how often each occurs where they are many."""
+        return condense(self.values) if self.counts is None else (self.values, self.counts)
+
+    def condensed_sizes(self) -> tuple[Tensor, Tensor | None]:
+        """The same of their absolute values."""
+        if self.counts is None:
+            return condense(self.values.abs())
+        sizes, order = self.values.abs().sort(1)
+        return sizes, self.counts.gather(1, order)
 
     def qparams(self, scale: Tensor, zero: Tensor) -> QParams:  # (C,), (C,) in codes from 0
         size = torch.maximum(self.lower.abs(), self.upper.abs())
@@ -196,9 +213,8 @@ def _one_sided_zero(values: Tensor, spec: QuantSpec) -> Tensor:  # (C,) -> (C,)
     return torch.where(values < 0, float(spec.levels - 1), 0.0)
 
 
-def _quantiles(values: Tensor, *shares: float) -> list[Tensor]:  # (C, N) -> (C,) each
+def _quantiles(values: Tensor, counts: Tensor | None, *shares: float) -> list[Tensor]:  # (C, N) twice -> (C,) each
     """Interpolated linearly between two values; in a histogram, the middle of the bin."""
-    values, counts = condense(values)
     if counts is not None:
         cumulative = counts.double().cumsum(1)
         wanted = cumulative[:, -1:] * torch.tensor(shares, dtype=torch.float64, device=values.device)  # (C, shares)

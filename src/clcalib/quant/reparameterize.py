@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +25,14 @@ from torch import Tensor, fx
 
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import is_linear, operator_name, value_of
-from clcalib.capture.running import advance
+from clcalib.capture.running import advance, bytes_of_one
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 from clcalib.quant.spec import PerChannel, QuantSpec
 
 # what moves rows of channels about, or averages them
 _MOVES = ("reshape", "permute", "transpose", "roll", "select", "slice", "clone", "contiguous", "pad", "mean")
 SMALLEST_SHARE = 1e-3  # of the mean scale, which a channel's own does not fall below
+_GROUP_BYTES = 1 << 28  # of the values that are in memory at a time, where one norm has no more by itself
 _BITS = 8  # of the ranges; the factors r do not depend on it
 
 
@@ -58,13 +60,26 @@ def reparameterize_layer_norm(chain: Chain, images: Tensor, rule: RangeRule = RA
     module = copy.deepcopy(chain.module)
     norms = [norm for node in module.graph.nodes if (norm := _read(node)) is not None]
     norms = [norm for norm in norms if _is_alone(module.graph, norm)]
-    for start in range(0, len(norms), 4):  # a few at a time, for the sake of memory
-        some = norms[start : start + 4]
+    for some in _groups(norms, len(images)):
         # None of them changes what another one gives out, so all ranges can be read off the chain as it was.
         values = advance(chain.subgraph((chain.input_name,), [norm.node.name for norm in some]), (images,))
         for norm, value in zip(some, values, strict=True):
             _reparameterize(module, norm, value, rule)
     return dataclasses.replace(chain, module=module)
+
+
+def _groups(norms: Sequence[_Norm], images: int) -> Iterator[list[_Norm]]:
+    """Norms that are read in one pass: as many as have room beside each other."""
+    group, used = list[_Norm](), 0
+    for norm in norms:
+        size = images * bytes_of_one(value_of(norm.node))
+        if group and used + size > _GROUP_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(norm)
+        used += size
+    if group:
+        yield group
 
 
 @torch.no_grad()

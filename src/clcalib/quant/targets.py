@@ -25,7 +25,8 @@ class Target:
         weight_bits: widths that a weight may have.
         activation_bits: widths that an activation may have.
         is_weight_symmetric: whether weights must be signed, with the zero point 0; scales are per output channel.
-        asymmetric_below: weights of fewer bits than this have a zero point all the same, as half of so few codes are too many to lose.
+        asymmetric_below: weights of fewer bits than this have a zero point all the same: of so few codes none is to be
+            lost.
         is_activation_symmetric: whether activations must be; their scale is per tensor.
         placement: where quantizers stand; None as in the papers, at what layers read.
         runtime: the runtime that executes the file, or None if nothing here does.

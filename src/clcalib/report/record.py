@@ -76,6 +76,23 @@ class LayerRecord(Frozen):
     reason: str
 
 
+class DetectionRecord(Frozen):
+    """How far the detections of nearest rounding and of the result are those of the float detector.
+
+    Attributes:
+        score_threshold: from which score on detections count; detections: how many the float detector has.
+        nearest_matched, matched: the share of them that is found too, or None where there are none.
+        nearest_overlap, overlap: the mean intersection over union of what is found, or None.
+    """
+
+    score_threshold: Fraction
+    detections: Count
+    nearest_matched: Fraction | None
+    nearest_overlap: Fraction | None
+    matched: Fraction | None
+    overlap: Fraction | None
+
+
 class LastPhaseRecord(Frozen):
     """What the phase over the whole network did; the units' own errors are those from before it.
 
@@ -188,6 +205,7 @@ class RunRecord(Frozen):
             clcalib, or None without the term.  ``resolved`` is a list of what was computed, one table for each phase,
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
             and ``on`` (which pass of the unit).
+        detection: of a detector of which a part was quantized, instead of accuracy and agreement.
         last_phase: what the phase over the whole network did, or None without one.
         runtime_target: the name of the target whose kernels the result is for, or None.
         deployment: the file that was written for it and how it was checked, or None.
@@ -197,6 +215,8 @@ class RunRecord(Frozen):
         seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
+        guard_tolerance: by what share a unit's error could be larger than with nearest rounding, which else took its
+            place; None where units were not guarded.
         versions: the versions of Python, clcalib and torch.
         precision: the type in which convolutions computed during optimisation; cache_precision: the type in which the
             float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
@@ -225,7 +245,9 @@ class RunRecord(Frozen):
     peak_memory_bytes: Count
     stored_bytes: Count = 0
     spilled_bytes: Count = 0
+    guard_tolerance: float | None = Field(default=None, ge=0.0)
     units: tuple[UnitRecord, ...] = ()
+    detection: DetectionRecord | None = None
     last_phase: LastPhaseRecord | None = None
     runtime_target: str | None = None
     deployment: DeploymentRecord | None = None

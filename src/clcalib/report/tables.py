@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.capture.describe import Shape, UnitRow
-from clcalib.quant.policy import TENSOR, LayerPolicy
+from clcalib.quant.policy import FLOAT_BITS, OVERRIDE, RAISED, TENSOR, LayerPolicy
 from clcalib.quant.spec import QuantSpec
-from clcalib.report.record import BudgetRecord, OnImages, RunRecord, TargetRecord
+from clcalib.report.record import BudgetRecord, LayerRecord, OnImages, RunRecord, TargetRecord
 
 MISSING = "-"
 _PERCENT = 100.0
@@ -95,7 +95,7 @@ def summary_table(records: Sequence[RunRecord], *, title: str = "Summary") -> Ta
     """
     table = new_table(title)
     table.add_column("method", style="bold", overflow="fold")
-    table.add_column("bits", no_wrap=True)
+    table.add_column("bits")
     for heading in ("top-1 [%]", "agreement [%]", "steps", "time"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     float_values = [record.float_top1 for record in records if record.float_top1 is not None]
@@ -161,6 +161,17 @@ def accuracy_table(rows: Sequence[tuple[str, float | None, float | None]], image
     return table
 
 
+def detection_table(rows: Sequence[tuple[str, float | None, float | None]], count: int, threshold: float) -> Table:
+    """(name, share of the float detector's detections that are found, their mean overlap) of each model."""
+    table = new_table(f"{count:,} float detections, scores from {threshold:g} on")
+    table.add_column("model", style="bold", overflow="fold")
+    for heading in ("found too [%]", "mean overlap [%]"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for name, matched, overlap in rows:
+        table.add_row(Text(name), percent(matched), percent(overlap))
+    return table
+
+
 def method_name(record: RunRecord) -> str:
     """The recipe's name, with what was added to it: ``qdrop + CL``, ``qdrop + last phase``."""
     host = record.recipe.replace("+contrastive", "").replace("+last_phase", " + last phase")
@@ -168,10 +179,16 @@ def method_name(record: RunRecord) -> str:
 
 
 def bits_name(record: RunRecord) -> str:
-    """The two widths in the usual form: ``W2A4``; of weights that were chosen one by one, the mean: ``W3.2A4``."""
+    """The two widths in the usual form, and how many layers have others by a pattern: ``W2A4, 3 layers otherwise``.
+
+    The first and last layer's own widths are part of the setting and not counted.  Of weights whose widths were chosen
+    one by one, the mean is told: ``W3.2A4``.
+    """
     if record.budget is not None:
         return f"W{record.budget.mean_weight_bits:.1f}A{record.activation_bits}"
-    return f"W{record.weight_bits}A{record.activation_bits}"
+    name = f"W{record.weight_bits}A{record.activation_bits}"
+    count = sum(_is_changed(row, record) for row in record.policy)
+    return name if count == 0 else f"{name}, {count} layer{'s' if count > 1 else ''} otherwise"
 
 
 def percent(fraction: float | None) -> str:
@@ -213,6 +230,12 @@ def new_table(title: str) -> Table:
     return Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", show_edge=False, pad_edge=False
     )
+
+
+def _is_changed(row: LayerRecord, record: RunRecord) -> bool:
+    """Whether a pattern gave a layer, or a search for an accuracy, widths that are not those of the run."""
+    own = (row.weight_bits or FLOAT_BITS, row.input_bits or FLOAT_BITS)
+    return row.reason.startswith((OVERRIDE, RAISED)) and own != (record.weight_bits, record.activation_bits)
 
 
 def _bits(spec: QuantSpec | None) -> str:

@@ -28,6 +28,7 @@ class Frozen(BaseModel):
 
 
 def check_finite(values: Any, owner: str) -> None:
+    """Raise ``NumericalError`` where a number anywhere in the values is infinite or NaN; it names the field."""
     for field, number in _numbers(values, owner):
         if not math.isfinite(number):
             raise NumericalError(

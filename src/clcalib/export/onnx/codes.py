@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from clcalib.export.onnx.call import Call, Names
-from clcalib.export.onnx.elementwise import Builder
+from clcalib.export.onnx.call import Builder, Call, Names
 from clcalib.export.onnx.writer import Codes, Writer
 from clcalib.quant.functional import quantize
 from clcalib.quant.modules import ActivationQuantizer
