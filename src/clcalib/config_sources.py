@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clcalib.errors import ConfigError
+from clcalib.errors import ArgumentError, CheckpointError, ConfigError
 
 Table = Mapping[str, Any]
+
+CONFIG_FILE = "config.json"
 
 _PATH_KEYS = (
     ("model", "weights"),
@@ -96,3 +98,24 @@ def value_at(table: Table, section: str, key: str) -> object:
 
 def _absolute(path: str, folder: Path) -> str:
     return str(folder / Path(path).expanduser())
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run left; an empty table where the model was saved from Python."""
+    if not folder.is_dir():
+        raise ArgumentError("OUT", "the output folder of a run", str(folder), "there is no such folder")
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return {}
+    try:
+        saved = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file ({error}); delete it and give --model") from None
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path}: not a configuration; delete it and give --model")
+    return {section: without_nulls(values) for section, values in saved.items()}
+
+
+def without_nulls(values: Any) -> Any:
+    """A section without the keys that hold nothing, which a TOML cannot say."""
+    return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values

@@ -30,6 +30,7 @@ from clcalib.report.record import DetectionRecord, RunRecord, write_record
 from clcalib.unit_records import last_phase_record, layer_records
 
 MEASURED_IMAGES = 256
+RECORD_FILE = "run.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class QuantizationResult:
             raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder, self.quantized, self._origin)
-        write_record(self.record, folder / "run.json")
+        write_record(self.record, folder / RECORD_FILE)
 
 
 def quantize(

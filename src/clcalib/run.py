@@ -18,21 +18,27 @@ from torch import Tensor
 from clcalib.calibrate.observer import Observer
 from clcalib.config import make_recipe
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
+from clcalib.config_sources import CONFIG_FILE
 from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.data.division import halves, kept_aside
 from clcalib.data.sources import load_calibration, load_evaluation
+from clcalib.deployment import deploy, deployment_of
 from clcalib.errors import ArgumentError, OutputExistsError
 from clcalib.estimate import Estimate, estimate
+from clcalib.export.checkpoint import load_chain
+from clcalib.export.deployed import PAPER, check_operators, write_float_onnx
+from clcalib.export.onnx.model import require_onnx
 from clcalib.files import write_atomically
 from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
 from clcalib.model_source import load_model
-from clcalib.pipeline import quantize
+from clcalib.pipeline import RECORD_FILE, quantize
 from clcalib.quant.allocation import check_solver
-from clcalib.report.record import RunRecord
+from clcalib.report.deployment import DeploymentRecord
+from clcalib.report.record import RunRecord, write_record
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
 
-CONFIG_FILE = "config.json"
+ONNX_FILE = "model.onnx"
 USUAL_CALIBRATION_IMAGES = 1024
 
 
@@ -45,6 +51,8 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
     check_goal(config)
+    if config.quantization.target is not None:
+        require_onnx()
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)
@@ -55,10 +63,37 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         else:
             arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
             result = quantize_to_target(model, **arguments, **config.target.model_dump())
-    observer.stage("saving")
-    result.save(config.run.out, overwrite=config.run.overwrite)
-    write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+        observer.stage("saving")
+        result.save(config.run.out, overwrite=config.run.overwrite)
+        write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+        if config.quantization.target is not None:
+            observer.stage("export")
+            checked = None if config.model.submodule is not None else arguments["evaluation"]
+            result = deploy(result, config.run.out / ONNX_FILE, checked)
+            write_record(result.record, config.run.out / RECORD_FILE)
     return result.record
+
+
+def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path | None = None) -> DeploymentRecord:
+    """Write the result of an earlier run as ONNX, for the target that it was calibrated for, and check the file.
+
+    Args:
+        folder: what ``run`` left.
+        config: of the model and, where there are some, of the images on which runtime and simulation are compared.
+        path: of the file.
+        float_path: where the float network goes, to be timed against; None for nowhere.
+
+    Raises:
+        ClcalibError: the folder, the model or the images cannot be used, or an operator cannot be written.
+    """
+    require_onnx()
+    with limited_threads(config.run.threads):
+        loaded = load_chain(folder, load_model(config.model))
+        evaluation = None if loaded.part is not None else evaluation_images(config)
+        check_operators(loaded.floating, loaded.target)
+        if float_path is not None:
+            write_float_onnx(loaded.floating, float_path)
+        return deployment_of(loaded.quantized, loaded.target or PAPER, path, evaluation)
 
 
 def dry_run(config: RunConfig, observer: Observer) -> Estimate:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import clcalib
-from clcalib.cli import bench, data, describe, evaluate, quantize, targets
+from clcalib.cli import bench, data, describe, evaluate, export, quantize, targets
 from clcalib.cli.messages import show_error, shown_warnings
 from clcalib.errors import ClcalibError, OutputExistsError
 
@@ -35,6 +35,7 @@ app.command(name="describe", epilog=describe.EXAMPLES)(describe.describe)
 app.command(name="quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(name="evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(name="bench", epilog=bench.EXAMPLES)(bench.bench_command)
+app.command(name="export", epilog=export.EXAMPLES)(export.export_command)
 app.command(name="targets")(targets.targets)
 app.add_typer(data.app, name="data")
 

@@ -24,9 +24,16 @@ from clcalib.cli.flags import (
 )
 from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig, ModelSection, OnnxEvaluationConfig
-from clcalib.config_sources import merge, parse_assignment, with_absolute_paths
+from clcalib.config_sources import (
+    CONFIG_FILE,
+    merge,
+    parse_assignment,
+    saved_config,
+    with_absolute_paths,
+    without_nulls,
+)
 from clcalib.data.calibration import EvaluationSet
-from clcalib.errors import ArgumentError, CheckpointError
+from clcalib.errors import ArgumentError
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections, is_detector
 from clcalib.export.runtimes import read_model
@@ -34,7 +41,7 @@ from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
 from clcalib.report.tables import accuracy_table, detection_table
-from clcalib.run import CONFIG_FILE, evaluation_images, limited_threads
+from clcalib.run import evaluation_images, limited_threads
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -93,7 +100,7 @@ def evaluate(
         return
     if runtime is not None:
         raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {saved}", "leave it out")
-    config = build(EvaluationConfig, merge(_saved_config(saved), *given_here), str(saved))
+    config = build(EvaluationConfig, merge(saved_config(saved), *given_here), str(saved))
     images = _images(config)
     with limited_threads(config.run.threads):
         float_model, place = load_model(config.model), config.run.device
@@ -152,27 +159,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("model", "data", "run")):
         return {}
-    return {section: _without_nulls(values) for section, values in saved.items()}
-
-
-def _saved_config(folder: Path) -> dict[str, Any]:
-    """The configuration that a run left; an empty table where the model was saved from Python."""
-    if not folder.is_dir():
-        raise ArgumentError("OUT", "the output folder of a run", str(folder), "there is no such folder")
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        return {}
-    try:
-        saved = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error}); delete it and give --model") from None
-    if not isinstance(saved, dict):
-        raise CheckpointError(f"{path}: not a configuration; delete it and give --model")
-    return {section: _without_nulls(values) for section, values in saved.items()}
-
-
-def _without_nulls(values: Any) -> Any:
-    return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+    return {section: without_nulls(values) for section, values in saved.items()}
 
 
 def _rows(

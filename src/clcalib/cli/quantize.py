@@ -42,6 +42,7 @@ from clcalib.config_problems import options_model
 from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ClcalibWarning
+from clcalib.report.deployment_table import deployment_table
 from clcalib.report.record import RunRecord
 from clcalib.report.tables import (
     budget_table,
@@ -206,8 +207,9 @@ def quantize(
     """Quantize a trained network with a few hundred images; nothing is retrained.
 
     Leaves model.safetensors, model.json, run.json and config.json in the
-    output folder.  clcalib describe shows what --bits and --float patterns
-    mean for a network, and --dry-run what a run takes.
+    output folder, and with --target the file for the runtime, model.onnx,
+    which is checked in it at once.  clcalib describe shows what --bits and
+    --float patterns mean for a network, and --dry-run what a run takes.
 
     With --size-budget or --cost-budget the widths of weights are chosen, so
     that they hurt least within it; a width that a pattern names stays.
@@ -306,6 +308,9 @@ def _show(record: RunRecord, out: Path, console: Console) -> None:
         console.print()
     if record.budget is not None:
         console.print(budget_table(record.budget))
+        console.print()
+    if record.deployment is not None:
+        console.print(deployment_table(record.deployment))
         console.print()
     if record.target is not None:
         console.print(target_table(record.target))

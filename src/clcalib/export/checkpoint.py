@@ -38,7 +38,7 @@ from clcalib.quant.packing import pack, unpack
 from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.ranges import RANGE_RULES
 from clcalib.quant.spec import PerChannel, PerTensor, QParams, QuantSpec
-from clcalib.quant.targets import target_of
+from clcalib.quant.targets import Target, target_of
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
@@ -103,8 +103,33 @@ def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> 
     write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A saved network as chains, on the CPU.
+
+    Attributes:
+        floating: the given model's.
+        quantized: the saved one's.
+        part: the part of the model that it is of, or None for the whole model.
+        target: whose kernels it was calibrated for, or None.
+    """
+
+    floating: Chain
+    quantized: QuantizedChain
+    part: Part | None
+    target: Target | None
+
+
 def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
-    """Return the quantized network that was saved in ``folder``.
+    """Return the quantized network that was saved in ``folder``, where the model is; see ``load_chain``."""
+    home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    loaded = load_chain(folder, model)
+    network = whole(loaded.quantized.chain.module.to(home))
+    return network if loaded.part is None else loaded.part.put_back(network)
+
+
+def load_chain(folder: Path, model: nn.Module) -> Loaded:
+    """Return the quantized chain that was saved in ``folder``, beside the float one.
 
     Args:
         folder: holds ``model.safetensors`` and ``model.json``.
@@ -134,14 +159,12 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {error}") from None
     if problems := _misfits(chain, description["code_shapes"], tensors):
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     chain.module.cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
         quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"], placement)
     _restore(quantized, tensors, description["code_shapes"], folder)
-    network = whole(quantized.chain.module.to(home))
-    return network if part is None else part.put_back(network)
+    return Loaded(chain, quantized, part, target)
 
 
 def _part(model: nn.Module, description: dict[str, Any]) -> Part | None:

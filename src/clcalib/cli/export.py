@@ -1,0 +1,74 @@
+"""``clcalib export``: the result of a run as an ONNX file, checked in its runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from clcalib.cli.flags import (
+    EvaluationOption,
+    ModelOption,
+    SetOption,
+    ThreadsOption,
+    WeightsOption,
+    given,
+)
+from clcalib.config import build
+from clcalib.config_sections import EvaluationConfig
+from clcalib.config_sources import merge, parse_assignment, saved_config, with_absolute_paths
+from clcalib.errors import OutputExistsError
+from clcalib.report.deployment_table import deployment_table
+from clcalib.run import ONNX_FILE, export
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "clcalib export runs/w8a8\n\n"
+    "clcalib export runs/w8a8 --out deployed.onnx --float float.onnx\n\n"
+    "clcalib export runs/w8a8 --model net.py:build --weights net.safetensors --evaluation images/"
+)
+
+
+def export_command(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help=f"The file to write; {ONNX_FILE} in the folder.")
+    ] = None,
+    float_: Annotated[
+        Path | None, typer.Option("--float", metavar="FILE", help="Write the float network too, for clcalib bench.")
+    ] = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    evaluation: EvaluationOption = None,
+    settings: SetOption = None,
+    threads: ThreadsOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")] = False,
+) -> None:
+    """Write the result of a run as an ONNX file for its target, and check it in the target's runtime.
+
+    A run with --target onnxruntime or openvino has written the file already;
+    this writes it again, elsewhere, or checks it on other images.  A run
+    without a target gives a reference graph that computes in float, bit for
+    bit what was simulated: quantize again with --target to have integer
+    kernels do the work.
+
+    Compared are the codes at every quantizer, on 512 evaluation images: a
+    kernel may round one code up or down, and more is told as a defect.
+    """
+    path = out or folder / ONNX_FILE
+    for file in (path, float_):
+        if file is not None and file.exists() and not overwrite:
+            raise OutputExistsError(f"{file} exists; name another file, or say --overwrite")
+    flags = {
+        "model": {"entry": model, "weights": weights},
+        "data": {"evaluation": evaluation},
+        "run": {"threads": threads},
+    }
+    here = Path.cwd()
+    assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
+    table = merge(saved_config(folder), *assigned, with_absolute_paths(given(flags), here))
+    record = export(folder, build(EvaluationConfig, table, str(folder)), path, float_)
+    Console(highlight=False).print(deployment_table(record))
