@@ -187,7 +187,7 @@ def plot(arguments: argparse.Namespace) -> None:
             lows, highs = [min(row["top1"]) for row in own], [max(row["top1"]) for row in own]
             axes.fill_between(x, lows, highs, color=colour, alpha=0.18, linewidth=0)
             axes.plot(x, [row["mean"] for row in own], color=colour, marker=mark, linestyle=line, label=KINDS[kind])
-        axes.axhline(rows[0]["float_top1"] if rows else 0, color="black", linewidth=0.8)
+        axes.axhline(rows[0]["float_top1"] if rows else 0, color="black", linewidth=0.8, label="float")
         axes.set(title=recipe, xlabel="weights in the checkpoint, kB")
         axes.tick_params(axis="y", length=0)
     panels[0].set_ylabel("top-1 on the test images, %")
