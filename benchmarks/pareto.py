@@ -80,6 +80,13 @@ def mean_bytes(network: str, width: float) -> int:
     return least if share == 0 else int(least + share * (uniform_bytes(network, low + 1) - least))
 
 
+@functools.cache
+def float_top1(network: str, data: Path, count: int) -> float:
+    """Of the float network, on the first ``count`` test images."""
+    tests, labels = (tensor[:count] for tensor in all_images(data, "test"))
+    return 100 * top1(logits(NETWORKS[network].load(), tests), labels)
+
+
 def run_cell(cell: Cell, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run; the test images give the number and nothing else."""
     model = NETWORKS[arguments.network].load()
@@ -108,7 +115,7 @@ def run_cell(cell: Cell, seed: int, arguments: argparse.Namespace) -> dict[str, 
         "seed": seed,
         "bytes": size,
         "top1": 100 * top1(logits(result.model, tests), labels),
-        "float_top1": 100 * top1(logits(model, tests), labels),
+        "float_top1": float_top1(arguments.network, arguments.data, arguments.tests),
         "test_images": len(tests),
         "calibration_images": len(calibration),
         "budget": None if budgeted is None else budgeted.model_dump(),

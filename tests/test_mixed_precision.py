@@ -306,6 +306,15 @@ def test_what_cannot_be_measured_is_refused():
         choose(maps, budget=clcalib.Budget(cost=1.0))
 
 
+def test_where_all_is_settled_there_is_nothing_to_choose():
+    settled = {"*": "W4A4", "@linear": "float"}
+    found = choose(overrides=settled, budget=clcalib.Budget(size=10**6, weights=(2, 8), images=8))
+    assert found.overrides == settled
+    assert {unit.widths for unit in found.record.units} == {None}
+    assert found.record.size == found.record.smallest_size
+    assert found.record.is_optimal
+
+
 def test_the_callers_random_state_and_model_stay():
     model = tiny()
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
