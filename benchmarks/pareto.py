@@ -80,6 +80,13 @@ def mean_bytes(network: str, width: float) -> int:
     return least if share == 0 else int(least + share * (uniform_bytes(network, low + 1) - least))
 
 
+@functools.cache
+def float_top1(network: str, data: Path, count: int) -> float:
+    """Of the float network, on the first ``count`` test images."""
+    tests, labels = (tensor[:count] for tensor in all_images(data, "test"))
+    return 100 * top1(logits(NETWORKS[network].load(), tests), labels)
+
+
 def run_cell(cell: Cell, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run; the test images give the number and nothing else."""
     model = NETWORKS[arguments.network].load()
@@ -108,7 +115,7 @@ def run_cell(cell: Cell, seed: int, arguments: argparse.Namespace) -> dict[str, 
         "seed": seed,
         "bytes": size,
         "top1": 100 * top1(logits(result.model, tests), labels),
-        "float_top1": 100 * top1(logits(model, tests), labels),
+        "float_top1": float_top1(arguments.network, arguments.data, arguments.tests),
         "test_images": len(tests),
         "calibration_images": len(calibration),
         "budget": None if budgeted is None else budgeted.model_dump(),
@@ -187,7 +194,7 @@ def plot(arguments: argparse.Namespace) -> None:
             lows, highs = [min(row["top1"]) for row in own], [max(row["top1"]) for row in own]
             axes.fill_between(x, lows, highs, color=colour, alpha=0.18, linewidth=0)
             axes.plot(x, [row["mean"] for row in own], color=colour, marker=mark, linestyle=line, label=KINDS[kind])
-        axes.axhline(rows[0]["float_top1"] if rows else 0, color="black", linewidth=0.8)
+        axes.axhline(rows[0]["float_top1"] if rows else 0, color="black", linewidth=0.8, label="float")
         axes.set(title=recipe, xlabel="weights in the checkpoint, kB")
         axes.tick_params(axis="y", length=0)
     panels[0].set_ylabel("top-1 on the test images, %")

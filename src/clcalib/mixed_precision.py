@@ -125,40 +125,46 @@ def choose_widths(
         ArgumentError: as ``quantize_to_budget`` raises it.
         MissingPackageError: SciPy is missing.
     """
-    start = time.perf_counter()
-    if not isinstance(budget, Budget):
-        raise ArgumentError("budget", "a Budget", type(budget).__name__, 'e.g. clcalib.Budget(size="200KB")')
-    check_is_one_network(options.get("submodule"))
-    check_solver()
+    start, observer = time.perf_counter(), observer or SilentObserver()
     given = inspect.signature(quantize).bind(model, calibration, recipe=recipe, bits=bits, **options)
     given.apply_defaults()
-    settings, observer = given.arguments, observer or SilentObserver()
-    rules = tuple(range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
-    grids, device = checked_grids(settings["softmax_grid"], settings["gelu_grid"]), checked_device(settings["device"])
-    pairs = [
-        dataclasses.replace(bits, weights=weights, activations=activations)
-        for activations, weights in itertools.product(
-            budget.activations or (bits.activations,), budget.weights or (bits.weights,)
-        )
-    ]
-    observer.stage("widths")
+    settings = given.arguments
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", ClcalibWarning)  # the run tells them
-        check_arguments(calibration, recipe, bits, ())
-        chain = _chain(model, calibration, recipe, budget, settings, device)
+        _check(budget, settings)
+        first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
+        observer.stage("widths")
+        chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
         plan = plan_widths(
             chain,
             pairs,
             setting=settings["setting"],
             overrides=overrides,
             first_last_bits=settings["first_last_bits"],
-            grids=grids,
+            grids=checked_grids(settings["softmax_grid"], settings["gelu_grid"]),
         )
-        images = calibration.images[: max(budget.images, RANGE_IMAGES)].to(device)
-        found = search_widths(chain, plan, budget, images, (rules[0], rules[1]), observer)
+        images = calibration.images[: max(budget.images, RANGE_IMAGES)].to(settings["device"])
+        found = search_widths(chain, plan, budget, images, (first, second), observer)
     own = plan.overrides(found.chosen, with_inputs=bool(budget.activations), with_weights=bool(budget.weights))
     # What a pattern names comes behind and wins; what it leaves open stays as chosen.
     return WidthChoice(_widest(bits, pairs[-1]), laid_under(own, overrides), found.record, time.perf_counter() - start)
+
+
+def _check(budget: object, settings: Mapping[str, Any]) -> None:
+    """Raise for what no search can begin with."""
+    if not isinstance(budget, Budget):
+        raise ArgumentError("budget", "a Budget", type(budget).__name__, 'e.g. clcalib.Budget(size="200KB")')
+    others = [(name, settings[name]) for name in ("evaluation", "held_out")]
+    check_arguments(settings["calibration"], settings["recipe"], settings["bits"], others)
+    check_is_one_network(settings["submodule"])
+    checked_device(settings["device"])
+    check_solver()
+
+
+def _pairs(bits: Bits, budget: Budget) -> list[Bits]:
+    """The candidates, in rising order."""
+    both = itertools.product(budget.activations or (bits.activations,), budget.weights or (bits.weights,))
+    return [dataclasses.replace(bits, weights=weights, activations=activations) for activations, weights in both]
 
 
 def _widest(bits: Bits, last: Bits) -> Bits:
@@ -181,7 +187,6 @@ def _chain(
     recipe: Recipe,
     budget: Budget,
     settings: Mapping[str, Any],
-    device: torch.device,
 ) -> Chain:
     """The float chain in the units that have widths of their own."""
     is_per_unit = budget.per == "unit"
@@ -196,7 +201,7 @@ def _chain(
         got = f"an output of {value_of(outputs[0]).ndim} dimensions" if len(outputs) == 1 else f"{len(outputs)} outputs"
         remedy = 'choose widths by hand: overrides={"pattern": "W4A8"}, --bits PATTERN=WIDTHS'
         raise ArgumentError("model", "an output (N, classes), whose divergence is measured", got, remedy)
-    chain.module.to(device)
+    chain.module.to(settings["device"])
     if settings["is_layer_norm_reparameterized"]:
-        chain = reparameterize_layer_norm(chain, calibration.images[:RANGE_IMAGES].to(device))
+        chain = reparameterize_layer_norm(chain, calibration.images[:RANGE_IMAGES].to(settings["device"]))
     return chain

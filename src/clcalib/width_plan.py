@@ -90,13 +90,12 @@ def laid_under(chosen: Mapping[str, Override], overrides: Overrides | None) -> O
     """The user's overrides behind the chosen ones, so that they win; a width that they leave open stays as chosen."""
     found: dict[str, Bits | Override | str] = {**chosen}
     for pattern, widths in (overrides or {}).items():
-        own = found.pop(pattern, None)
+        own, found[pattern] = found.pop(pattern, None), widths
         given = Override.parse(f"overrides[{pattern!r}]", widths) if isinstance(widths, str) else widths
         if isinstance(given, Override) and isinstance(own, Override):  # of one layer by its name
             weights = own.weights if given.weights == "default" else given.weights
             inputs = own.activations if given.activations == "default" else given.activations
-            given = Override(weights, inputs, reason=given.reason)
-        found[pattern] = given
+            found[pattern] = Override(weights, inputs, reason=given.reason)
     return found
 
 

@@ -212,8 +212,8 @@ def quantize(
     --float patterns mean for a network, and --dry-run what a run takes.
 
     With --size-budget or --cost-budget the widths of weights are chosen, so
-    that they hurt least within it; a width that a pattern names stays.
-    [budget] of the TOML has more, such as candidate widths of activations.
+    that they hurt least within it; a width that a pattern names stays.  The
+    TOML's section budget has more, such as candidate widths of activations.
 
     With --max-drop, half of the evaluation images choose the widths and the
     other half report; a figure to publish needs a third set, which took no
