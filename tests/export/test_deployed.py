@@ -1,0 +1,190 @@
+"""Networks calibrated for a target: integer kernels do the work, and give the codes that were simulated."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import clcalib
+from clcalib.deployment import deploy
+from clcalib.errors import KernelDifferenceWarning, RuntimeMissingWarning, UnsupportedOperatorError
+from clcalib.export.deployed import onnx_rules, write_float_onnx, write_onnx
+from clcalib.export.onnx.emit import emit, round_biases
+from clcalib.export.roundtrip import compare_codes, with_codes
+from clcalib.export.runtimes import LayerCounts, integer_report, session
+from clcalib.pipeline import QuantizationResult
+from clcalib.quant.modules import ActivationQuantizer
+from clcalib.quant.spec import QParams
+from clcalib.quant.targets import TARGETS
+
+IMAGES = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+
+
+class Moves(nn.Module):
+    """What may stand between a quantizer and its reader: pools, pads, slices, shuffles, means, clamps of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, groups=8)
+        self.narrow = nn.Conv2d(8, 8, 1)
+        self.wide = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem(x))
+        x = F.max_pool2d(x, 2)
+        y = F.hardtanh(self.depthwise(F.pad(x, (0, 1, 0, 1))), -0.5, 0.7)
+        z = F.pad(x[:, :4, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        y = F.relu(self.narrow(y) + z)
+        y = F.relu(self.wide(torch.cat([y, z.flip(1) * 0.5], 1)))
+        return self.head(y.mean((2, 3)))
+
+
+def calibrated(model: nn.Module, target: str, weights: int, activations: int) -> QuantizationResult:
+    images = clcalib.CalibrationSet.from_tensor(IMAGES)
+    bits = clcalib.Bits(weights, activations)
+    return clcalib.quantize(model, images, recipe=clcalib.recipes.nearest(), bits=bits, target=target)
+
+
+def moves() -> nn.Module:
+    torch.manual_seed(1)
+    return Moves().eval()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("widths", [(8, 8), (4, 4), (2, 3)], ids=["w8a8", "w4a4", "w2a3"])
+@pytest.mark.parametrize("build", [tiny, moves], ids=["tiny", "moves"])
+def test_codes_are_those_that_were_simulated(
+    build: type[nn.Module], widths: tuple[int, int], target: str, tmp_path: Path
+) -> None:
+    quantized = calibrated(build(), target, *widths).quantized
+    path = tmp_path / "model.onnx"
+    emitted = write_onnx(quantized, path, TARGETS[target])
+    found = compare_codes(quantized.chain, emitted, session(with_codes(emitted), target, threads=1), IMAGES)
+    assert set(emitted.codes) == {str(n) for n in quantized.chain.module.graph.nodes if n.target in
+                                  quantized.activations.values()}  # fmt: skip
+    assert found.max_code_difference <= 1
+    assert max(row.own_share for row in found.tensors) < 1e-3
+    plain = session(path, target, threads=1)(IMAGES.numpy())["logits"]
+    assert np.argmax(plain, 1).tolist() == found.simulated.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (4, 4), (2, 3)], ids=["w8a8", "w4a4", "w2a3"])
+def test_integer_kernels_do_all_the_work_in_onnxruntime(widths: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_onnx(calibrated(tiny(), "onnxruntime", *widths).quantized, path, TARGETS["onnxruntime"])
+    counts = LayerCounts.of(integer_report(path))
+    assert (counts.integer_layers, counts.float_layers, counts.float_operations) == (4, 0, 0)
+
+
+def test_clamps_and_narrow_grids_are_clips_of_codes_and_moves_move_them() -> None:
+    quantized = calibrated(moves(), "onnxruntime", 4, 4).quantized
+    nodes = emit(quantized.chain, rules=onnx_rules(TARGETS["onnxruntime"])).model.graph.node
+    makers = {name: node for node in nodes for name in node.output}
+    readers = {node.op_type for node in nodes for name in node.input if name in makers and
+               makers[name].op_type == "QuantizeLinear"}  # fmt: skip
+    assert "Clip" in readers
+    quantized_values = [node.input[0] for node in nodes if node.op_type == "QuantizeLinear"]
+    assert not {"Relu", "MaxPool"} & {makers[name].op_type for name in quantized_values if name in makers}
+    for node in nodes:
+        if node.op_type in ("MaxPool", "Pad", "Slice"):
+            before = makers[node.input[0]].op_type
+            assert before in ("Clip", "QuantizeLinear", "MaxPool", "Pad", "Slice"), f"{node.op_type} reads {before}"
+
+
+def test_biases_are_what_kernels_add_and_rounding_twice_is_rounding_once() -> None:
+    quantized = calibrated(tiny(), "onnxruntime", 4, 8).quantized
+    before = {name: tensor.clone() for name, tensor in quantized.chain.module.state_dict().items()}
+    round_biases(quantized.chain, onnx_rules(TARGETS["onnxruntime"]))
+    after = quantized.chain.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    scale = quantized.activation("fc").scale
+    codes = after["fc.bias"] / (scale * quantized.weight("fc").scale.flatten())
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    assert not torch.equal(after["fc.bias"], tiny().fc.bias)
+
+
+def test_a_wrong_kernel_is_found() -> None:
+    quantized = calibrated(tiny(), "onnxruntime", 8, 8).quantized
+    emitted = emit(quantized.chain, rules=onnx_rules(TARGETS["onnxruntime"]))
+    name = next(name for name in quantized.activations.values() if "conv2_output" in name)
+    own = quantized.chain.module.get_submodule(name)
+    assert isinstance(own, ActivationQuantizer)
+    broken = quantized.copy()
+    broken.replace(name, ActivationQuantizer(QParams(own.scale * 0.9, own.zero_point), own.spec))
+    found = compare_codes(broken.chain, emitted, session(with_codes(emitted), threads=1), IMAGES)
+    assert found.max_code_difference > 1
+    assert found.parting is not None
+
+
+def test_the_record_has_the_proof(tmp_path: Path) -> None:
+    result = calibrated(tiny(), "onnxruntime", 8, 8)
+    evaluation = clcalib.EvaluationSet.from_tensor(IMAGES, torch.zeros(len(IMAGES), dtype=torch.int64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", KernelDifferenceWarning)
+        found = deploy(result, tmp_path / "model.onnx", evaluation, count=32).record.deployment
+    assert found is not None
+    assert (found.images, found.integer_layers, found.float_layers) == (32, 4, 0)
+    assert found.agreement == 1
+    assert found.max_code_difference is not None
+    assert found.max_code_difference <= 1
+    assert found.file_bytes == (tmp_path / "model.onnx").stat().st_size
+    assert found.runtime is not None
+    assert found.runtime.startswith("ONNX Runtime")
+
+
+def test_a_missing_runtime_costs_the_proof_and_not_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = calibrated(tiny(), "onnxruntime", 8, 8)
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.warns(RuntimeMissingWarning, match=r"pip install .clcalib\[onnxruntime\]"):
+        found = deploy(result, tmp_path / "model.onnx").record.deployment
+    assert found is not None
+    assert found.runtime is None
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_a_target_that_nothing_here_executes_is_written_and_not_tried(tmp_path: Path) -> None:
+    found = deploy(calibrated(tiny(), "tensorrt", 8, 8), tmp_path / "model.onnx").record.deployment
+    assert found is not None
+    assert (found.target, found.runtime, found.integer_layers) == ("tensorrt", None, None)
+
+
+def test_operators_that_cannot_be_written_are_told_before_calibration() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            grid = F.affine_grid(torch.eye(2, 3).expand(x.shape[0], 2, 3), [x.shape[0], 4, 6, 6], align_corners=False)
+            return F.grid_sample(self.conv(x), grid, align_corners=False).flatten(1)
+
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)target onnxruntime.*grid_sampl"):
+        calibrated(Odd().eval(), "onnxruntime", 8, 8)
+
+
+def test_the_float_file_is_the_float_network(tmp_path: Path) -> None:
+    model = moves()
+    write_float_onnx(clcalib.capture(model, IMAGES[:2]), tmp_path / "float.onnx")
+    found = session(tmp_path / "float.onnx", threads=1)(IMAGES.numpy())["logits"]
+    np.testing.assert_allclose(found, model(IMAGES).detach().numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_loaded_run_is_deployed_as_the_first_one_was(tmp_path: Path) -> None:
+    result, model = calibrated(tiny(), "onnxruntime", 4, 4), tiny()
+    result.save(tmp_path / "run")
+    from clcalib.export.checkpoint import load_chain
+
+    loaded = load_chain(tmp_path / "run", model)
+    assert loaded.target is TARGETS["onnxruntime"]
+    for name, quantized in (("first", result.quantized), ("second", loaded.quantized)):
+        write_onnx(quantized, tmp_path / f"{name}.onnx", loaded.target)
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
