@@ -34,7 +34,7 @@ MOVES = frozenset(
         *("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "clone"),
         *("contiguous", "alias", "detach", "dropout", "slice", "select", "expand", "max_pool1d", "max_pool2d"),
         *("channel_shuffle", "pixel_shuffle", "upsample_nearest2d", "split", "split_with_sizes", "chunk", "unbind"),
-        "getitem",
+        *("getitem", "flip", "roll", "repeat_interleave"),
         *("pad", "constant_pad_nd"),  # with zeros, which are on every grid
     )
 )
