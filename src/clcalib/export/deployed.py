@@ -18,7 +18,7 @@ PAPER = TARGETS["paper"]
 _RULES = {
     "paper": OnnxRules(is_packed=True, is_bias_integer=False),
     "onnxruntime": OnnxRules(is_packed=True, are_codes_integer=True),
-    "openvino": OnnxRules(are_codes_integer=True),
+    "openvino": OnnxRules(is_packed=True, are_codes_integer=True),
     "tensorrt": OnnxRules(is_bias_integer=False),
 }
 

@@ -1,0 +1,127 @@
+"""Write ``benchmarks/results/deploy.json`` and ``docs/deployment.md`` from the runs of ``deploy.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clcalib.files import write_atomically
+from clcalib.quant.targets import TARGETS
+from common import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "deployment.md"
+NAMES = {
+    "resnet20": "ResNet-20",
+    "mobilenet_v2": "MobileNetV2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "resnet50_v1": "ResNet-50",
+}
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+INTRODUCTION = """\
+# Deployment: what is calibrated is what the integer kernels compute
+
+Written by `benchmarks/deploy_page.py` from the runs of `benchmarks/deploy.py`
+([benchmarks/results/deploy](../benchmarks/results/deploy), one JSON each).
+
+```sh
+clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed   # writes and checks model.onnx
+clcalib export runs/deployed --float float.onnx --out deployed.onnx              # again, and the float network
+clcalib bench float.onnx deployed.onnx                                           # speed, size, memory, kernels
+clcalib evaluate deployed.onnx --evaluation images/                              # any ONNX file, ours or not
+```
+
+A *target* says which tensors a runtime's kernels need quantized, their widths and their signs.  Calibration runs under
+these rules, so nothing changes when the file is written; `clcalib describe --target NAME` prints them for a network.
+
+| target | weights | activations | quantizers stand |
+| --- | --- | --- | --- |
+"""
+PROOF = """\
+
+## The proof
+
+Every run for a target is checked at once, and `run.json` has the result under `deployment`: on held-out images, the
+runtime's integer codes are compared with the simulation's at the output of every quantizer.  *Own* differences are
+those that a kernel makes by itself, given the same codes one quantizer before: kernels round in another order, and may
+come out one code higher or lower; more is a defect, and a warning.  Small differences add up on the way, so whole
+networks agree on nearly all images and not on all.
+
+Activations of fewer than 8 bits run on the same kernels: their codes are clipped to fewer values after
+QuantizeLinear, which is exact, whereas a clip of the float values in front of it is dropped or keeps the kernel in
+float ([decision 14](decisions/0014-narrow-codes-on-integer-kernels.md)).  They gain no speed over 8 bits on these
+processors; 4-bit weights make the file smaller.  What each runtime needs was measured operator by operator:
+[runtimes.md](runtimes.md).
+
+## Measured
+
+"""
+
+
+def write(folder: Path) -> None:
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    write_atomically(RESULTS / "deploy.json", (json.dumps({"cells": rows}, indent=1) + "\n").encode())
+    text = INTRODUCTION + "\n".join(_target(name) for name in TARGETS) + "\n" + PROOF
+    for network in NAMES:
+        own = [row for row in rows if row["network"] == network]
+        if own:
+            text += _section(network, own)
+    text += _conditions(rows)
+    write_atomically(PAGE, text.encode())
+    print(PAGE)
+
+
+def _target(name: str) -> str:
+    target = TARGETS[name]
+    signs = [", symmetric" if flag else "" for flag in (target.is_weight_symmetric, target.is_activation_symmetric)]
+    widths = [f"{bits[0]} to {bits[-1]}" if len(bits) > 1 else str(bits[0]) for bits in
+              (target.weight_bits, target.activation_bits)]  # fmt: skip
+    return f"| `{name}` | {widths[0]} bits{signs[0]} | {widths[1]} bits{signs[1]} | {target.summary} |"
+
+
+def _section(network: str, rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    batches = list(first["int8_speedup"])
+    text = f"### {NAMES[network]}\n\nFloat: {first['float_top1']:.2f} % of {first['test_images']:,} images.\n\n"
+    heads = [f"speed-up, {batch}" for batch in batches]
+    columns = ["widths", "method", "runtime", "top-1 [%]", *heads, "file smaller", "layers in integers",
+               "largest difference in codes", "same class"]  # fmt: skip
+    text += f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
+    for row in sorted(rows, key=lambda row: (-row["weights"], -row["activations"], row["target"])):
+        layers = row["integer_layers"] + row["float_layers"]
+        cells = [
+            f"W{row['weights']}A{row['activations']}",
+            row["recipe"],
+            TITLES[row["target"]],
+            f"{row['top1']:.2f}",
+            *(f"{row['int8_speedup'][batch]:.2f}x" for batch in batches),
+            f"{row['size_ratio']:.2f}x",
+            f"{row['integer_layers']} of {layers}",
+            f"{row['max_code_difference']} (in {100 * row['share_of_codes']:.2g} % of codes)",
+            f"{100 * row['same_class']:.2f} % of {row['compared_images']:,}",
+        ]
+        text += f"| {' | '.join(cells)} |\n"
+    return text + "\n"
+
+
+def _conditions(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "Nothing has been run yet.\n"
+    machines = sorted({row["machine"]["processor"] if isinstance(row["machine"], dict) else str(row["machine"]) for
+                       row in rows})  # fmt: skip
+    runtimes = sorted({row["runtime"] for row in rows})
+    images = "; ".join(
+        f"{NAMES[network]} {next(row['calibration_images'] for row in rows if row['network'] == network):,}"
+        for network in NAMES
+        if any(row["network"] == network for row in rows)
+    )
+    return (
+        f"{', '.join(runtimes)} on {', '.join(machines)}.  One seed.  Calibration images: {images}.  A speed-up is the "
+        "median over rounds in which float and quantized network take turns in the same runtime; above 1 is faster.  "
+        "*Same class*: on how many images runtime and simulation name the same one.  The images of the larger networks "
+        "are those of [imagenet.md](imagenet.md), the first of its evaluation images.\n"
+    )
+
+
+if __name__ == "__main__":
+    write(RESULTS / "deploy")
