@@ -30,7 +30,7 @@ from clcalib.evaluate.detection import detections
 from clcalib.job import Job, Outcome, prepare
 from clcalib.objectives.batch import Need
 from clcalib.pipeline import quantize
-from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.policy import TENSOR, LayerPolicy
 from clcalib.report.environment import StageClock, collected_warnings, peak_memory
 from clcalib.report.record import BudgetRecord
 from clcalib.timing import Clock, TimedUnit, TimingObserver, image_seconds
@@ -82,8 +82,9 @@ class Estimate:
 
     @property
     def float_layers(self) -> tuple[str, ...]:
-        """The layers whose weights are not quantized."""
-        return tuple(row.layer for row in self.policy if row.weight is None)
+        """The layers whose weights are not quantized, and the products that are not."""
+        rows = (row for row in self.policy if row.kind != TENSOR and row.right is None)
+        return tuple(row.layer for row in rows if row.weight is None)
 
 
 def estimate(
