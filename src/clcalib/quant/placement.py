@@ -65,7 +65,7 @@ class Placement:
     def sources(self, module: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         """Of each tensor that is computed from the images, the tensor whose quantizer it needs.
 
-        That is itself, but where its values only move there from what an integer kernel stores: what a convolution
+        That is itself, but where its values only move there from the image or an integer kernel: what a convolution
         reads behind ``convolution -> relu -> max_pool2d`` is quantized behind the ``relu``.
         """
         data = dict.fromkeys(data_nodes(module.graph))
@@ -76,7 +76,7 @@ class Placement:
             origin = node
             while plain_name(origin) in self.moves and not pads_with_numbers(origin):
                 (origin, *_) = origin.all_input_nodes
-            found[node] = origin if origin in stored else node
+            found[node] = origin if origin in stored or origin.op == "placeholder" else node
             if node in kernels or self._is_integer(node, data, [found[n] in stored for n in _operands(node, data)]):
                 stored |= {node, result(node)}
         return found
