@@ -138,7 +138,8 @@ class Part:
             images: as the model takes them.
 
         Raises:
-            ArgumentError: there is no such submodule, the model is on several devices, the part is not called, or it does not always get the same shapes.
+            ArgumentError: there is no such submodule, the model is on several devices, the part is not called, or it
+                does not always get the same shapes.
         """
         find(model, path)
         check_is_on_one_device(model)
