@@ -316,7 +316,8 @@ def detectors() -> str:
 
 DETECTORS_HEAD = """`submodule="backbone"` quantizes a part of a model; anchors, the choice of boxes and the suppression
 of overlaps stay in float around it. Generated from [detectors.json](../benchmarks/results/detectors.json): parts
-quantized one after the other, QDrop, 10 steps for each unit, random weights. A box of the float network is matched by
+quantized one after the other, random weights, small images; learned rounding with a few steps, of the backbone alone.
+A box of the float network is matched by
 one of the same label with an intersection over union of at least 0.5 and a score above the same threshold. Scores of a
 network with random weights lie close together, so these shares are far below what a trained detector keeps.
 """
