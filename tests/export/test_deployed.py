@@ -188,3 +188,18 @@ def test_a_loaded_run_is_deployed_as_the_first_one_was(tmp_path: Path) -> None:
     for name, quantized in (("first", result.quantized), ("second", loaded.quantized)):
         write_onnx(quantized, tmp_path / f"{name}.onnx", loaded.target)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+def test_a_bias_that_would_not_fit_gets_a_larger_scale(tmp_path: Path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.conv.weight[2] *= 1e-11
+        model.bn.bias[2] = 0.7
+    quantized = calibrated(model, "onnxruntime", 8, 8).quantized
+    scale = quantized.weight("conv").scale.flatten()
+    emitted = write_onnx(quantized, tmp_path / "model.onnx", TARGETS["onnxruntime"])
+    found = compare_codes(quantized.chain, emitted, session(with_codes(emitted), threads=1), IMAGES)
+    assert float(scale[2]) > 1e-10
+    assert found.max_code_difference <= 1
+    values = quantized.chain.module(IMAGES)
+    torch.testing.assert_close(values, model(IMAGES).detach(), rtol=0, atol=0.2 * float(values.abs().max()))

@@ -6,12 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from clcalib.capture.chain import Chain
 from clcalib.errors import UnsupportedOperatorError
-from clcalib.export.onnx.emit import Emitted, emit, round_biases, unsupported
+from clcalib.export.onnx.emit import Emitted, emit, least_weight_scales, round_biases, unsupported
 from clcalib.export.onnx.rules import OnnxRules
 from clcalib.files import write_atomically
+from clcalib.quant.functional import quantize
 from clcalib.quant.insert import QuantizedChain
+from clcalib.quant.modules import IntegerWeight
+from clcalib.quant.spec import QParams
 from clcalib.quant.targets import TARGETS, Target
 
 PAPER = TARGETS["paper"]
@@ -37,8 +43,25 @@ def check_operators(chain: Chain, target: Target | None) -> None:
 
 
 def round_to_target(quantized: QuantizedChain, target: Target) -> None:
-    """Give every bias the value that the target's kernels add, int32 times s_x * s_w; in place."""
-    round_biases(quantized.chain, onnx_rules(target))
+    """Give every bias the value that the target's kernels add, int32 times s_x * s_w; in place.
+
+    Where a channel's weights are so small that its bias would not fit, they get the larger scale that it needs: what
+    they lose is below 2^-30 of the bias for each input at its largest.
+    """
+    rules = onnx_rules(target)
+    for name, least in least_weight_scales(quantized.chain, rules).items():
+        module = quantized.chain.module.get_submodule(name)
+        assert isinstance(module, IntegerWeight)
+        quantized.replace(name, _with_scale(module, least))
+    round_biases(quantized.chain, rules)
+
+
+def _with_scale(weight: IntegerWeight, least: Tensor) -> IntegerWeight:
+    spec, zero_point = weight.spec, weight.zero_point
+    least = least.max() if weight.scale.numel() == 1 else least
+    scale = torch.maximum(weight.scale, least.reshape(weight.scale.shape))
+    codes = quantize(weight(), scale, zero_point, spec.q_min, spec.q_max)
+    return IntegerWeight(codes, QParams(scale, zero_point), spec)
 
 
 def write_onnx(

@@ -150,6 +150,15 @@ def with_rounded_biases(chain: Chain, rules: OnnxRules = _DEFAULT) -> Chain:
     return dataclasses.replace(chain, module=module)
 
 
+def least_weight_scales(chain: Chain, rules: OnnxRules = _DEFAULT) -> dict[str, Tensor]:
+    """By the name of a weight's module, the scales from which on its bias fits into an integer, where it does not.
+
+    A channel whose weights are next to nothing has a scale s_w in whose steps s_x * s_w the bias is a number beyond
+    int32.  Runtimes quantize a float bias by themselves, clip it without a word, and are then wrong by many codes.
+    """
+    return dict(_write(chain, rules, {})[0].least_scales)
+
+
 def round_biases(chain: Chain, rules: OnnxRules = _DEFAULT) -> None:
     """The same in place, where nothing else reads a bias; rounding twice is rounding once."""
     writer = _write(chain, rules, {})[0]

@@ -8,11 +8,13 @@ from torch import Tensor, fx
 from clcalib.capture.graph import layer_name
 from clcalib.export.onnx.call import Call
 from clcalib.export.onnx.codes import scale_behind
-from clcalib.export.onnx.quantizers import write_bias, write_weight
+from clcalib.export.onnx.quantizers import LARGEST_BIAS_CODE, write_bias, write_weight
 from clcalib.export.onnx.writer import UnsupportedError
 from clcalib.quant.insert import tensor_at
 from clcalib.quant.modules import IntegerWeight
 from clcalib.quant.spec import PerChannel, PerTensor
+
+_MARGIN = 1.001  # for what dividing rounds
 
 
 def convolution(call: Call) -> None:
@@ -129,7 +131,15 @@ def _bias(call: Call, can_be_integer: bool) -> str:
             written = write_bias(call, _layer(call), *values)
             if written is not None:
                 return written
+            _note_least_scale(call, *values[:2])
     return call.tensor("bias")
+
+
+def _note_least_scale(call: Call, bias: Tensor, input_scale: Tensor) -> None:
+    """Weights next to nothing have a scale in whose steps the bias is too large a number."""
+    name, known = str(call["weight"].target), call.writer.least_scales
+    least = bias.abs() / (input_scale.reshape(()) * LARGEST_BIAS_CODE) * _MARGIN
+    known[name] = torch.maximum(least, known[name]) if name in known else least
 
 
 def _integer_bias(call: Call) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -68,6 +68,8 @@ class Writer:
         flattened: value behind a pool over all pixels, without the pixels' axes -> the pool's value.
         reference_codes: quantizer written in float operators -> tensor with its codes as floats.
         layers: layer or product -> name of its step.
+        least_scales: name of a weight's module -> the scales from which on its layer's bias fits into an integer, where
+            the weight's own are smaller.
         biases: node of a layer -> the values of the bias that the graph adds, where they are rounded.
         weights: name of a weight's module -> its float value, for layers that are called again.
         narrow: initializer of a weight's codes -> "3 bits in int4", where the type is wider than the codes.
@@ -84,6 +86,7 @@ class Writer:
     flattened: dict[str, str] = field(default_factory=dict)
     reference_codes: dict[str, str] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    least_scales: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     narrow: dict[str, str] = field(default_factory=dict)
