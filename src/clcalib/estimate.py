@@ -112,13 +112,13 @@ def estimate(
             short = _shortened(job)
             with StoreSpace(short.memory_budget, short.spill_folder) as space:
                 outcome = short.calibrate(space)
-            short.measure(outcome)
+            dataclasses.replace(short, held_out=None).measure(outcome)  # its few held-out images tell no time
             stages.stage("evaluation")
             if evaluation is not None:
                 _evaluate(job, outcome, evaluation)
         peak = peak_memory(job.device)
         units = _units(job, short, outcome, timer.units, clock)
-    scale = _all_images(job) / len(short.images)
+    scale = _all_images(job) / _all_images(short)
     stored = round(space.most_used * scale)
     return Estimate(
         seconds_per_stage=_stages(job, short, stages.seconds, timer.units, units, evaluation),
@@ -138,15 +138,23 @@ def _all_images(job: Job) -> int:
 
 
 def _shortened(job: Job) -> Job:
-    """The same on a few images with a few steps, without held-out images; the guard would judge the few steps."""
-    images = job.images[:TIMED_IMAGES]
+    """The same on a few images with a few steps; the guard would judge the few steps.
+
+    Held-out images are as many as in proportion: their stores are smaller, and fit where others no longer do.
+    """
+    images, others = job.images[:TIMED_IMAGES], job.held_out
+    if others is not None:
+        others = others[: max(1, round(len(others) * len(images) / len(job.images)))]
     recipe = job.recipe
     last = None if recipe.last_phase is None else _short_phase(recipe.last_phase)
     correction = None if recipe.correction is None else dataclasses.replace(recipe.correction, steps=1)
     phases = tuple(_short_phase(phase) for phase in recipe.phases)
     short = dataclasses.replace(recipe, phases=phases, last_phase=last, correction=correction)
-    budget = None if job.memory_budget is None else max(1, job.memory_budget * len(images) // _all_images(job))
-    return dataclasses.replace(job, recipe=short, images=images, held_out=None, memory_budget=budget, is_guarded=False)
+    few = dataclasses.replace(job, recipe=short, images=images, held_out=others, is_guarded=False)
+    if job.memory_budget is None:
+        return few
+    budget = max(1, job.memory_budget * _all_images(few) // _all_images(job))
+    return dataclasses.replace(few, memory_budget=budget)
 
 
 def _short_phase(phase: Phase) -> Phase:
@@ -157,7 +165,8 @@ def _short_phase(phase: Phase) -> Phase:
 
 def _units(job: Job, short: Job, outcome: Outcome, timed: list[TimedUnit], clock: Clock) -> tuple[UnitEstimate, ...]:
     """The units of the walk, then the whole network where there is a last phase."""
-    left_out, others = len(job.images) - len(short.images), _all_images(job) - len(job.images)
+    left_out = len(job.images) - len(short.images)
+    others = _all_images(job) - _all_images(short) - left_out
     images = image_seconds(job, outcome, clock, left_out=left_out, others=others)
     found = []
     for index, unit in enumerate(timed):
