@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
 
 from clcalib.capture.chain import Chain
 from clcalib.errors import UnsupportedOperatorError
 from clcalib.export.onnx.emit import Emitted, emit, round_biases, unsupported
+from clcalib.export.onnx.model import require_onnx
 from clcalib.export.onnx.rules import OnnxRules
+from clcalib.export.program.emit import emit_float_program, emit_program
+from clcalib.export.program.operators import operators
 from clcalib.files import write_atomically
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.targets import TARGETS, Target
@@ -28,8 +35,23 @@ def onnx_rules(target: Target | None) -> OnnxRules:
     return _RULES[(target or PAPER).name]
 
 
+def is_onnx(target: Target | None) -> bool:
+    """Whether the file of a target is ONNX; else it is a program of ``torch.export``."""
+    return (target or PAPER).name in _RULES
+
+
+def require_writer(target: Target | None) -> None:
+    """Raise ``MissingPackageError`` where the package that writes the file of a target is not installed."""
+    if is_onnx(target):
+        require_onnx()
+    else:
+        operators()
+
+
 def check_operators(chain: Chain, target: Target | None) -> None:
     """Raise ``UnsupportedOperatorError``, naming all of them, where a float chain cannot be written for a target."""
+    if not is_onnx(target):
+        return  # it holds PyTorch's operators, whatever they are
     problems = unsupported(chain, onnx_rules(target))
     if problems:
         summary = f"the network cannot be written for target {(target or PAPER).name}"
@@ -37,7 +59,12 @@ def check_operators(chain: Chain, target: Target | None) -> None:
 
 
 def round_to_target(quantized: QuantizedChain, target: Target) -> None:
-    """Give every bias the value that the target's kernels add, int32 times s_x * s_w; in place."""
+    """Give every bias the value that the target's kernels add, int32 times s_x * s_w; in place.
+
+    PyTorch's kernels add floats.
+    """
+    if not is_onnx(target):
+        return
     round_biases(quantized.chain, onnx_rules(target))
 
 
@@ -70,14 +97,39 @@ def write_onnx(
     return emitted
 
 
-def write_float_onnx(chain: Chain, path: Path) -> None:
-    """Write a float chain; the file that a quantized one is timed against.
+def write_program(quantized: QuantizedChain, path: Path, target: Target) -> None:
+    """Write a program of ``torch.export`` at once or not at all.
+
+    Args:
+        quantized: calibrated, for this target, on the CPU.
+        path: of the file; its folder exists.
+        target: whose kernels it is for.
 
     Raises:
-        MissingPackageError: the package ``onnx`` is not installed.
+        UnsupportedOperatorError: a quantizer cannot be written.
+        MissingPackageError: this version of PyTorch lacks the operators.
+    """
+    known = {"clcalib.target": target.name, "clcalib.codes": _digest(quantized)}
+    _save(emit_program(quantized), path, known)
+
+
+def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:
+    """Write a float chain in the form of a target; the file that a quantized one is timed against.
+
+    Raises:
+        MissingPackageError: the package ``onnx`` is not installed, and the target needs it.
         UnsupportedOperatorError: an operator cannot be written.
     """
-    write_atomically(path, emit(chain).model.SerializeToString())
+    if is_onnx(target):
+        write_atomically(path, emit(chain).model.SerializeToString())
+    else:
+        _save(emit_float_program(chain), path, {})
+
+
+def _save(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=dict(metadata))
+    write_atomically(path, content.getvalue())
 
 
 def _digest(quantized: QuantizedChain) -> str:

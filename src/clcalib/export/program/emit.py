@@ -13,36 +13,45 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
+from clcalib.capture.chain import Chain
 from clcalib.capture.graph import input_node, is_convolution, is_linear, module_path, value_of
 from clcalib.errors import ArgumentError, UnsupportedOperatorError
+from clcalib.export.program.operators import operators
 from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
-from clcalib.quant.placement import MOVES, plain_name
+from clcalib.quant.placement import MOVES, clamp_limits, pads_with_numbers, plain_name
 from clcalib.quant.spec import PerChannel
 
-OPERATORS = torch.ops.quantized_decomposed
-QUANTIZE = OPERATORS.quantize_per_tensor.default
-DEQUANTIZE = OPERATORS.dequantize_per_tensor.default
-DEQUANTIZE_WEIGHT = OPERATORS.dequantize_per_channel.default
+MARK = "clcalib.quantizer"  # in a node's custom metadata: the quantizer whose codes it makes; compilers hand it on
+_OF_THIS_MACHINE = ("stack_trace", "from_node")  # paths of source files, which a file that is given away need not tell
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """What both operators of an activation are called with, behind the tensor."""
+class Grid:
+    """What both operators of an activation are called with, behind the tensor.
+
+    Attributes:
+        shift: of the codes, against the quantizer's own.
+    """
 
     scale: float
     zero_point: int
     q_min: int
     q_max: int
     dtype: torch.dtype
+    shift: int
 
     @property
     def arguments(self) -> tuple[object, ...]:
         return self.scale, self.zero_point, self.q_min, self.q_max, self.dtype
+
+    def covers(self, limits: tuple[float, float]) -> bool:
+        """Whether a clamp has no effect on the codes: its bounds lie at the first and the last code, or beyond."""
+        low, high = (limit / self.scale + self.zero_point for limit in limits)
+        return low <= self.q_min + 0.5 and high >= self.q_max - 0.5
 
 
 @torch.no_grad()
@@ -51,32 +60,43 @@ def emit_program(quantized: QuantizedChain, *, is_signed: bool = False) -> Expor
 
     Args:
         quantized: calibrated, on the CPU; not changed.
-        is_signed: whether codes of activations are stored as int8, -128 .. 127, instead of as uint8; the grid is the
-            same.
+        is_signed: whether codes of activations are int8, -128 .. 127, instead of uint8; the grid is the same.
 
     Returns:
-        The program.  Codes of weights are int8, scales float32, biases as they are.
+        The program.  Codes of weights are int8, their scales float32, biases as they are.
 
     Raises:
         ArgumentError: a quantizer has no range yet.
-        UnsupportedOperatorError: a quantizer is none that the operators can express.
+        UnsupportedOperatorError: the operators cannot express a quantizer.
+        MissingPackageError: PyTorch has the operators no more.
     """
-    module = reference_module(quantized, is_signed=is_signed)
-    image = value_of(input_node(quantized.chain.module.graph))
-    example = torch.zeros(2, *image.shape[1:], dtype=image.dtype)
-    return torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch")},))
+    return _exported(reference_module(quantized, is_signed=is_signed), quantized.chain)
+
+
+@torch.no_grad()
+def emit_float_program(chain: Chain) -> ExportedProgram:
+    """A float chain on the CPU as a program with a free batch dimension."""
+    return _exported(chain.module, chain)
+
+
+def grids_of(quantized: QuantizedChain, *, is_signed: bool = False) -> dict[str, Grid]:
+    """Of each node of an activation quantizer, the grid that it has in the program."""
+    found = {}
+    for node in quantized.chain.module.graph.nodes:
+        inner = _inner(quantized.chain.module, node)
+        if isinstance(inner, ActivationQuantizer):
+            found[node.name] = _grid(inner, is_signed)
+    return found
 
 
 def reference_module(quantized: QuantizedChain, *, is_signed: bool = False) -> fx.GraphModule:
-    """The graph of ``emit_program`` before it is exported, whose nodes bear the names of the chain's."""
+    """The graph of ``emit_program`` before it is exported."""
     source = quantized.chain.module
     _check(source)
     module = copy.deepcopy(source)
-    grids: dict[fx.Node, _Grid] = {}
+    grids: dict[fx.Node, Grid] = {}
     for node in list(module.graph.nodes):
-        if node.op != "call_module":
-            continue
-        inner = module.get_submodule(str(node.target))
+        inner = _inner(module, node)
         if isinstance(inner, IntegerWeight):
             _write_weight(module, node, inner)
         elif isinstance(inner, ActivationQuantizer):
@@ -84,16 +104,29 @@ def reference_module(quantized: QuantizedChain, *, is_signed: bool = False) -> f
     _quantize_behind_moves(module.graph, grids)
     module.graph.eliminate_dead_code()
     module.graph.lint()
-    return fx.GraphModule(module, module.graph, class_name=type(source).__name__).eval()
+    # Built anew from the graph, the module holds what the graph reads and nothing else.
+    return fx.GraphModule(module, module.graph, class_name="Quantized").eval()
+
+
+def _exported(module: fx.GraphModule, chain: Chain) -> ExportedProgram:
+    image = value_of(input_node(chain.module.graph))
+    example = torch.zeros(2, *image.shape[1:], dtype=image.dtype)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch")},))
+    for node in program.graph.nodes:
+        for key in _OF_THIS_MACHINE:
+            node.meta.pop(key, None)
+    return program
+
+
+def _inner(module: fx.GraphModule, node: fx.Node) -> object:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _check(module: fx.GraphModule) -> None:
     """Raise where a quantizer is not calibrated, or has no counterpart."""
     problems = []
     for node in module.graph.nodes:
-        if node.op != "call_module":
-            continue
-        inner = module.get_submodule(str(node.target))
+        inner = _inner(module, node)
         if isinstance(inner, Unquantized):
             raise ArgumentError("quantized", "quantizers with a range", f"none in {node.target}", "calibrate it first")
         if isinstance(inner, ActivationQuantizer) and inner.spec.grid != "uniform":
@@ -104,68 +137,78 @@ def _check(module: fx.GraphModule) -> None:
         raise UnsupportedOperatorError("the network cannot be written as a program of PyTorch", problems)
 
 
-def _grid(quantizer: ActivationQuantizer, is_signed: bool) -> _Grid:
+def _grid(quantizer: ActivationQuantizer, is_signed: bool) -> Grid:
     spec = quantizer.spec
-    (low, high), dtype = ((-128, 127), torch.int8) if is_signed else ((0, 255), torch.uint8)
-    shift = low - spec.q_min if spec.bits == 8 else (0 if spec.is_signed == is_signed else low + 128 - spec.middle)
-    q_min, q_max = spec.q_min + shift, spec.q_max + shift
-    assert low <= q_min and q_max <= high
-    return _Grid(float(quantizer.scale), int(quantizer.zero_point) + shift, q_min, q_max, dtype)
+    dtype = torch.int8 if is_signed else torch.uint8
+    if spec.is_signed == is_signed:
+        shift = 0
+    else:
+        half = 1 << (spec.bits - 1)
+        shift = -half if is_signed else half
+    zero_point = int(quantizer.zero_point) + shift
+    return Grid(float(quantizer.scale), zero_point, spec.q_min + shift, spec.q_max + shift, dtype, shift)
 
 
-def _write_activation(graph: fx.Graph, node: fx.Node, grid: _Grid, grids: dict[fx.Node, _Grid]) -> None:
-    """One quantize, which keeps the node's name, and a dequantize for each reader: compilers match reader by reader."""
+def _write_activation(graph: fx.Graph, node: fx.Node, grid: Grid, grids: dict[fx.Node, Grid]) -> None:
+    """One quantize, and for each reader a dequantize of its own: compilers match reader by reader."""
     (tensor,) = node.args
-    readers, meta, name = list(node.users), dict(node.meta), node.name
+    assert isinstance(tensor, fx.Node)
+    limits = clamp_limits(tensor)
+    # Kernels have few clamps of their own, relu foremost; another one is left out where the codes' bounds do its work.
+    is_free = limits is not None and plain_name(tensor) != "relu" and grid.covers(limits)
+    source = tensor.args[0] if is_free else tensor
     with graph.inserting_before(node):
-        codes = graph.call_function(QUANTIZE, (tensor, *grid.arguments))
-    codes.meta = {"stack_trace": meta.get("stack_trace", "")}
-    for reader in readers:
+        codes = graph.call_function(operators().quantize, (source, *grid.arguments))
+    codes.meta = {**node.meta, "custom": {MARK: node.name}}
+    for reader in list(node.users):
         if not isinstance(value_of(reader), Tensor) and reader.op != "output":
-            reader.replace_input_with(node, tensor)  # its shape
+            reader.replace_input_with(node, tensor)  # it wants the shape
             continue
         with graph.inserting_before(reader):
-            values = graph.call_function(DEQUANTIZE, (codes, *grid.arguments))
-        values.meta = dict(meta)
+            values = graph.call_function(operators().dequantize, (codes, *grid.arguments))
+        values.meta = dict(node.meta)
         grids[values] = grid
         reader.replace_input_with(node, values)
     graph.erase_node(node)
-    codes.name = name
 
 
 def _write_weight(module: fx.GraphModule, node: fx.Node, weight: IntegerWeight) -> None:
     axis = weight.spec.granularity.axis if isinstance(weight.spec.granularity, PerChannel) else 0
-    channels = weight.codes.shape[axis]
     stem = f"{node.target}_"
     if not hasattr(module, f"{stem}codes"):
+        channels = weight.codes.shape[axis]
         module.register_buffer(f"{stem}codes", weight.codes.to(torch.int8))
         module.register_buffer(f"{stem}scale", weight.scale.flatten().expand(channels).clone())
         module.register_buffer(f"{stem}zero_point", torch.zeros(channels, dtype=torch.int64))
     with module.graph.inserting_before(node):
         numbers = [module.graph.get_attr(f"{stem}{part}") for part in ("codes", "scale", "zero_point")]
         limits = (weight.spec.q_min, weight.spec.q_max, torch.int8)
-        values = module.graph.call_function(DEQUANTIZE_WEIGHT, (*numbers, axis, *limits))
+        values = module.graph.call_function(operators().dequantize_weight, (*numbers, axis, *limits))
     values.meta = dict(node.meta)
     node.replace_all_uses_with(values)
     module.graph.erase_node(node)
 
 
-def _quantize_behind_moves(graph: fx.Graph, grids: dict[fx.Node, _Grid]) -> None:
-    """Quantize again what a layer reads behind operators that only move values.
+def _quantize_behind_moves(graph: fx.Graph, grids: dict[fx.Node, Grid]) -> None:
+    """Quantize again what layers and sums read behind operators that only move values.
 
-    It changes no value, as all of them lie on the grid; but compilers look for a dequantize right before the layer.
+    It changes no value, as all of them lie on the grid; but compilers look for a dequantize right in front.
     """
     for node in list(graph.nodes):
-        if not (is_convolution(node) or is_linear(node)) or not isinstance(node.args[0], fx.Node):
-            continue
-        tensor = origin = node.args[0]
-        while origin not in grids and plain_name(origin) in MOVES:
-            (origin, *_) = origin.all_input_nodes
-        grid = grids.get(origin)
-        if grid is None or origin is tensor:
-            continue
-        with graph.inserting_before(node):
-            codes = graph.call_function(QUANTIZE, (tensor, *grid.arguments))
-            values = graph.call_function(DEQUANTIZE, (codes, *grid.arguments))
-        values.meta = dict(tensor.meta)
-        node.update_arg(0, values)
+        is_layer = is_convolution(node) or is_linear(node)
+        for tensor in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if _is_sum(node) else ():
+            origin = tensor
+            while origin not in grids and plain_name(origin) in MOVES and not pads_with_numbers(origin):
+                (origin, *_) = origin.all_input_nodes
+            grid = grids.get(origin)
+            if grid is None or origin is tensor:
+                continue
+            with graph.inserting_before(node):
+                codes = graph.call_function(operators().quantize, (tensor, *grid.arguments))
+                values = graph.call_function(operators().dequantize, (codes, *grid.arguments))
+            codes.meta = values.meta = {key: value for key, value in tensor.meta.items() if key != "custom"}
+            node.replace_input_with(tensor, values)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return plain_name(node) == "add" and any(is_convolution(operand) for operand in node.all_input_nodes)
