@@ -20,6 +20,7 @@ from clcalib.export.deployed import write_float, write_program
 from clcalib.export.program import x86
 from clcalib.export.program.emit import MARK, emit_program, grids_of
 from clcalib.export.program.operators import operators
+from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.spec import QuantSpec
 from clcalib.quant.targets import target_of
 
@@ -135,9 +136,6 @@ def test_the_rules_are_told_before_calibration() -> None:
     with pytest.raises(ArgumentError, match="8 bits, or float, for target torch"):
         calibration = clcalib.CalibrationSet.from_tensor(images())
         clcalib.quantize(tiny(), calibration, bits=clcalib.Bits(4, 4), target="torch")
-    row = clcalib.LayerPolicy if hasattr(clcalib, "LayerPolicy") else None
-    from clcalib.quant.policy import LayerPolicy
-
     row = LayerPolicy("product", None, QuantSpec(8).on("log2"), "")
     with pytest.raises(ArgumentError, match="expected uniform, got 'log2'"):
         TORCH.check([row])

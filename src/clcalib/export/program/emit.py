@@ -175,15 +175,23 @@ def _write_activation(graph: fx.Graph, node: fx.Node, grid: Grid, grids: dict[fx
 def _write_weight(module: fx.GraphModule, node: fx.Node, weight: IntegerWeight) -> None:
     axis = weight.spec.granularity.axis if isinstance(weight.spec.granularity, PerChannel) else 0
     stem = f"{node.target}_"
+    channels = weight.codes.shape[axis]
     if not hasattr(module, f"{stem}codes"):
-        channels = weight.codes.shape[axis]
         module.register_buffer(f"{stem}codes", weight.codes.to(torch.int8))
         module.register_buffer(f"{stem}scale", weight.scale.flatten().expand(channels).clone())
         module.register_buffer(f"{stem}zero_point", torch.zeros(channels, dtype=torch.int64))
+    call = module.graph.call_function
     with module.graph.inserting_before(node):
-        numbers = [module.graph.get_attr(f"{stem}{part}") for part in ("codes", "scale", "zero_point")]
-        limits = (weight.spec.q_min, weight.spec.q_max, torch.int8)
-        values = module.graph.call_function(operators().dequantize_weight, (*numbers, axis, *limits))
+        if any("transpose" in plain_name(user) for user in node.users):
+            # Compilers take any convolution that reads the operator below for one that their kernels compute.
+            codes, scale = module.graph.get_attr(f"{stem}codes"), module.graph.get_attr(f"{stem}scale")
+            shape = [channels if place == axis else 1 for place in range(weight.codes.ndim)]
+            floats = call(torch.ops.aten.to.dtype, (codes, torch.float32))
+            values = call(torch.ops.aten.mul.Tensor, (floats, call(torch.ops.aten.view.default, (scale, shape))))
+        else:
+            numbers = [module.graph.get_attr(f"{stem}{part}") for part in ("codes", "scale", "zero_point")]
+            limits = (weight.spec.q_min, weight.spec.q_max, torch.int8)
+            values = call(operators().dequantize_weight, (*numbers, axis, *limits))
     values.meta = dict(node.meta)
     node.replace_all_uses_with(values)
     module.graph.erase_node(node)

@@ -10,6 +10,7 @@ import functools
 import logging
 import operator
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def load_program(path: Path) -> ExportedProgram:
     operators()
     try:
         return torch.export.load(str(path))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a program of torch.export ({error}); write it anew") from error
 
 
