@@ -16,9 +16,11 @@ from clcalib.capture.running import images_at_once
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, KernelDifferenceWarning, MissingPackageError, RuntimeMissingWarning
 from clcalib.evaluate.accuracy import agreement, top1
-from clcalib.export.deployed import is_onnx, write_onnx, write_program
+from clcalib.export.deployed import is_onnx, write_onnx, write_program, write_pte
 from clcalib.export.onnx.emit import Emitted
+from clcalib.export.program import executorch
 from clcalib.export.program.emit import grids_of
+from clcalib.export.program.executorch import PteNetwork
 from clcalib.export.program.x86 import load_program, lower, version
 from clcalib.export.roundtrip import MOST_CODES, Roundtrip, compare_codes, with_codes
 from clcalib.export.runtimes import LayerCounts, LayerReport, Runtime, read_model
@@ -105,6 +107,8 @@ class _Loaded:
 
 def _written(quantized: QuantizedChain, target: Target, path: Path) -> Callable[[], _Loaded] | None:
     """Write the file; returns what loads it, or None where nothing here can."""
+    if target.name == "executorch":
+        return functools.partial(_load_pte, quantized, path, write_pte(quantized, path))
     if not is_onnx(target):
         write_program(quantized, path, target)
         return functools.partial(_load_program, quantized, path)
@@ -134,6 +138,15 @@ def _load_program(quantized: QuantizedChain, path: Path) -> _Loaded:
     return _Loaded("PyTorch", version(), lowered.layers(), compare)
 
 
+def _load_pte(quantized: QuantizedChain, path: Path, layers: tuple[LayerReport, ...]) -> _Loaded:
+    network = PteNetwork(path)
+
+    def compare(images: Tensor) -> Roundtrip:
+        return compare_codes(quantized.chain, network, network.arrays, images, batch_size=executorch.LARGEST_BATCH)
+
+    return _Loaded("ExecuTorch", executorch.version(), layers, compare)
+
+
 def _kernels(loaded: _Loaded) -> dict[str, object]:
     """What the runtime computes with integers, and what not."""
     in_float = [row for row in loaded.layers if row.kernel and not row.is_integer]
@@ -160,7 +173,7 @@ def _compared(loaded: _Loaded, evaluation: EvaluationSet, count: int) -> dict[st
     return {
         "images": len(images),
         "largest_output_difference": float((found.runtime - found.simulated).abs().max()),
-        "max_code_difference": found.max_code_difference,
+        "max_code_difference": found.max_code_difference if found.tensors else None,
         "parting": None if found.parting is None else found.parting.name,
         "tensors": tuple(TensorRecord(**dataclasses.asdict(row)) for row in found.tensors),
         **_accuracies(found, evaluation),

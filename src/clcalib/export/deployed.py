@@ -16,7 +16,9 @@ from clcalib.export.onnx.emit import Emitted, emit, round_biases, unsupported
 from clcalib.export.onnx.model import require_onnx
 from clcalib.export.onnx.rules import OnnxRules
 from clcalib.export.program.emit import emit_float_program, emit_program
+from clcalib.export.program.executorch import LARGEST_BATCH, partition, require_executorch
 from clcalib.export.program.operators import operators
+from clcalib.export.runtimes import LayerReport
 from clcalib.files import write_atomically
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.targets import TARGETS, Target
@@ -28,6 +30,8 @@ _RULES = {
     "openvino": OnnxRules(are_codes_integer=True),
     "tensorrt": OnnxRules(is_bias_integer=False),
 }
+_BIASES = {**_RULES, "executorch": OnnxRules()}  # XNNPACK adds int32 too; PyTorch's kernels add floats
+_EXECUTORCH = "executorch"
 
 
 def onnx_rules(target: Target | None) -> OnnxRules:
@@ -44,6 +48,8 @@ def require_writer(target: Target | None) -> None:
     """Raise ``MissingPackageError`` where the package that writes the file of a target is not installed."""
     if is_onnx(target):
         require_onnx()
+    elif target is not None and target.name == _EXECUTORCH:
+        require_executorch()
     else:
         operators()
 
@@ -59,13 +65,9 @@ def check_operators(chain: Chain, target: Target | None) -> None:
 
 
 def round_to_target(quantized: QuantizedChain, target: Target) -> None:
-    """Give every bias the value that the target's kernels add, int32 times s_x * s_w; in place.
-
-    PyTorch's kernels add floats.
-    """
-    if not is_onnx(target):
-        return
-    round_biases(quantized.chain, onnx_rules(target))
+    """Give every bias the value that the target's kernels add, int32 times s_x * s_w; in place."""
+    if target.name in _BIASES:
+        round_biases(quantized.chain, _BIASES[target.name])
 
 
 def write_onnx(
@@ -111,6 +113,22 @@ def write_program(quantized: QuantizedChain, path: Path, target: Target) -> None
     """
     known = {"clcalib.target": target.name, "clcalib.codes": _digest(quantized)}
     _save(emit_program(quantized), path, known)
+
+
+def write_pte(quantized: QuantizedChain, path: Path) -> tuple[LayerReport, ...]:
+    """Write a .pte file of ExecuTorch; returns what computes each operation, which the file does not tell.
+
+    Args:
+        quantized: calibrated, for the target executorch, on the CPU.
+        path: of the file; its folder exists.
+
+    Raises:
+        UnsupportedOperatorError: a quantizer cannot be written.
+        MissingPackageError: the package ``executorch`` is not installed.
+    """
+    found = partition(emit_program(quantized, is_signed=True, largest_batch=LARGEST_BATCH))
+    write_atomically(path, found.content)
+    return found.layers
 
 
 def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:

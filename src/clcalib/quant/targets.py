@@ -172,6 +172,21 @@ TARGETS: dict[str, Target] = {
                 "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
             ),
         ),
+        Target(
+            "executorch",
+            "ExecuTorch with XNNPACK, on phones and processors: a .pte file; quantizers at all results too",
+            activation_bits=(8,),
+            is_weight_symmetric=True,
+            is_uniform=True,
+            placement=Placement(frozenset(("add", "mul", *_POOLS)), has_results=True, has_linear_results=True),
+            runtime="executorch",
+            file="model.pte",
+            notes=(
+                "the package executorch writes the file and tries it, clcalib[executorch]",
+                "codes inside of XNNPACK cannot be seen: only outputs are compared with the simulation",
+                "the file takes batches of at most 64 images",
+            ),
+        ),
     )
 }
 

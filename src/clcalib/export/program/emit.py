@@ -55,12 +55,15 @@ class Grid:
 
 
 @torch.no_grad()
-def emit_program(quantized: QuantizedChain, *, is_signed: bool = False) -> ExportedProgram:
+def emit_program(
+    quantized: QuantizedChain, *, is_signed: bool = False, largest_batch: int | None = None
+) -> ExportedProgram:
     """Write a calibrated chain in reference form, with a free batch dimension.
 
     Args:
         quantized: calibrated, on the CPU; not changed.
         is_signed: whether codes of activations are int8, -128 .. 127, instead of uint8; the grid is the same.
+        largest_batch: that the program must take; None for any.
 
     Returns:
         The program.  Codes of weights are int8, their scales float32, biases as they are.
@@ -70,7 +73,7 @@ def emit_program(quantized: QuantizedChain, *, is_signed: bool = False) -> Expor
         UnsupportedOperatorError: the operators cannot express a quantizer.
         MissingPackageError: PyTorch has the operators no more.
     """
-    return _exported(reference_module(quantized, is_signed=is_signed), quantized.chain)
+    return _exported(reference_module(quantized, is_signed=is_signed), quantized.chain, largest_batch)
 
 
 @torch.no_grad()
@@ -108,10 +111,10 @@ def reference_module(quantized: QuantizedChain, *, is_signed: bool = False) -> f
     return fx.GraphModule(module, module.graph, class_name="Quantized").eval()
 
 
-def _exported(module: fx.GraphModule, chain: Chain) -> ExportedProgram:
+def _exported(module: fx.GraphModule, chain: Chain, largest_batch: int | None = None) -> ExportedProgram:
     image = value_of(input_node(chain.module.graph))
     example = torch.zeros(2, *image.shape[1:], dtype=image.dtype)
-    program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch")},))
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", max=largest_batch)},))
     for node in program.graph.nodes:
         for key in _OF_THIS_MACHINE:
             node.meta.pop(key, None)
@@ -186,8 +189,7 @@ def _write_weight(module: fx.GraphModule, node: fx.Node, weight: IntegerWeight) 
             # Compilers take any convolution that reads the operator below for one that their kernels compute.
             codes, scale = module.graph.get_attr(f"{stem}codes"), module.graph.get_attr(f"{stem}scale")
             shape = [channels if place == axis else 1 for place in range(weight.codes.ndim)]
-            floats = call(torch.ops.aten.to.dtype, (codes, torch.float32))
-            values = call(torch.ops.aten.mul.Tensor, (floats, call(torch.ops.aten.view.default, (scale, shape))))
+            values = call(torch.ops.aten.mul.Tensor, (codes, call(torch.ops.aten.view.default, (scale, shape))))
         else:
             numbers = [module.graph.get_attr(f"{stem}{part}") for part in ("codes", "scale", "zero_point")]
             limits = (weight.spec.q_min, weight.spec.q_max, torch.int8)
@@ -202,6 +204,7 @@ def _quantize_behind_moves(graph: fx.Graph, grids: dict[fx.Node, Grid]) -> None:
 
     It changes no value, as all of them lie on the grid; but compilers look for a dequantize right in front.
     """
+    found: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
         is_layer = is_convolution(node) or is_linear(node)
         for tensor in node.all_input_nodes[:1] if is_layer else node.all_input_nodes if _is_sum(node) else ():
@@ -211,10 +214,14 @@ def _quantize_behind_moves(graph: fx.Graph, grids: dict[fx.Node, Grid]) -> None:
             grid = grids.get(origin)
             if grid is None or origin is tensor:
                 continue
+            meta = {key: value for key, value in tensor.meta.items() if key != "custom"}
+            if tensor not in found:
+                with graph.inserting_after(tensor):
+                    found[tensor] = graph.call_function(operators().quantize, (tensor, *grid.arguments))
+                found[tensor].meta = dict(meta)
             with graph.inserting_before(node):
-                codes = graph.call_function(operators().quantize, (tensor, *grid.arguments))
-                values = graph.call_function(operators().dequantize, (codes, *grid.arguments))
-            codes.meta = values.meta = {key: value for key, value in tensor.meta.items() if key != "custom"}
+                values = graph.call_function(operators().dequantize, (found[tensor], *grid.arguments))
+            values.meta = meta
             node.replace_input_with(tensor, values)
 
 

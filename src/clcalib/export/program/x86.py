@@ -11,7 +11,7 @@ import logging
 import operator
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from clcalib.capture.graph import module_path, value_of
+from clcalib.capture.graph import data_nodes, module_path, value_of
 from clcalib.errors import CheckpointError, MissingPackageError
 from clcalib.export.program.emit import MARK
 from clcalib.export.program.operators import operators
 from clcalib.export.runtimes.layers import LayerReport
 
-_WEIGHTED = ("convolution", "addmm", "mm", "linear", "bmm", "baddbmm")
+_WEIGHTED = ("conv", "linear", "mm", "matmul")  # in names of operators
 _NOT_COUNTED = ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "sym_size", "alias", "clone")
 _VIEWS = ("view", "reshape", "permute", "slice", "expand", "unsqueeze", "squeeze", "select", "t", "transpose")
 _INTEGER = (torch.uint8, torch.int8)
@@ -72,10 +72,14 @@ class LoweredProgram:
 
     def layers(self) -> tuple[LayerReport, ...]:
         """What computes each operation."""
+        constants = data_free(self.module.graph)
         return tuple(
-            _report(node)
+            _report(node, constants)
             for node in self.module.graph.nodes
-            if node.op == "call_function" and node.target is not operator.getitem and _plain(node) not in _NOT_COUNTED
+            if node.op == "call_function"
+            and node not in constants
+            and node.target is not operator.getitem
+            and _plain(node) not in _NOT_COUNTED
         )
 
     @torch.no_grad()
@@ -150,7 +154,7 @@ def version() -> str:
 def _torchao():  # type: ignore[no-untyped-def]  # torchao has no types
     """``lower_pt2e_quantized_to_x86``; importing the quantizer puts torchao's patterns into torch.compile."""
     try:
-        with _quiet():
+        with quiet():
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer
             from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
     except ImportError as error:
@@ -162,7 +166,7 @@ def _torchao():  # type: ignore[no-untyped-def]  # torchao has no types
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without torchao's words about its kernels for GPUs, which are not asked for here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -188,10 +192,21 @@ def _plain(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
-def _report(node: fx.Node) -> LayerReport:
+def data_free(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that do not depend on the images."""
+    data = set(data_nodes(graph))
+    return {node for node in graph.nodes if node not in data and node.op in ("get_attr", "call_function")}
+
+
+def is_product(name: str) -> bool:
+    """Whether an operator is a convolution or a matrix product, by whatever name a compiler calls it."""
+    return any(part in name for part in _WEIGHTED)
+
+
+def _report(node: fx.Node, constants: Collection[fx.Node]) -> LayerReport:
     name = _plain(node)
     is_kernel = str(node.target).startswith("onednn.q")
-    has_weights = is_kernel or (name in _WEIGHTED and any(_is_constant(operand) for operand in node.all_input_nodes))
+    has_weights = is_kernel or (is_product(name) and any(each in constants for each in node.all_input_nodes))
     read = [value_of(operand) for operand in node.all_input_nodes]
     is_integer = is_kernel or any(isinstance(value, Tensor) and value.dtype in _INTEGER for value in read)
     kernel = "" if name in _VIEWS else str(node.target)
@@ -203,14 +218,6 @@ def _report(node: fx.Node) -> LayerReport:
         has_weights=has_weights,
         reason="" if is_integer else _reason(has_weights),
     )
-
-
-def _is_constant(node: fx.Node) -> bool:
-    return node.op == "get_attr" or (_plain(node) in ("dequantize_per_channel", "permute", "t") and not _reads(node))
-
-
-def _reads(node: fx.Node) -> bool:
-    return any(not _is_constant(operand) for operand in node.all_input_nodes)
 
 
 def _reason(has_weights: bool) -> str:
