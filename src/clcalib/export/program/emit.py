@@ -113,7 +113,8 @@ def reference_module(quantized: QuantizedChain, *, is_signed: bool = False) -> f
 
 def _exported(module: fx.GraphModule, chain: Chain, largest_batch: int | None = None) -> ExportedProgram:
     image = value_of(input_node(chain.module.graph))
-    example = torch.zeros(2, *image.shape[1:], dtype=image.dtype)
+    # Compilers that plan memory may take the example's size for typical, and a smaller batch than it for possible.
+    example = torch.zeros(largest_batch or 2, *image.shape[1:], dtype=image.dtype)
     program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", max=largest_batch)},))
     for node in program.graph.nodes:
         for key in _OF_THIS_MACHINE:
