@@ -176,7 +176,7 @@ def test_integer_kernels_compute_all_layers_that_they_can_with_the_codes_of_the_
     assert (record.integer_layers, record.float_layers) == ((5, 1) if is_mixed else (4, 0))
     assert record.max_code_difference is not None
     assert record.max_code_difference <= 1
-    assert {row.name for row in record.tensors} and len(record.tensors) == len(result.quantized.activations)
+    assert len(record.tensors) == len(result.quantized.activations)
     assert record.agreement is not None
     assert record.agreement >= 0.98
     assert record.runtime is not None

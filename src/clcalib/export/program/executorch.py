@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from clcalib.errors import MissingPackageError
-from clcalib.export.program.x86 import OUTPUT, data_free, is_product, quiet
+from clcalib.export.program.x86 import OUTPUT, is_product, quiet
 from clcalib.export.runtimes.layers import LayerReport
 
 LARGEST_BATCH = 64  # memory is planned for it when the file is written
@@ -83,11 +83,11 @@ def partition(program: ExportedProgram) -> Partitioned:
 
     with quiet(), _silent():
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-        module = edge.exported_program().graph_module
-        layers = [*_reports(module.graph, is_delegated=False)]
-        for part in module.children():
+        whole = edge.exported_program()
+        layers = [*_reports(whole, is_delegated=False)]
+        for part in whole.graph_module.children():
             if hasattr(part, "original_module"):
-                layers += _reports(part.original_module.graph, is_delegated=True)
+                layers += _reports(part.original_module, is_delegated=True)
         content = bytes(edge.to_executorch().buffer)
     return Partitioned(content, tuple(layers))
 
@@ -120,9 +120,9 @@ class PteNetwork:
         return {OUTPUT: self(torch.from_numpy(images)).numpy()}
 
 
-def _reports(graph: fx.Graph, *, is_delegated: bool) -> Iterator[LayerReport]:
-    constants = data_free(graph)
-    for node in graph.nodes:
+def _reports(program: ExportedProgram, *, is_delegated: bool) -> Iterator[LayerReport]:
+    constants = _constants(program)
+    for node in program.graph.nodes:
         name = _plain(node)
         is_step = node.op == "call_function" and node not in constants and node.target is not operator.getitem
         if not is_step or "quantize" in name or "delegate" in name:
@@ -138,10 +138,23 @@ def _reports(graph: fx.Graph, *, is_delegated: bool) -> Iterator[LayerReport]:
         )
 
 
+def _constants(program: ExportedProgram) -> set[fx.Node]:
+    """The nodes that do not depend on the images; parameters are placeholders here."""
+    given = set(program.graph_signature.user_inputs)
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        is_free = node.op != "placeholder" and bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
+        if is_free or (node.op == "placeholder" and node.name not in given):
+            found.add(node)
+    return found
+
+
 def _reads_codes(node: fx.Node, constants: set[fx.Node]) -> bool:
     """Whether all that a kernel reads is dequantized, or comes from an operator that is computed with it."""
     read = [operand for operand in node.all_input_nodes if operand not in constants]
-    return all("dequantize" in _plain(operand) or _is_clamp(node) for operand in read)
+    if _is_clamp(node) and not any("dequantize" in _plain(operand) for operand in read):
+        return all(_reads_codes(operand, constants) for operand in read)
+    return all("dequantize" in _plain(operand) for operand in read)
 
 
 def _gives_codes(node: fx.Node) -> bool:
