@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import NETWORKS, cifar10, provenance, shuffled, write_result
 from torch._inductor import config as inductor
 from torch._inductor.utils import run_and_get_code
 
@@ -29,6 +28,7 @@ from clcalib.deployment import deploy
 from clcalib.export.deployed import write_float
 from clcalib.export.program.x86 import load_program, version
 from clcalib.quant.targets import target_of
+from common import NETWORKS, cifar10, provenance, shuffled, write_result
 
 KERNELS = re.compile(r"onednn\.(q\w+)|mkldnn\._?(\w*(?:convolution|linear)\w*)")
 CALIBRATION, EVALUATION = 256, 1000

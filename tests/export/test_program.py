@@ -133,9 +133,9 @@ def test_a_clamp_stays_only_where_the_codes_do_not_do_its_work() -> None:
 
 
 def test_the_rules_are_told_before_calibration() -> None:
+    calibration = clcalib.CalibrationSet.from_tensor(images())
+    recipe = clcalib.recipes.nearest()
     with pytest.raises(ArgumentError, match="8 bits, or float, for target torch"):
-        calibration = clcalib.CalibrationSet.from_tensor(images())
-        recipe = clcalib.recipes.nearest()
         clcalib.quantize(tiny(), calibration, recipe=recipe, bits=clcalib.Bits(4, 4), target="torch")
     row = LayerPolicy("product", None, QuantSpec(8).on("log2"), "")
     with pytest.raises(ArgumentError, match="expected uniform, got 'log2'"):

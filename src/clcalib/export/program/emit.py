@@ -2,8 +2,8 @@
 
 This is the reference form that PyTorch's compilers take: each layer reads ``dequantize(quantize(x))`` and
 ``dequantize(codes)`` of int8 codes that lie in the file, and a compiler that has an integer kernel for ``dequantize ->
-convolution -> relu -> quantize`` takes all of it in.  Run as it is, the program computes in float what the simulation
-does; PyTorch multiplies by 1 / s where the simulation divides by s, so that a value in the middle of two codes may go to
+convolution -> relu -> quantize`` takes all of it in.  Run as it is, the program computes in float what the
+simulation does; PyTorch multiplies by 1 / s where the simulation divides by s, so that a value in the middle of two codes may go to
 either.
 """
 
@@ -45,7 +45,7 @@ class Grid:
     shift: int
 
     @property
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self) -> tuple[float, int, int, int, torch.dtype]:
         return self.scale, self.zero_point, self.q_min, self.q_max, self.dtype
 
     def covers(self, limits: tuple[float, float]) -> bool:

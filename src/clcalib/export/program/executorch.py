@@ -95,7 +95,7 @@ def partition(program: ExportedProgram) -> Partitioned:
 class PteNetwork:
     """A .pte file in ExecuTorch's runtime.  It shows outputs and no codes: they stay inside of XNNPACK."""
 
-    codes: Mapping[str, str] = {}  # noqa: RUF012 - read only
+    codes: Mapping[str, str] = {}
     outputs = (OUTPUT,)
 
     def __init__(self, path: Path) -> None:
@@ -167,7 +167,7 @@ def _is_clamp(node: fx.Node) -> bool:
 
 
 def _plain(node: fx.Node) -> str:
-    """\"convolution\" of ``aten.convolution.default``."""
+    """The operator's own name: ``convolution`` of ``aten.convolution.default``."""
     name = str(getattr(getattr(node.target, "_op", node.target), "_name", node.target))
     return name.rpartition("::")[2].removeprefix("aten.").removeprefix("quantized_decomposed.").partition(".")[0]
 

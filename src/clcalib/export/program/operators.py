@@ -36,7 +36,7 @@ def operators() -> Operators:
         importlib.import_module("torch.ao.quantization.fx._decomposed")
     except ImportError as error:
         raise MissingPackageError(
-            f"PyTorch {torch.__version__} has no operators quantized_decomposed; take an earlier version for this target"
+            f"PyTorch {torch.__version__} has no operators quantized_decomposed; take an earlier version"
         ) from error
     known = torch.ops.quantized_decomposed
     return Operators(

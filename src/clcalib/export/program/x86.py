@@ -155,7 +155,7 @@ def _torchao():  # type: ignore[no-untyped-def]  # torchao has no types
     """``lower_pt2e_quantized_to_x86``; importing the quantizer puts torchao's patterns into torch.compile."""
     try:
         with quiet():
-            import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer
+            import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 - see above
             from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
     except ImportError as error:
         raise MissingPackageError(
