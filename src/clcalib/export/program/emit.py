@@ -2,9 +2,9 @@
 
 This is the reference form that PyTorch's compilers take: each layer reads ``dequantize(quantize(x))`` and
 ``dequantize(codes)`` of int8 codes that lie in the file, and a compiler that has an integer kernel for ``dequantize ->
-convolution -> relu -> quantize`` takes all of it in.  Run as it is, the program computes in float what the
-simulation does; PyTorch multiplies by 1 / s where the simulation divides by s, so that a value in the middle of two codes may go to
-either.
+convolution -> relu -> quantize`` takes all of it in.  Run as it is, the program computes in float what the simulation
+does; PyTorch multiplies by 1 / s where the simulation divides by s, so that a value in the middle of two codes may go
+to either.
 """
 
 from __future__ import annotations
