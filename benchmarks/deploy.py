@@ -29,7 +29,7 @@ from clcalib.calibrate.recipes import RECIPES
 from clcalib.data.sources import load_calibration
 from clcalib.deployment import deploy
 from clcalib.evaluate.accuracy import logits, top1
-from clcalib.export.deployed import write_float_onnx
+from clcalib.export.deployed import write_float
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.bench import bench
 from clcalib.export.runtimes.runtime import RUNTIMES
@@ -126,7 +126,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
         files = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
         record = deploy(result, files[1], evaluation, count=checked).record.deployment
         assert record is not None
-        write_float_onnx(clcalib.capture(model, found.calibration[:2]), files[0])
+        write_float(clcalib.capture(model, found.calibration[:2]), files[0])
         outputs = [
             logits(network, found.tests, batch_size=50)
             for network in (model, runtime.session(read_model(files[1])).network())

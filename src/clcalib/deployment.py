@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from clcalib.capture.graph import input_node, value_of
+from clcalib.capture.running import images_at_once
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, KernelDifferenceWarning, MissingPackageError, RuntimeMissingWarning
 from clcalib.evaluate.accuracy import agreement, top1
-from clcalib.export.deployed import write_onnx
+from clcalib.export.deployed import is_onnx, write_onnx, write_program, write_pte
 from clcalib.export.onnx.emit import Emitted
+from clcalib.export.program import executorch
+from clcalib.export.program.emit import grids_of
+from clcalib.export.program.executorch import PteNetwork
+from clcalib.export.program.x86 import load_program, lower, version
 from clcalib.export.roundtrip import MOST_CODES, Roundtrip, compare_codes, with_codes
-from clcalib.export.runtimes import LayerCounts, Runtime, read_model
+from clcalib.export.runtimes import LayerCounts, LayerReport, Runtime, read_model
 from clcalib.export.runtimes.runtime import RUNTIMES
 from clcalib.pipeline import QuantizationResult
 from clcalib.quant.insert import QuantizedChain
@@ -35,7 +44,7 @@ def deploy(
 
     Args:
         result: of ``quantize(..., target=...)``; without a target, a reference graph in float is written.
-        path: of the ONNX file; its folder exists.
+        path: of the file, ONNX or a program of ``torch.export``; its folder exists.
         evaluation: images on which runtime and simulation are compared; None: only the file is written and looked at.
         count: of them, as many as are compared.
 
@@ -43,7 +52,7 @@ def deploy(
         The same result, with ``record.deployment``.
 
     Raises:
-        MissingPackageError: the package ``onnx`` is not installed.
+        MissingPackageError: the package that writes the file is not installed.
 
     Warns:
         RuntimeMissingWarning: the target's runtime is not installed, so that nothing is proved.
@@ -64,44 +73,99 @@ def deployment_of(
     """Write a calibrated chain on the CPU for a target, and check the file; see ``deploy``."""
     if type(count) is not int or count < 1:
         raise ArgumentError("count", "a whole number of images, at least 1", repr(count))
-    emitted = write_onnx(quantized, path, target)
+    load = _written(quantized, target, path)
     record = DeploymentRecord(target=target.name, file=path.name, file_bytes=path.stat().st_size)
-    runtime = None if target.runtime is None else RUNTIMES[target.runtime]
-    if runtime is None:
+    if load is None:
         return record
     try:
-        update = _kernels(runtime, path)
+        loaded = load()
     except MissingPackageError as error:
         warnings.warn(f"{path} was written and not tried: {error}", RuntimeMissingWarning, stacklevel=3)
         return record
+    update = _kernels(loaded)
     if evaluation is not None:
-        update |= _compared(quantized, emitted, runtime, evaluation, count)
+        update |= _compared(loaded, evaluation, count)
     return record.model_copy(update=update)
 
 
-def _kernels(runtime: Runtime, path: Path) -> dict[str, object]:
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """A written file in its runtime.
+
+    Attributes:
+        title: of the runtime.
+        version: of the runtime.
+        layers: what computes each operation.
+        compare: images -> what the runtime and the simulation make of them.
+    """
+
+    title: str
+    version: str
+    layers: tuple[LayerReport, ...]
+    compare: Callable[[Tensor], Roundtrip]
+
+
+def _written(quantized: QuantizedChain, target: Target, path: Path) -> Callable[[], _Loaded] | None:
+    """Write the file; returns what loads it, or None where nothing here can."""
+    if target.name == "executorch":
+        return functools.partial(_load_pte, quantized, path, write_pte(quantized, path))
+    if not is_onnx(target):
+        write_program(quantized, path, target)
+        return functools.partial(_load_program, quantized, path)
+    emitted = write_onnx(quantized, path, target)
+    if target.runtime is None:
+        return None
+    return functools.partial(_load_onnx, quantized, path, emitted, RUNTIMES[target.runtime])
+
+
+def _load_onnx(quantized: QuantizedChain, path: Path, emitted: Emitted, runtime: Runtime) -> _Loaded:
+    def compare(images: Tensor) -> Roundtrip:
+        session = runtime.session(read_model(with_codes(emitted)), torch.get_num_threads())
+        return compare_codes(quantized.chain, emitted, session, images)
+
+    return _Loaded(runtime.title, runtime.version(), runtime.layers(read_model(path)), compare)
+
+
+def _load_program(quantized: QuantizedChain, path: Path) -> _Loaded:
+    chain = quantized.chain
+    batch, image = images_at_once(chain.module), value_of(input_node(chain.module.graph))
+    lowered = lower(load_program(path), torch.zeros(batch, *image.shape[1:], dtype=image.dtype))
+    shifts = {name: grid.shift for name, grid in grids_of(quantized).items()}
+
+    def compare(images: Tensor) -> Roundtrip:
+        return compare_codes(chain, lowered, lambda part: lowered.arrays(part, shifts), images, batch_size=batch)
+
+    return _Loaded("PyTorch", version(), lowered.layers(), compare)
+
+
+def _load_pte(quantized: QuantizedChain, path: Path, layers: tuple[LayerReport, ...]) -> _Loaded:
+    network = PteNetwork(path)
+
+    def compare(images: Tensor) -> Roundtrip:
+        return compare_codes(quantized.chain, network, network.arrays, images, batch_size=executorch.LARGEST_BATCH)
+
+    return _Loaded("ExecuTorch", executorch.version(), layers, compare)
+
+
+def _kernels(loaded: _Loaded) -> dict[str, object]:
     """What the runtime computes with integers, and what not."""
-    layers = runtime.layers(read_model(path))
-    in_float = [row for row in layers if row.kernel and not row.is_integer]
+    in_float = [row for row in loaded.layers if row.kernel and not row.is_integer]
     return {
-        "runtime": f"{runtime.title} {runtime.version()}",
-        **dataclasses.asdict(LayerCounts.of(layers)),
+        "runtime": f"{loaded.title} {loaded.version}",
+        **dataclasses.asdict(LayerCounts.of(loaded.layers)),
         "in_float": tuple(
             FloatOperationRecord(name=row.name, operation=row.operation, reason=row.reason) for row in in_float
         ),
     }
 
 
-def _compared(
-    quantized: QuantizedChain, emitted: Emitted, runtime: Runtime, evaluation: EvaluationSet, count: int
-) -> dict[str, object]:
-    session = runtime.session(read_model(with_codes(emitted)), torch.get_num_threads())
+def _compared(loaded: _Loaded, evaluation: EvaluationSet, count: int) -> dict[str, object]:
     images = evaluation.images[:count]
-    found = compare_codes(quantized.chain, emitted, session, images)
+    found = loaded.compare(images)
     worst = max(found.tensors, key=lambda row: row.own, default=None)
     if worst is not None and worst.own > MOST_CODES:
         warnings.warn(
-            f"{runtime.title} differs from the simulation by {worst.own} codes at {worst.name}, and a kernel may by "
+            f"{loaded.title} differs from the simulation by {worst.own} codes at {worst.name}, and a kernel may by "
             f"{MOST_CODES}: do not trust the file, and report the network",
             KernelDifferenceWarning,
             stacklevel=4,
@@ -109,7 +173,7 @@ def _compared(
     return {
         "images": len(images),
         "largest_output_difference": float((found.runtime - found.simulated).abs().max()),
-        "max_code_difference": found.max_code_difference,
+        "max_code_difference": found.max_code_difference if found.tensors else None,
         "parting": None if found.parting is None else found.parting.name,
         "tensors": tuple(TensorRecord(**dataclasses.asdict(row)) for row in found.tensors),
         **_accuracies(found, evaluation),

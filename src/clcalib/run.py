@@ -26,19 +26,18 @@ from clcalib.data.sources import load_calibration, load_evaluation
 from clcalib.deployment import deploy, deployment_of
 from clcalib.errors import ArgumentError, OutputExistsError
 from clcalib.estimate import Estimate, estimate
-from clcalib.export.checkpoint import load_chain
-from clcalib.export.deployed import PAPER, check_operators, write_float_onnx
-from clcalib.export.onnx.model import require_onnx
+from clcalib.export.checkpoint import load_chain, saved_target
+from clcalib.export.deployed import PAPER, check_operators, require_writer, write_float
 from clcalib.files import write_atomically
 from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
 from clcalib.model_source import load_model
 from clcalib.pipeline import RECORD_FILE, quantize
 from clcalib.quant.allocation import check_solver
+from clcalib.quant.targets import target_of
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.record import RunRecord, write_record
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
 
-ONNX_FILE = "model.onnx"
 USUAL_CALIBRATION_IMAGES = 1024
 
 
@@ -51,8 +50,9 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
     check_goal(config)
-    if config.quantization.target is not None:
-        require_onnx()
+    target = target_of(config.quantization.target)
+    if target is not None:
+        require_writer(target)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)
@@ -66,16 +66,16 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         observer.stage("saving")
         result.save(config.run.out, overwrite=config.run.overwrite)
         write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
-        if config.quantization.target is not None:
+        if target is not None:
             observer.stage("export")
             checked = None if config.model.submodule is not None else arguments["evaluation"]
-            result = deploy(result, config.run.out / ONNX_FILE, checked)
+            result = deploy(result, config.run.out / target.file, checked)
             write_record(result.record, config.run.out / RECORD_FILE)
     return result.record
 
 
 def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path | None = None) -> DeploymentRecord:
-    """Write the result of an earlier run as ONNX, for the target that it was calibrated for, and check the file.
+    """Write the result of an earlier run as a file for the target that it was calibrated for, and check the file.
 
     Args:
         folder: what ``run`` left.
@@ -86,13 +86,13 @@ def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path 
     Raises:
         ClcalibError: the folder, the model or the images cannot be used, or an operator cannot be written.
     """
-    require_onnx()
+    require_writer(saved_target(folder))
     with limited_threads(config.run.threads):
         loaded = load_chain(folder, load_model(config.model))
         evaluation = None if loaded.part is not None else evaluation_images(config)
         check_operators(loaded.floating, loaded.target)
         if float_path is not None:
-            write_float_onnx(loaded.floating, float_path)
+            write_float(loaded.floating, float_path, loaded.target)
         return deployment_of(loaded.quantized, loaded.target or PAPER, path, evaluation)
 
 

@@ -34,7 +34,7 @@ FORBIDDEN = {
     "report": {"calibrate"},
 }
 # Modules that may be imported inside a function, because not every machine has them (``resource``: not Windows).
-OPTIONAL = {"torchvision", "timm", "resource", "onnx", "onnxruntime", "openvino", "scipy"}
+OPTIONAL = {"torchvision", "timm", "resource", "onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch"}
 NEEDS_TRITON = {"clcalib.fused.triton_kernels"}  # no dependency; imported inside a function, where a GPU asks for it
 
 BLOCKED = (
@@ -45,6 +45,8 @@ BLOCKED = (
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "torchao",
+    "executorch",
     "matplotlib",
     "scipy",
     "pandas",

@@ -1,4 +1,4 @@
-"""``clcalib export``: the result of a run as an ONNX file, checked in its runtime."""
+"""``clcalib export``: the result of a run as a file for its target, checked in its runtime."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig
 from clcalib.config_sources import merge, parse_assignment, saved_config, with_absolute_paths
 from clcalib.errors import OutputExistsError
+from clcalib.export.checkpoint import saved_target
+from clcalib.export.deployed import PAPER
+from clcalib.quant.targets import TARGETS
 from clcalib.report.deployment_table import deployment_table
-from clcalib.run import ONNX_FILE, export
+from clcalib.run import export
 
+_FILES = " or ".join(dict.fromkeys(target.file for target in TARGETS.values()))
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "clcalib export runs/w8a8\n\n"
@@ -35,7 +39,7 @@ def export_command(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
     *,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help=f"The file to write; {ONNX_FILE} in the folder.")
+        Path | None, typer.Option("--out", metavar="FILE", help=f"The file to write; {_FILES}, in the folder.")
     ] = None,
     float_: Annotated[
         Path | None, typer.Option("--float", metavar="FILE", help="Write the float network too, for clcalib bench.")
@@ -47,10 +51,11 @@ def export_command(
     threads: ThreadsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")] = False,
 ) -> None:
-    """Write the result of a run as an ONNX file for its target, and check it in the target's runtime.
+    """Write the result of a run as a file for its target, and check it in the target's runtime.
 
-    A run with --target onnxruntime or openvino has written the file already;
-    this writes it again, elsewhere, or checks it on other images.  A run
+    A run with --target has written the file already, an ONNX graph or, for
+    torch, a program of torch.export; this writes it again, elsewhere, or
+    checks it on other images.  A run
     without a target gives a reference graph that computes in float, bit for
     bit what was simulated: quantize again with --target to have integer
     kernels do the work.
@@ -58,7 +63,7 @@ def export_command(
     Compared are the codes at every quantizer, on 512 evaluation images: a
     kernel may round one code up or down, and more is told as a defect.
     """
-    path = out or folder / ONNX_FILE
+    path = out or folder / (saved_target(folder) or PAPER).file
     for file in (path, float_):
         if file is not None and file.exists() and not overwrite:
             raise OutputExistsError(f"{file} exists; name another file, or say --overwrite")

@@ -72,7 +72,7 @@ TargetOption = Annotated[
         "--target",
         rich_help_panel=WIDTHS,
         metavar="NAME",
-        help="Calibrate under the rules of a runtime: onnxruntime, openvino, ...; clcalib targets lists them.",
+        help="Calibrate under the rules of a runtime: onnxruntime, openvino, torch, ...; clcalib targets lists them.",
     ),
 ]
 EdgeBitsOption = Annotated[

@@ -207,8 +207,8 @@ def quantize(
     """Quantize a trained network with a few hundred images; nothing is retrained.
 
     Leaves model.safetensors, model.json, run.json and config.json in the
-    output folder, and with --target the file for the runtime, model.onnx,
-    which is checked in it at once.  clcalib describe shows what --bits and
+    output folder, and with --target the file for the runtime, model.onnx or
+    model.pt2, which is checked in it at once.  clcalib describe shows what --bits and
     --float patterns mean for a network, and --dry-run what a run takes.
 
     With --size-budget or --cost-budget the widths of weights are chosen, so

@@ -128,6 +128,18 @@ def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
     return network if loaded.part is None else loaded.part.put_back(network)
 
 
+def saved_target(folder: Path) -> Target | None:
+    """The target that what is saved in ``folder`` was calibrated for.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        return target_of(_read(Path(folder))[1].get("target"))
+    except ArgumentError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: {error}; this version knows no such target") from None
+
+
 def load_chain(folder: Path, model: nn.Module) -> Loaded:
     """Return the quantized chain that was saved in ``folder``, beside the float one.
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from clcalib.capture.chain import Chain
 from clcalib.errors import UnsupportedOperatorError
 from clcalib.export.onnx.emit import Emitted, emit, least_weight_scales, round_biases, unsupported
+from clcalib.export.onnx.model import require_onnx
 from clcalib.export.onnx.rules import OnnxRules
+from clcalib.export.program.emit import emit_float_program, emit_program
+from clcalib.export.program.executorch import LARGEST_BATCH, partition, require_executorch
+from clcalib.export.program.operators import operators
+from clcalib.export.runtimes import LayerReport
 from clcalib.files import write_atomically
 from clcalib.quant.functional import quantize
 from clcalib.quant.insert import QuantizedChain
@@ -27,6 +34,8 @@ _RULES = {
     "openvino": OnnxRules(is_packed=True, are_codes_integer=True),
     "tensorrt": OnnxRules(is_bias_integer=False),
 }
+_BIASES = {**_RULES, "executorch": OnnxRules()}  # XNNPACK adds int32 too; PyTorch's kernels add floats
+_EXECUTORCH = "executorch"
 
 
 def onnx_rules(target: Target | None) -> OnnxRules:
@@ -34,8 +43,25 @@ def onnx_rules(target: Target | None) -> OnnxRules:
     return _RULES[(target or PAPER).name]
 
 
+def is_onnx(target: Target | None) -> bool:
+    """Whether the file of a target is ONNX; else it is a program of ``torch.export``."""
+    return (target or PAPER).name in _RULES
+
+
+def require_writer(target: Target | None) -> None:
+    """Raise ``MissingPackageError`` where the package that writes the file of a target is not installed."""
+    if is_onnx(target):
+        require_onnx()
+    elif target is not None and target.name == _EXECUTORCH:
+        require_executorch()
+    else:
+        operators()
+
+
 def check_operators(chain: Chain, target: Target | None) -> None:
     """Raise ``UnsupportedOperatorError``, naming all of them, where a float chain cannot be written for a target."""
+    if not is_onnx(target):
+        return  # it holds PyTorch's operators, whatever they are
     problems = unsupported(chain, onnx_rules(target))
     if problems:
         summary = f"the network cannot be written for target {(target or PAPER).name}"
@@ -48,7 +74,9 @@ def round_to_target(quantized: QuantizedChain, target: Target) -> None:
     Where a channel's weights are so small that its bias would not fit, they get the larger scale that it needs: what
     they lose is below 2^-30 of the bias for each input at its largest.
     """
-    rules = onnx_rules(target)
+    if target.name not in _BIASES:
+        return
+    rules = _BIASES[target.name]
     for name, least in least_weight_scales(quantized.chain, rules).items():
         module = quantized.chain.module.get_submodule(name)
         assert isinstance(module, IntegerWeight)
@@ -93,14 +121,55 @@ def write_onnx(
     return emitted
 
 
-def write_float_onnx(chain: Chain, path: Path) -> None:
-    """Write a float chain; the file that a quantized one is timed against.
+def write_program(quantized: QuantizedChain, path: Path, target: Target) -> None:
+    """Write a program of ``torch.export`` at once or not at all.
+
+    Args:
+        quantized: calibrated, for this target, on the CPU.
+        path: of the file; its folder exists.
+        target: whose kernels it is for.
 
     Raises:
-        MissingPackageError: the package ``onnx`` is not installed.
+        UnsupportedOperatorError: a quantizer cannot be written.
+        MissingPackageError: this version of PyTorch lacks the operators.
+    """
+    known = {"clcalib.target": target.name, "clcalib.codes": _digest(quantized)}
+    _save(emit_program(quantized), path, known)
+
+
+def write_pte(quantized: QuantizedChain, path: Path) -> tuple[LayerReport, ...]:
+    """Write a .pte file of ExecuTorch; returns what computes each operation, which the file does not tell.
+
+    Args:
+        quantized: calibrated, for the target executorch, on the CPU.
+        path: of the file; its folder exists.
+
+    Raises:
+        UnsupportedOperatorError: a quantizer cannot be written.
+        MissingPackageError: the package ``executorch`` is not installed.
+    """
+    found = partition(emit_program(quantized, is_signed=True, largest_batch=LARGEST_BATCH))
+    write_atomically(path, found.content)
+    return found.layers
+
+
+def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:
+    """Write a float chain in the form of a target; the file that a quantized one is timed against.
+
+    Raises:
+        MissingPackageError: the package ``onnx`` is not installed, and the target needs it.
         UnsupportedOperatorError: an operator cannot be written.
     """
-    write_atomically(path, emit(chain).model.SerializeToString())
+    if is_onnx(target):
+        write_atomically(path, emit(chain).model.SerializeToString())
+    else:
+        _save(emit_float_program(chain), path, {})
+
+
+def _save(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=dict(metadata))
+    write_atomically(path, content.getvalue())
 
 
 def _digest(quantized: QuantizedChain) -> str:

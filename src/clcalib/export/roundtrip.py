@@ -8,8 +8,9 @@ along.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,18 @@ from clcalib.quant.modules import ActivationQuantizer
 
 Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.generic]]]
 MOST_CODES = 1  # that a kernel may differ by: it rounds elsewhere, in another order
+
+
+class Written(Protocol):
+    """Where codes and outputs are found in what was written of a chain."""
+
+    @property
+    def codes(self) -> Mapping[str, str]:
+        """Node of an activation quantizer -> name of its codes, where the runtime shows them."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs; the last one is compared."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,13 @@ class Roundtrip:
 
 
 @torch.no_grad()
-def compare_codes(chain: Chain, emitted: Emitted, run: Run, images: Tensor, *, batch_size: int = BATCH) -> Roundtrip:
+def compare_codes(chain: Chain, emitted: Written, run: Run, images: Tensor, *, batch_size: int = BATCH) -> Roundtrip:
     """Run images through both and compare the codes of every quantized tensor.
 
     Args:
         chain: the simulation, with rounded biases; on the CPU.
         emitted: what was written of it.
-        run: the runtime on ``with_codes(emitted)``: batch -> values by name.
+        run: the runtime, which gives the codes too (``with_codes``): batch -> values by name.
         images: (N, ...).
         batch_size: images of a call.
     """
@@ -154,7 +167,7 @@ class _Counts:
         return TensorDifference(name, self._largest[0], own, self._largest[1], whole)
 
 
-def _pieces(chain: Chain, emitted: Emitted) -> dict[str, _Piece]:
+def _pieces(chain: Chain, emitted: Written) -> dict[str, _Piece]:
     """By the quantizer's node, each piece between quantizers whose codes the file has."""
     image = input_node(chain.module.graph)
     found = {}

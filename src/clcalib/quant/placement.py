@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from clcalib.capture.graph import (
     data_nodes,
     is_convolution,
+    is_linear,
     layer_name,
     module_path,
     operator_name,
@@ -52,6 +53,7 @@ class Placement:
             from the images; their operands and their result are quantized.
         has_results: whether a convolution needs its result quantized, behind the clamp that its kernel takes in; linear
             layers and products may give floats.
+        has_linear_results: whether a linear layer needs its result quantized too.
         is_fused: whether an addition is computed by the kernel of a convolution that it alone reads, so that this
             operand is not quantized.
         moves: operators that hand codes on; they get no quantizer of their own, what they read has it.
@@ -59,6 +61,7 @@ class Placement:
 
     operators: frozenset[str] = frozenset()
     has_results: bool = False
+    has_linear_results: bool = False
     is_fused: bool = False
     moves: frozenset[str] = MOVES
 
@@ -69,7 +72,7 @@ class Placement:
         reads behind ``convolution -> relu -> max_pool2d`` is quantized behind the ``relu``.
         """
         data = dict.fromkeys(data_nodes(module.graph))
-        kernels = {node for _, node in weighted_nodes(module) if is_convolution(node)}
+        kernels = {node for _, node in weighted_nodes(module) if self._stores(node)}
         found: dict[fx.Node, fx.Node] = {}
         stored: set[fx.Node] = set()  # what integer kernels store
         for node in data:
@@ -94,7 +97,7 @@ class Placement:
         sources, stored = self.sources(module), set[fx.Node]()
         for node in sources:
             operands = _operands(node, sources)
-            is_stored = node in kernels and is_convolution(node)
+            is_stored = node in kernels and self._stores(node)
             is_stored |= self._is_integer(node, sources, [sources[operand] in stored for operand in operands])
             if not is_stored and node not in kernels:
                 continue
@@ -107,6 +110,10 @@ class Placement:
                 if self.has_results:
                     found.setdefault(result(node), f"result of {name}")
         return found
+
+    def _stores(self, node: fx.Node) -> bool:
+        """Whether the kernel of a layer gives codes."""
+        return is_convolution(node) or (self.has_linear_results and is_linear(node))
 
     def _is_integer(self, node: fx.Node, data: Collection[fx.Node], are_stored: Iterable[bool]) -> bool:
         """Whether an operator without weights is computed in integers: not on numbers or constants."""

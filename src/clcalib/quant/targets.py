@@ -28,6 +28,7 @@ class Target:
         asymmetric_below: weights of fewer bits than this have a zero point all the same: of so few codes none is to be
             lost.
         is_activation_symmetric: whether activations must be; their scale is per tensor.
+        is_uniform: whether codes must lie on uniform grids.
         placement: where quantizers stand; None as in the papers, at what layers read.
         runtime: the runtime that executes the file, or None if nothing here does.
         file: what ``clcalib export`` writes.
@@ -41,6 +42,7 @@ class Target:
     is_weight_symmetric: bool = False
     asymmetric_below: int = 0
     is_activation_symmetric: bool = False
+    is_uniform: bool = False
     placement: Placement | None = None
     runtime: str | None = None
     file: str = "model.onnx"
@@ -68,11 +70,14 @@ class Target:
         return dataclasses.replace(row, weight=QuantSpec(weight.bits, granularity=weight.granularity))
 
     def check(self, rows: Iterable[LayerPolicy]) -> None:
-        """Raise ``ArgumentError`` where a row of the policy has a width that the target has no kernel for."""
+        """Raise ``ArgumentError`` where a row of the policy has a width or a grid that the target has no kernel for."""
         for row in rows:
             self._check(f"weights of {row.layer}", _bits(row.weight), self.weight_bits)
             for spec in (row.input, row.right):
                 self._check(f"inputs of {row.layer}", _bits(spec), self.activation_bits)
+                if self.is_uniform and spec is not None and spec.grid != "uniform":
+                    remedy = "leave --set quantization.softmax_grid and gelu_grid out"
+                    raise ArgumentError(f"grid (inputs of {row.layer})", "uniform", repr(spec.grid), remedy)
 
     def _check(self, what: str, bits: int | None, allowed: Sequence[int]) -> None:
         if bits is None or bits in allowed:
@@ -149,6 +154,38 @@ TARGETS: dict[str, Target] = {
             is_weight_symmetric=True,
             is_activation_symmetric=True,
             placement=Placement(frozenset(("add", *_POOLS)), is_fused=True),
+        ),
+        Target(
+            "torch",
+            "PyTorch on x86 processors: a program for torch.compile; sums are computed by convolutions' kernels",
+            activation_bits=(8,),
+            is_weight_symmetric=True,
+            is_uniform=True,
+            placement=Placement(frozenset(("add",)), is_fused=True),
+            runtime="torch",
+            file="model.pt2",
+            notes=(
+                "its integer kernels are reached through torchao, clcalib[torchao]; without it the program computes in "
+                "float",
+                "weights of fewer than 8 bits are stored and computed in 8, exactly",
+                "products of activations, as in attention, are computed in float",
+                "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
+            ),
+        ),
+        Target(
+            "executorch",
+            "ExecuTorch with XNNPACK, on phones and processors: a .pte file; quantizers at all results too",
+            activation_bits=(8,),
+            is_weight_symmetric=True,
+            is_uniform=True,
+            placement=Placement(frozenset(("add", "mul", *_POOLS)), has_results=True, has_linear_results=True),
+            runtime="executorch",
+            file="model.pte",
+            notes=(
+                "the package executorch writes the file and tries it, clcalib[executorch]",
+                "codes inside of XNNPACK cannot be seen: only outputs are compared with the simulation",
+                "the file takes batches of at most 64 images",
+            ),
         ),
     )
 }
