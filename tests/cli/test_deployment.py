@@ -92,6 +92,6 @@ def test_what_a_target_does_not_have_is_told_before_any_work(
 
 def test_export_of_what_is_no_run(workplace: Path, capsys: Capture) -> None:
     assert main(["export", "runs/nothing"]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
     assert main(["describe", "run.toml", "--target", "onnxruntime", "--bits", "W8A8"]) == 0
     assert "result of 3" in " ".join(capsys.readouterr().out.split())

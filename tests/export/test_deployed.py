@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import clcalib
 from clcalib.deployment import deploy
 from clcalib.errors import KernelDifferenceWarning, RuntimeMissingWarning, UnsupportedOperatorError
-from clcalib.export.deployed import onnx_rules, write_float_onnx, write_onnx
+from clcalib.export.deployed import onnx_rules, write_float, write_onnx
 from clcalib.export.onnx.emit import emit, round_biases
 from clcalib.export.roundtrip import compare_codes, with_codes
 from clcalib.export.runtimes import LayerCounts, integer_report, session
@@ -173,7 +173,7 @@ def test_operators_that_cannot_be_written_are_told_before_calibration() -> None:
 
 def test_the_float_file_is_the_float_network(tmp_path: Path) -> None:
     model = moves()
-    write_float_onnx(clcalib.capture(model, IMAGES[:2]), tmp_path / "float.onnx")
+    write_float(clcalib.capture(model, IMAGES[:2]), tmp_path / "float.onnx")
     found = session(tmp_path / "float.onnx", threads=1)(IMAGES.numpy())["logits"]
     np.testing.assert_allclose(found, model(IMAGES).detach().numpy(), rtol=0, atol=1e-5)
 
