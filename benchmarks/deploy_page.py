@@ -53,6 +53,11 @@ float ([decision 14](decisions/0014-narrow-codes-on-integer-kernels.md)).  They 
 processors; 4-bit weights make the file smaller.  What each runtime needs was measured operator by operator:
 [runtimes.md](runtimes.md).
 
+`torch` writes `model.pt2`, an exported program (`clcalib.export.program.x86.load_program` loads it, `lower` puts
+oneDNN's integer kernels into it, `torch.compile` does the same); `executorch` writes `model.pte`.  Both are compared
+with the simulation like the others; the table below has the two runtimes of ONNX files.
+[Architectures](deployment_coverage.md) of torchvision and timm were written for `onnxruntime` and compared as well.
+
 ## Measured
 
 """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.export.onnx.call import Builder, Call, Names
+from clcalib.export.onnx.pooling import whole_factors
 from clcalib.export.onnx.writer import Codes, Writer
 from clcalib.quant.functional import quantize
 from clcalib.quant.modules import ActivationQuantizer
@@ -58,6 +59,8 @@ def write_move(writer: Writer, node: fx.Node, names: Names, build: Builder) -> b
     """Write an operator that only moves values on the codes instead, if there are codes; tells whether it did."""
     name = plain_name(node)
     if not writer.rules.are_codes_integer or name not in MOVES or pads_with_numbers(node):
+        return False
+    if name.startswith("upsample") and not whole_factors(Call(writer, node, names)):
         return False
     (source, *_) = node.all_input_nodes
     codes = writer.stored.get(str(names[source]))

@@ -111,6 +111,12 @@ def resize(mode: str, is_antialiased: bool = False) -> Builder:
     def build(call: Call) -> None:
         rank = call.rank("input" if "input" in call else "self") - 2
         source = call.tensor("input" if "input" in call else "self")
+        if mode == "nearest" and (times := whole_factors(call)):
+            # Without axes and sizes, which ONNX Runtime 1.32 cannot turn around where the values are codes.
+            scales = call.constant(torch.tensor([1.0, 1.0, *map(float, times)]))
+            own = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            call.end("Resize", source, "", scales, mode=mode, **own)
+            return
         factors = _factors(call)
         sizes = [fixed(size) for size in call.result.shape[2:]]
         target = (call.constant(torch.tensor(factors)), "") if factors else ("", call.sizes(sizes))
@@ -126,6 +132,13 @@ def resize(mode: str, is_antialiased: bool = False) -> Builder:
         call.end("Resize", source, "", *target, **attributes)
 
     return build
+
+
+def whole_factors(call: Call) -> list[int]:
+    """How many times larger each side becomes, where these are whole numbers; else []."""
+    source = call.value("input" if "input" in call else "self")
+    sizes = [(fixed(size), fixed(made)) for size, made in zip(source.shape[2:], call.result.shape[2:], strict=True)]
+    return [made // size for size, made in sizes] if all(made % size == 0 for size, made in sizes) else []
 
 
 def _factors(call: Call) -> list[float]:
