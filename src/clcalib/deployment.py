@@ -16,8 +16,8 @@ from clcalib.capture.running import images_at_once
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, KernelDifferenceWarning, MissingPackageError, RuntimeMissingWarning
 from clcalib.evaluate.accuracy import agreement, top1
-from clcalib.export.deployed import is_onnx, write_onnx, write_program, write_pte
-from clcalib.export.onnx.emit import Emitted
+from clcalib.export.deployed import is_onnx, onnx_rules, write_onnx, write_program, write_pte
+from clcalib.export.onnx.emit import Emitted, with_rounded_biases
 from clcalib.export.program import executorch
 from clcalib.export.program.emit import grids_of
 from clcalib.export.program.executorch import PteNetwork
@@ -83,7 +83,10 @@ def deployment_of(
         warnings.warn(f"{path} was written and not tried: {error}", RuntimeMissingWarning, stacklevel=3)
         return record
     update = _kernels(loaded)
-    if evaluation is not None:
+    if evaluation is not None and not evaluation.images.is_floating_point():
+        message = f"{path} was not compared with the simulation: runtimes are given images here, not token numbers"
+        warnings.warn(message, RuntimeMissingWarning, stacklevel=3)
+    elif evaluation is not None:
         update |= _compared(loaded, evaluation, count)
     return record.model_copy(update=update)
 
@@ -115,13 +118,15 @@ def _written(quantized: QuantizedChain, target: Target, path: Path) -> Callable[
     emitted = write_onnx(quantized, path, target)
     if target.runtime is None:
         return None
-    return functools.partial(_load_onnx, quantized, path, emitted, RUNTIMES[target.runtime])
+    return functools.partial(_load_onnx, quantized, path, emitted, RUNTIMES[target.runtime], target)
 
 
-def _load_onnx(quantized: QuantizedChain, path: Path, emitted: Emitted, runtime: Runtime) -> _Loaded:
+def _load_onnx(quantized: QuantizedChain, path: Path, emitted: Emitted, runtime: Runtime, target: Target) -> _Loaded:
+    simulated = with_rounded_biases(quantized.chain, onnx_rules(target))  # those of layers that are called twice too
+
     def compare(images: Tensor) -> Roundtrip:
         session = runtime.session(read_model(with_codes(emitted)), torch.get_num_threads())
-        return compare_codes(quantized.chain, emitted, session, images)
+        return compare_codes(simulated, emitted, session, images)
 
     return _Loaded(runtime.title, runtime.version(), runtime.layers(read_model(path)), compare)
 

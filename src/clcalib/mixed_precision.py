@@ -11,7 +11,7 @@ import inspect
 import itertools
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from clcalib.pipeline import QuantizationResult, quantize
 from clcalib.quant.allocation import check_solver
 from clcalib.quant.policy import Bits, Overrides
 from clcalib.quant.reparameterize import reparameterize_layer_norm
+from clcalib.quant.targets import Target, target_of
 from clcalib.report.record import BudgetRecord
 from clcalib.width_plan import laid_under, plan_widths
 from clcalib.width_search import Budget, search_widths
@@ -135,6 +136,7 @@ def choose_widths(
         first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
         observer.stage("widths")
         chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
+        _check_target(target_of(settings["target"]), budget, pairs)
         plan = plan_widths(
             chain,
             pairs,
@@ -159,6 +161,17 @@ def _check(budget: object, settings: Mapping[str, Any]) -> None:
     check_is_one_network(settings["submodule"])
     checked_device(settings["device"])
     check_solver()
+
+
+def _check_target(target: Target | None, budget: Budget, pairs: Sequence[Bits]) -> None:
+    """Raise where a target lacks a candidate, or shares quantizers that the search takes for separate ones."""
+    if target is None:
+        return
+    for pair in pairs:
+        target.bits(pair)
+    if budget.activations and target.placement is not None:
+        remedy = "leave the candidates out, or the target"
+        raise ArgumentError("budget.activations", f"none with target {target.name}", budget.activations, remedy)
 
 
 def _pairs(bits: Bits, budget: Budget) -> list[Bits]:

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 import clcalib
 from clcalib.capture.chain import Chain, capture
 from clcalib.errors import ArgumentError
-from clcalib.quant.insert import chain_policy
+from clcalib.quant.insert import chain_policy, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.placement import Placement, clamp_limits, named_tensors
 from clcalib.quant.policy import Bits, LayerPolicy
+from clcalib.quant.ranges import RANGE_RULES
 from clcalib.quant.targets import TARGETS, target_of
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -55,29 +56,29 @@ def tensors(rows: dict[str, LayerPolicy]) -> dict[str, str]:
 def test_results_sums_and_pools_are_quantized_for_onnxruntime() -> None:
     rows = rows_of(chain_of(tiny()), "onnxruntime")
     assert tensors(rows) == {
-        "input": "input of conv",
-        "block.conv2.output": "result of block.conv2",
-        "block.relu2": "result of add",
+        ":image": "input of conv",
+        "block.conv2:output": "result of block.conv2",
+        "block:relu2": "result of add",
     }  # the pool's result is what fc reads
     assert rows["conv"].input is not None
-    assert rows["conv"].reason == "first layer; reads the same tensor as input"
+    assert rows["conv"].reason == "first layer; reads the same tensor as :image"
 
 
 def test_codes_pass_through_what_only_moves_them_and_stop_at_what_computes() -> None:
     rows = rows_of(chain_of(Branches()), "onnxruntime")
     # The stem's result is quantized behind its clamp and not behind the pool; the gate's input and output are.
     assert tensors(rows) == {
-        "input": "input of stem",
-        "left.output": "result of left",
-        "hardswish1": "input of cat",
-        "right.output": "result of right",
-        "last.output": "result of last",
+        ":image": "input of stem",
+        "left:output": "result of left",
+        ":hardswish1": "input of cat",
+        "right:output": "result of right",
+        "last:output": "result of last",
     }
     chain = chain_of(Branches())
     names = {node: name for name, node in named_tensors(chain.module)}
     sources = RUNTIME.placement.sources(chain.module)  # type: ignore[union-attr]
     moved = {names[node]: names[source] for node, source in sources.items() if source is not node and node in names}
-    assert moved == {"max_pool2d1": "relu61"}
+    assert moved == {":max_pool2d1": ":relu61"}
 
 
 def test_a_kernel_that_adds_leaves_one_operand_in_float() -> None:
@@ -85,8 +86,8 @@ def test_a_kernel_that_adds_leaves_one_operand_in_float() -> None:
     chain = chain_of(tiny())
     wanted = fused.wanted(chain.module, chain.layers)
     names = {name for name, node in named_tensors(chain.module) if node in wanted}
-    assert "block.conv2.output" not in names
-    assert "relu1" in names
+    assert "block.conv2:output" not in names
+    assert ":relu1" in names
 
 
 def test_attention_keeps_quantizers_at_what_products_and_layers_read() -> None:
@@ -150,3 +151,31 @@ def test_a_calibrated_chain_is_cut_and_saved_like_any_other(model: type[nn.Modul
     result.save(tmp_path / "model")
     assert torch.equal(clcalib.load(tmp_path / "model", network)(IMAGES), whole)
     assert result.record.runtime_target == "onnxruntime"
+
+
+def test_a_product_and_its_result_have_names_of_their_own() -> None:
+    chain = chain_of(Transformer(), 16)
+    rows = chain_policy(chain, Bits(4, 4), target=RUNTIME)
+    names = [row.layer for row in rows]
+    assert len(set(names)) == len(names)
+    quantized = insert_quantizers(chain, rows, RANGE_RULES["minmax"], RUNTIME.placement)
+    before_softmax = [
+        node.args[0].target
+        for node in quantized.chain.module.graph.nodes
+        if node.op == "call_function" and "softmax" in str(node.target)
+    ]
+    assert before_softmax
+    assert not any("activation" in str(target) for target in before_softmax)
+
+
+def test_signs_of_the_target_win_over_patterns_and_float_activations_are_refused() -> None:
+    chain = chain_of(tiny())
+    row = rows_of(chain, "openvino", overrides={"block.conv1": Bits(8, 8)})["block.conv1"]
+    assert row.weight is not None
+    assert row.weight.is_symmetric
+    with pytest.raises(ArgumentError, match=r"activations.*integers for target openvino, got float"):
+        rows_of(chain, "openvino", Bits(4, None))
+    with pytest.raises(ArgumentError, match=r"grid.*'uniform' for target onnxruntime, got 'log2'"):
+        rows_of(chain_of(Transformer(), 16), "onnxruntime", grids={"softmax": "log2"})
+    floats = rows_of(chain, "onnxruntime", overrides={"block.conv1": "W4A32"})["block.conv1"]
+    assert floats.input is None or "reads the same tensor" in floats.reason

@@ -56,8 +56,8 @@ def export_command(
     A run with --target has written the file already, an ONNX graph or, for
     torch, a program of torch.export; this writes it again, elsewhere, or
     checks it on other images.  A run
-    without a target gives a reference graph that computes in float, bit for
-    bit what was simulated: quantize again with --target to have integer
+    without a target gives a reference graph that computes in float what was
+    simulated: quantize again with --target to have integer
     kernels do the work.
 
     Compared are the codes at every quantizer, on 512 evaluation images: a

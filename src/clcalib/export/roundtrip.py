@@ -99,10 +99,11 @@ def compare_codes(chain: Chain, emitted: Written, run: Run, images: Tensor, *, b
     counts = {name: _Counts() for name in pieces}
     outputs: list[Tensor] = []
     simulated: list[Tensor] = []
+    end = chain.output_names.index(chain.output_name) if len(emitted.outputs) == len(chain.output_names) else -1
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         found = run(batch.numpy())
-        outputs.append(torch.from_numpy(np.array(found[emitted.outputs[-1]])))
+        outputs.append(torch.from_numpy(np.array(found[emitted.outputs[end]])))
         codes = {name: torch.from_numpy(np.array(found[emitted.codes[name]])).float() for name in pieces}
         values = {name: piece.values(codes[name]) for name, piece in pieces.items()}
         whole = _simulate(chain, pieces, batch)

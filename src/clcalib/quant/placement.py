@@ -27,14 +27,15 @@ from clcalib.capture.graph import (
 )
 from clcalib.capture.products import find_products
 
-IMAGE = "input"
+MARK = ":"  # in the names of tensors; a layer or a product has no such name
+IMAGE = f"{MARK}image"
 
 # Operators that move values, or take the largest of them, and make none: codes pass through them as they are.
 MOVES = frozenset(
     (
         *("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "clone"),
         *("contiguous", "alias", "detach", "dropout", "slice", "select", "expand", "max_pool1d", "max_pool2d"),
-        *("channel_shuffle", "pixel_shuffle", "upsample_nearest2d", "split", "split_with_sizes", "chunk", "unbind"),
+        *("pixel_shuffle", "upsample_nearest2d", "split", "split_with_sizes", "chunk", "unbind"),
         *("getitem", "flip", "roll", "repeat_interleave"),
         *("pad", "constant_pad_nd"),  # with zeros, which are on every grid
     )
@@ -161,7 +162,7 @@ def clamp_limits(node: fx.Node) -> tuple[float, float] | None:
 def named_tensors(module: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
     """Every tensor of floats that is computed from the images, with a name that only the float graph decides.
 
-    The image is ``input``, a layer's result ``LAYER.output``, any other ``MODULE.OPERATORn``: ``layer1.0.add1``.
+    The image is ``:image``, a layer's result ``LAYER:output``, any other ``MODULE:OPERATORn``: ``layer1.0:add1``.
     """
     layers = {node: layer_name(node) for _, node in weighted_nodes(module)}
     counts: Counter[str] = Counter()
@@ -171,7 +172,7 @@ def named_tensors(module: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
         if node.op == "placeholder":
             yield IMAGE, node
             continue
-        stem = f"{layers[node]}.output" if node in layers else f"{module_path(node)}.{plain_name(node)}".lstrip(".")
+        stem = f"{layers[node]}{MARK}output" if node in layers else f"{module_path(node)}{MARK}{plain_name(node)}"
         counts[stem] += 1
         yield (stem if node in layers and counts[stem] == 1 else f"{stem}{counts[stem]}"), node
 

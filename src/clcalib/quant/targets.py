@@ -28,7 +28,6 @@ class Target:
         asymmetric_below: weights of fewer bits than this have a zero point all the same: of so few codes none is to be
             lost.
         is_activation_symmetric: whether activations must be; their scale is per tensor.
-        is_uniform: whether codes must lie on uniform grids.
         placement: where quantizers stand; None as in the papers, at what layers read.
         runtime: the runtime that executes the file, or None if nothing here does.
         file: what ``clcalib export`` writes.
@@ -42,7 +41,6 @@ class Target:
     is_weight_symmetric: bool = False
     asymmetric_below: int = 0
     is_activation_symmetric: bool = False
-    is_uniform: bool = False
     placement: Placement | None = None
     runtime: str | None = None
     file: str = "model.onnx"
@@ -56,6 +54,9 @@ class Target:
         """
         self._check("weights", bits.weights, self.weight_bits)
         self._check("activations", bits.activations, self.activation_bits)
+        if self.placement is not None and bits.weights is not None and bits.activations is None:
+            remedy = f"take A{self.activation_bits[-1]}, or the target 'paper'; single layers may stay in float"
+            raise ArgumentError("bits (activations)", f"integers for target {self.name}", "float", remedy)
         return dataclasses.replace(
             bits,
             is_weight_symmetric=bits.is_weight_symmetric or self.is_weight_symmetric,
@@ -63,11 +64,16 @@ class Target:
         )
 
     def fitted(self, row: LayerPolicy) -> LayerPolicy:
-        """A row with the signs that its width has."""
+        """A row with the signs that the target's kernels take, whatever a pattern says."""
         weight = row.weight
-        if weight is None or weight.bits >= self.asymmetric_below:
-            return row
-        return dataclasses.replace(row, weight=QuantSpec(weight.bits, granularity=weight.granularity))
+        if weight is not None and self.is_weight_symmetric:
+            is_symmetric = weight.bits >= self.asymmetric_below
+            weight = QuantSpec(weight.bits, is_symmetric, is_symmetric, weight.granularity)
+        sides = [
+            QuantSpec(side.bits, True, True) if side is not None and self.is_activation_symmetric else side
+            for side in (row.input, row.right)
+        ]
+        return dataclasses.replace(row, weight=weight, input=sides[0], right=sides[1])
 
     def check(self, rows: Iterable[LayerPolicy]) -> None:
         """Raise ``ArgumentError`` where a row of the policy has a width or a grid that the target has no kernel for."""
@@ -75,9 +81,11 @@ class Target:
             self._check(f"weights of {row.layer}", _bits(row.weight), self.weight_bits)
             for spec in (row.input, row.right):
                 self._check(f"inputs of {row.layer}", _bits(spec), self.activation_bits)
-                if self.is_uniform and spec is not None and spec.grid != "uniform":
-                    remedy = "leave --set quantization.softmax_grid and gelu_grid out"
-                    raise ArgumentError(f"grid (inputs of {row.layer})", "uniform", repr(spec.grid), remedy)
+                grids = ("uniform", "twin") if self.placement is None else ("uniform",)
+                if spec is not None and spec.grid not in grids:
+                    expected = f"{' or '.join(map(repr, grids))} for target {self.name}"
+                    remedy = "leave softmax_grid and gelu_grid out, or run without a target"
+                    raise ArgumentError(f"grid (inputs of {row.layer})", expected, repr(spec.grid), remedy)
 
     def _check(self, what: str, bits: int | None, allowed: Sequence[int]) -> None:
         if bits is None or bits in allowed:
@@ -97,7 +105,10 @@ class Target:
         if self.placement is None:
             return ()
         own = {row.layer: row for row in rows}
-        quantized = {row.layer for row in rows if row.input is not None or row.weight is not None}
+        # What the first layer reads has a row of its own; any other layer with floats at its input has a float kernel.
+        quantized = {
+            row.layer for place, row in enumerate(rows) if row.input is not None or (place == 0 and row.weight)
+        }
         spoken_of = {
             read.tensor
             for read in find_reads(chain.module, self.placement)
@@ -123,7 +134,11 @@ _POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("paper", "as in the papers: quantizers at what layers read, any width; computes in float, bit for bit"),
+        Target(
+            "paper",
+            "as in the papers: quantizers at what layers read, any width; computes in float what was simulated",
+            notes=("an optimiser may compute MatMul with quantized weights in its own way, as ONNX Runtime does",),
+        ),
         Target(
             "onnxruntime",
             "ONNX Runtime on processors: quantizers at convolutions' results, sums and pools too",
@@ -148,7 +163,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             "tensorrt",
-            "TensorRT, explicit quantization: symmetric 8-bit codes; written and checked, but no such device was tried",
+            "TensorRT, explicit quantization: symmetric 8-bit codes; written, and tried on no such device",
             weight_bits=(8,),
             activation_bits=(8,),
             is_weight_symmetric=True,
@@ -160,7 +175,6 @@ TARGETS: dict[str, Target] = {
             "PyTorch on x86 processors: a program for torch.compile; sums are computed by convolutions' kernels",
             activation_bits=(8,),
             is_weight_symmetric=True,
-            is_uniform=True,
             placement=Placement(frozenset(("add",)), is_fused=True),
             runtime="torch",
             file="model.pt2",
@@ -177,7 +191,6 @@ TARGETS: dict[str, Target] = {
             "ExecuTorch with XNNPACK, on phones and processors: a .pte file; quantizers at all results too",
             activation_bits=(8,),
             is_weight_symmetric=True,
-            is_uniform=True,
             placement=Placement(frozenset(("add", "mul", *_POOLS)), has_results=True, has_linear_results=True),
             runtime="executorch",
             file="model.pte",

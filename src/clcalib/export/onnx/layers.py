@@ -36,7 +36,19 @@ def convolution(call: Call) -> None:
     if is_transposed:
         attributes["output_padding"] = call.numbers("output_padding", rank)
     weight, bias = _weight(call, "weight"), _bias(call, can_be_integer=not is_transposed)
+    if is_transposed and bias and call.writer.rules.are_codes_integer:
+        _end_transposed(call, weight, bias, rank, **attributes)
+        return
     _end_layer(call, "ConvTranspose" if is_transposed else "Conv", call.tensor("input"), weight, bias, **attributes)
+
+
+def _end_transposed(call: Call, weight: str, bias: str, rank: int, **attributes: object) -> None:
+    """The bias as an addition: ONNX Runtime would quantize it by itself, and has no integer kernel for the layer."""
+    name = _layer(call)
+    product = call.writer.reserve(f"{call.node.name}/ConvTranspose")
+    inputs = (call.tensor("input"), weight)
+    call.writer.layers[name] = call.writer.step("ConvTranspose", inputs, (product,), name, **attributes)
+    call.end("Add", product, call.step("Reshape", bias, call.sizes([1, -1] + [1] * rank)))
 
 
 def _pads(call: Call, rank: int, dilation: list[int]) -> list[int]:

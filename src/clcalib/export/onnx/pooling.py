@@ -109,19 +109,17 @@ def resize(mode: str, is_antialiased: bool = False) -> Builder:
     """``upsample_nearest``, ``upsample_bilinear`` and ``upsample_bicubic``, by factors or to a size."""
 
     def build(call: Call) -> None:
-        rank = call.rank("input" if "input" in call else "self") - 2
         source = call.tensor("input" if "input" in call else "self")
-        if mode == "nearest" and (times := whole_factors(call)):
-            # Without axes and sizes, which ONNX Runtime 1.32 cannot turn around where the values are codes.
-            scales = call.constant(torch.tensor([1.0, 1.0, *map(float, times)]))
-            own = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-            call.end("Resize", source, "", scales, mode=mode, **own)
-            return
-        factors = _factors(call)
-        sizes = [fixed(size) for size in call.result.shape[2:]]
-        target = (call.constant(torch.tensor(factors)), "") if factors else ("", call.sizes(sizes))
+        factors: Sequence[float] = _factors(call) or whole_factors(call)
+        # All axes are named: where only some are, ONNX Runtime 1.32 cannot turn the operator around for its kernels.
+        if factors:
+            target = (call.constant(torch.tensor([1.0, 1.0, *map(float, factors)])), "")
+        else:
+            sizes = call.sizes([fixed(size) for size in call.result.shape[2:]])
+            shape = call.shape_of("input" if "input" in call else "self", 0, 2)
+            target = ("", call.step("Concat", shape, sizes, axis=0))
         kind = {"nearest": "asymmetric"}.get(mode, "align_corners" if call.get("align_corners") else "half_pixel")
-        attributes: dict[str, Any] = {"axes": list(range(2, rank + 2)), "mode": mode}
+        attributes: dict[str, Any] = {"mode": mode}
         attributes["coordinate_transformation_mode"] = kind
         if mode == "nearest":
             attributes["nearest_mode"] = "floor"
