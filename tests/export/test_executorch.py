@@ -24,8 +24,8 @@ def quantized() -> clcalib.QuantizationResult:
 
 def test_results_of_all_layers_are_quantized() -> None:
     rows = {row.layer: row.reason for row in quantized().policy}
-    assert rows["fc.output"] == "result of fc"
-    assert rows["block.conv2.output"] == "result of block.conv2"
+    assert rows["fc:output"] == "result of fc"
+    assert rows["block.conv2:output"] == "result of block.conv2"
 
 
 def test_without_executorch_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_xnnpack_computes_all_layers_and_gives_what_was_calibrated(tmp_path: Pat
     assert record is not None
     assert (record.integer_layers, record.float_layers) == (4, 0)
     assert record.max_code_difference is None
-    scale = result.quantized.activation("fc.output").scale
+    scale = result.quantized.activation("fc:output").scale
     assert isinstance(scale, torch.Tensor)
     assert record.largest_output_difference is not None
     assert record.largest_output_difference <= 1.01 * float(scale)
