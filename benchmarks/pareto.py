@@ -185,7 +185,7 @@ def plot(arguments: argparse.Namespace) -> None:
     if network is None:
         sys.exit("there are no runs yet; run benchmarks/pareto.py run and summary first")
     plt = load_pyplot()
-    figure, panels = plt.subplots(1, len(HOSTS), figsize=(11, 4.4), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(HOSTS), figsize=(11, 4.4), layout="constrained")
     for axes, recipe in zip(panels, HOSTS, strict=True):
         rows = [row for row in networks[network].values() if row["settings"]["recipe"] == recipe]
         for kind, (colour, mark, line) in STYLES.items():
