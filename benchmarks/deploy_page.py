@@ -31,6 +31,9 @@ clcalib bench float.onnx deployed.onnx                                          
 clcalib evaluate deployed.onnx --evaluation images/                              # any ONNX file, ours or not
 ```
 
+From Python, with `from clcalib.deployment import deploy`: `quantize(..., target="onnxruntime")` and then
+`deploy(result, "model.onnx", evaluation)`, which returns the result with `record.deployment`.
+
 A *target* says which tensors a runtime's kernels need quantized, their widths and their signs.  Calibration runs under
 these rules, so nothing changes when the file is written; `clcalib describe --target NAME` prints them for a network.
 
@@ -41,11 +44,11 @@ PROOF = """\
 
 ## The proof
 
-Every run for a target is checked at once, and `run.json` has the result under `deployment`: on held-out images, the
-runtime's integer codes are compared with the simulation's at the output of every quantizer.  *Own* differences are
-those that a kernel makes by itself, given the same codes one quantizer before: kernels round in another order, and may
-come out one code higher or lower; more is a defect, and a warning.  Small differences add up on the way, so whole
-networks agree on nearly all images and not on all.
+Every run for a target whose runtime is installed is checked at once (there is none for `tensorrt`), and `run.json` has
+the result under `deployment`: on held-out images, the runtime's integer codes are compared with the simulation's at the
+output of every quantizer.  *Own* differences are those that a kernel makes by itself, given the same codes one
+quantizer before: kernels round in another order, and may come out one code higher or lower; more is a defect, and a
+warning.  Small differences add up on the way, so whole networks agree on nearly all images and not on all.
 
 Activations of fewer than 8 bits run on the same kernels: their codes are clipped to fewer values after
 QuantizeLinear, which is exact, whereas a clip of the float values in front of it is dropped or keeps the kernel in
@@ -54,9 +57,10 @@ processors; 4-bit weights make the file smaller.  What each runtime needs was me
 [runtimes.md](runtimes.md).
 
 `torch` writes `model.pt2`, an exported program (`clcalib.export.program.x86.load_program` loads it, `lower` puts
-oneDNN's integer kernels into it, `torch.compile` does the same); `executorch` writes `model.pte`.  Both are compared
-with the simulation like the others; the table below has the two runtimes of ONNX files.
-[Architectures](deployment_coverage.md) of torchvision and timm were written for `onnxruntime` and compared as well.
+oneDNN's integer kernels into it, `torch.compile` does the same) and is compared like the others; `executorch` writes
+`model.pte`, of which only the outputs are compared, as codes inside of it cannot be seen.  The tables below have the
+two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm were written for
+`onnxruntime` and compared as well.
 
 ## Measured
 
