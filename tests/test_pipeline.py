@@ -16,6 +16,7 @@ from clcalib.errors import (
     ConstantChannelWarning,
     DataError,
     DeadActivationWarning,
+    EqualAnswersWarning,
     NumericalError,
     OutputExistsError,
     SmallCalibrationWarning,
@@ -189,6 +190,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("copies", [1, 40])
     @pytest.mark.filterwarnings("ignore::clcalib.errors.SmallCalibrationWarning")
+    @pytest.mark.filterwarnings("ignore::clcalib.errors.EqualAnswersWarning")
     def test_one_image_with_a_prediction_term(self, copies):
         same = clcalib.CalibrationSet.from_tensor(images(1).repeat(copies, 1, 1, 1))
         recipe = clcalib.recipes.pd_quant(steps=2, correction_steps=2)
@@ -257,7 +259,10 @@ class TestBadInput:
     def test_a_dead_activation(self):
         model = tiny()
         model.bn.bias.data.fill_(-1000.0)
-        with pytest.warns(DeadActivationWarning, match="unit conv"):
+        with (
+            pytest.warns(EqualAnswersWarning, match="the same answer for all"),
+            pytest.warns(DeadActivationWarning, match="unit conv"),
+        ):
             result = quantize(model, recipe=clcalib.with_contrastive(QDROP))
         assert torch.isfinite(result.model(images())).all()
 

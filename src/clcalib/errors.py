@@ -41,6 +41,10 @@ class NumericalError(ClcalibError, ArithmeticError):
     """A value that must be finite is not."""
 
 
+class NonFiniteLossError(NumericalError):
+    """The loss of a unit, or what it trains, stopped being finite; the message names the step and the tensor."""
+
+
 class ConfigError(ClcalibError, ValueError):
     """A configuration has problems; all of them are told together."""
 
@@ -95,6 +99,18 @@ class DeadActivationWarning(ClcalibWarning):
 
 class SlowPathWarning(ClcalibWarning):
     """Something that makes calibration fast is missing on this machine; the result is as good, only later."""
+
+
+class OutlierWarning(ClcalibWarning):
+    """A few values are so far from all others that a grid for all of them is too coarse for the others."""
+
+
+class EqualAnswersWarning(ClcalibWarning):
+    """The float network gives one and the same answer for all calibration images, so there is nothing to learn."""
+
+
+class NonFiniteLossWarning(ClcalibWarning):
+    """The loss of a unit stopped being finite; the unit was done again, or keeps the best state that it had."""
 
 
 class NoBatchNormWarning(ClcalibWarning):

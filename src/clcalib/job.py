@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
 from clcalib.calibrate.guard import tolerance_of
+from clcalib.calibrate.magnitudes import check_magnitudes
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.precision import cache_dtype, convolution_dtype
@@ -118,6 +119,7 @@ class Job:
         placement = None if self.target is None else self.target.placement
         base = insert_quantizers(self.chain, self.policy, self.weight_rule, placement)
         self.clock.stage("keys")
+        check_magnitudes(self.chain, self.images, self.held_out)
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
         keys = _keys(self.chain, self.images) if needs else {}
         check_negatives(self.recipe, keys)

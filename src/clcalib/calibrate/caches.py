@@ -13,12 +13,13 @@ from clcalib.calibrate.moving import StateWriter, advance_rows
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import RowState, as_rows
 from clcalib.capture.chain import Chain
-from clcalib.errors import DeadActivationWarning
+from clcalib.errors import ClcalibWarning, DeadActivationWarning, OutlierWarning
 from clcalib.quant.condense import gathered
 from clcalib.quant.grids import activation_range
 from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer
-from clcalib.quant.ranges import RangeRule, is_constant
+from clcalib.quant.ranges import RangeRule, has_outliers, is_constant
+from clcalib.quant.reads import Read
 
 RANGE_IMAGES = 256  # images that an activation's range is found from
 
@@ -30,12 +31,29 @@ class FoundRanges:
     Attributes:
         quantizers: by module name, in execution order.
         dead: the names of those whose tensor is one value everywhere.
+        stretched: the names of those with a few values that are far from all others.
         lockstep: has the images at the last of them; it can still be run through, to the outputs with all ranges.
     """
 
     quantizers: dict[str, ActivationQuantizer]
     dead: list[str]
+    stretched: list[str]
     lockstep: Lockstep
+
+    def warnings(self, unit: str) -> list[ClcalibWarning]:
+        """What the user should know of the ranges."""
+        told: list[ClcalibWarning] = []
+        if self.dead:
+            told.append(dead_activation_warning(unit, self.dead))
+        if self.stretched:
+            told.append(
+                OutlierWarning(
+                    f"unit {unit}: more than half of the values of {len(self.stretched)} activation(s) are below "
+                    f"1/10,000 of the largest one ({', '.join(self.stretched)}); a grid for all of them rounds those to "
+                    "zero; look for outliers in the images or the weights, or leave the layers in float"
+                )
+            )
+        return told
 
 
 def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: StoreSpace) -> FoundRanges:
@@ -47,7 +65,7 @@ def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: S
         rule: chooses scale and zero point.
         space: where values inside the unit are kept for a while.
     """
-    lockstep, dead = Lockstep(body, state, RANGE_IMAGES, space), list[str]()
+    lockstep, dead, stretched = Lockstep(body, state, RANGE_IMAGES, space), list[str](), list[str]()
     found = dict[str, ActivationQuantizer]()
     for node in lockstep.nodes:
         name = str(node.target)
@@ -58,9 +76,12 @@ def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: S
         values = gathered(partial(lockstep.values, node.all_input_nodes[0]))
         if bool(is_constant(values, module.spec).all()):
             dead.append(name)
+        # A softmax is meant to be like that.
+        if Read("", "input", node.all_input_nodes[0]).source != "softmax" and bool(has_outliers(values, module.spec)):
+            stretched.append(name)
         found[name] = ActivationQuantizer(activation_range(values, module.spec, rule), module.spec)
         lockstep.replace(name, found[name])
-    return FoundRanges(found, dead, lockstep)
+    return FoundRanges(found, dead, stretched, lockstep)
 
 
 def round_to_nearest(

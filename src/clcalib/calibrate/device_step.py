@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,7 @@ class DeviceSteps:
         device, groups = step.data.target.device, [len(group.optimizer.parameters) for group in step.trained]
         terms = len(step.phase.terms)
         self._numbers = StepNumbers(device, batch=step.batch_size, draws=step.most_draws, terms=terms, groups=groups)
-        self._losses = torch.zeros(terms, dtype=torch.float64, device=device)
+        self._losses = torch.zeros(2, terms, dtype=torch.float64, device=device)  # the latest, and the sums of all
         self._latest = dict[str, int]()
         self._kinds = dict[Kind, _Known]()
         self._recorder = None if os.environ.get("CLCALIB_GRAPHS") == "0" else RECORDERS[device.type](device)
@@ -192,9 +193,9 @@ class DeviceSteps:
         self._latest |= {name_of(step.phase.terms[at]): at for at in due}
 
     def losses(self) -> dict[str, float]:
-        """Of each term, the loss of the last step at which it was due; waits for the device."""
-        values = self._losses.tolist()
-        return {name: values[at] for name, at in self._latest.items()}
+        """Of each term, the loss of the last step at which it was due, not finite if it ever was not; waits."""
+        latest, sums = self._losses.tolist()
+        return {name: latest[at] if math.isfinite(sums[at]) else sums[at] for name, at in self._latest.items()}
 
     def _write(self, number: int, progress: float, annealed: dict[int, float | None]) -> None:
         step = self._step
@@ -214,7 +215,8 @@ class DeviceSteps:
         with step.random.reading(numbers.words):
             losses = step.losses(kind.due, numbers.index, numbers.progress, annealed)
         for at, loss in zip(kind.due, losses, strict=True):
-            self._losses[at].copy_(loss)
+            self._losses[0, at].copy_(loss)
+            self._losses[1, at].add_(loss)
         groups = zip(step.trained, numbers.factors, strict=True)
         moved = [group.optimizer.step_by(factors) for group, factors in groups]
         step.forget_gradients()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -16,7 +17,7 @@ from clcalib.calibrate.recipe import Phase, Term
 from clcalib.calibrate.step import Step, name_of
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.unit_data import UnitData
-from clcalib.errors import NumericalError
+from clcalib.calibrate.watchdog import check_losses, check_trained
 from clcalib.objectives.batch import TrainedObjective
 
 REPORT_EVERY = 25
@@ -43,6 +44,7 @@ def optimise(
     *,
     scales: Sequence[float],
     report: Callable[[int, Mapping[str, float]], None],
+    is_watched: bool = False,
 ) -> None:
     """Run one phase on one unit; the trainable modules inside ``body`` hold the result.
 
@@ -53,21 +55,29 @@ def optimise(
         random: shared with the modules of ``body``.
         scales: the factor of each of the phase's terms, its weight included.
         report: told of the losses every now and then: of each term, that of the last step at which it was due.
+        is_watched: whether losses and trained tensors are looked at after each step, so that the error names the first
+            that is not finite; else losses are looked at after each step on a CPU, and elsewhere, where that would make
+            the host wait, at the steps that are reported, and the trained tensors at the end.
 
     Raises:
-        NumericalError: the loss stopped being finite.
+        NonFiniteLossError: the loss, or what is trained, stopped being finite.
     """
     step = Step.of(body, data, phase, random, scales=scales)
     if not step.trained:
         return
     steps: Steps = DeviceSteps(step) if data.target.device.type in RECORDERS else HostSteps(step)
+    is_cheap = isinstance(steps, HostSteps) and data.target.device.type == "cpu"
     with steps.running():
         for number in range(phase.steps):
             steps.run(number)
-            if number % REPORT_EVERY == 0 or number == phase.steps - 1:
-                shown = steps.losses()
-                _check_finite(shown, phase, number)
-                report(number, shown)
+            is_last, is_shown = number == phase.steps - 1, number % REPORT_EVERY == 0
+            if is_cheap or is_watched or is_shown or is_last:
+                losses = steps.losses()
+                check_losses(losses, phase, number)
+                if is_shown or is_last:
+                    report(number, losses)
+            if is_watched or is_last:
+                check_trained(step, number)
 
 
 class Steps(Protocol):
@@ -80,7 +90,7 @@ class Steps(Protocol):
         """Do a step, or queue it."""
 
     def losses(self) -> dict[str, float]:
-        """Of each term, the loss of the last step at which it was due."""
+        """Of each term, the loss of the last step at which it was due; not finite if it ever was not."""
 
 
 class HostSteps:
@@ -89,6 +99,7 @@ class HostSteps:
     def __init__(self, step: Step) -> None:
         self._step = step
         self._latest = dict[str, Tensor]()
+        self._sums = dict[str, Tensor]()
 
     def running(self) -> AbstractContextManager[object]:
         """Around all steps."""
@@ -103,11 +114,16 @@ class HostSteps:
         for group, rate in zip(step.trained, step.rates(number), strict=True):
             group.optimizer.step(rate)
         # Tensors, so that no other step than those that are reported waits for a number.
-        self._latest |= {name_of(step.phase.terms[at]): loss for at, loss in zip(due, losses, strict=True)}
+        latest = {name_of(step.phase.terms[at]): loss for at, loss in zip(due, losses, strict=True)}
+        self._latest |= latest
+        if (
+            step.data.target.device.type != "cpu"
+        ):  # where not every step is looked at, what was not finite once stays in the sum
+            self._sums |= {name: loss + self._sums.get(name, 0.0) for name, loss in latest.items()}
 
     def losses(self) -> dict[str, float]:
-        """Of each term, the loss of the last step at which it was due."""
-        return {name: float(loss) for name, loss in self._latest.items()}
+        latest = {name: float(loss) for name, loss in self._latest.items()}
+        return latest | {name: value for name, loss in self._sums.items() if not math.isfinite(value := float(loss))}
 
 
 def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generator: torch.Generator) -> Phase:
@@ -119,12 +135,3 @@ def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generat
         return dataclasses.replace(term, objective=term.objective.for_unit(target, channel_axis, generator))
 
     return dataclasses.replace(phase, terms=tuple(fresh(term) for term in phase.terms))
-
-
-def _check_finite(values: Mapping[str, float], phase: Phase, step: int) -> None:
-    for name, value in values.items():
-        if not value < float("inf"):
-            raise NumericalError(
-                f"{name} became {value} at step {step} of phase {phase.name!r}; "
-                "try a smaller rounding_rate, or look for extreme values in the network's activations"
-            )

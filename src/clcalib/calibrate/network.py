@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.fuse import fuse
+from clcalib.calibrate.guard import quantizers_of
 from clcalib.calibrate.moving import advance_rows
 from clcalib.calibrate.probes import PROBE_IMAGES, check_finite
 from clcalib.calibrate.recipe import Phase
@@ -64,11 +65,14 @@ def run_last_phase(walk: Walk, images: Tensor, held_out: Tensor | None) -> Netwo
     walk.observer.unit_started(0, 1, NAME, "network", phase.steps)
     before = network.errors(images)
     other_before = None if held_out is None else network.end_error(held_out)
-    inside = network.inside(before)
-    if inside.positions:
-        network.optimise(phase, images, inside)
+    inside, found = network.inside(before), quantizers_of(walk.quantized.chain.module)
+    is_sound = not inside.positions or network.optimise(phase, images, inside)
     check_finite(walk.quantized.chain.module, NAME)
     after = network.end_error(images)
+    if not is_sound and not after <= before[-1][0]:
+        for name, quantizer in found.items():
+            walk.quantized.replace(name, quantizer)
+        after = network.end_error(images)
     other_after = None if held_out is None else network.end_error(held_out)
     walk.observer.unit_finished(0, NAME, before[-1][0], after)
     return NetworkTrace(phase.steps, before[-1][0], after, other_before, other_after, _changed(codes, _codes(walk)))
@@ -139,11 +143,15 @@ class _Network:
             are_ends=tuple(name == self.whole.floating.output_name for name in names),
         )
 
-    def optimise(self, phase: Phase, images: Tensor, inside: Inside) -> None:
-        """Run the phase; of what it compares with, only the logits of all images are stored."""
+    def optimise(self, phase: Phase, images: Tensor, inside: Inside) -> bool:
+        """Run the phase; of what it compares with, only the logits of all images are stored.
+
+        Returns:
+            whether all losses were finite at the first attempt.
+        """
         pair, end = Pair.of(images), self.floats((self.whole.floating.output_name,))
         logits = advance_rows(end, pair.floating, self.whole.space)
-        self.whole.optimise(0, (phase,), pair, logits, inside)
+        return self.whole.optimise(0, (phase,), pair, logits, inside)
 
 
 def _joined(chain: Chain) -> Chain:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from clcalib.calibrate.caches import dead_activation_warning, find_ranges
+from clcalib.calibrate.caches import find_ranges
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
@@ -25,6 +26,7 @@ from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import Inside, UnitData
+from clcalib.calibrate.watchdog import watched
 from clcalib.capture.chain import Chain
 from clcalib.capture.units import Unit
 from clcalib.errors import NoBatchNormWarning
@@ -118,6 +120,7 @@ class Walk:
         has_feedback = self.recipe.start == "error_feedback" and not is_skipped
         if has_feedback:
             self._feed_back(index, pair.quantized)
+        is_sound = True
         if phases:
             if self.recipe.correction is not None:
                 pair.floating = corrected(
@@ -129,15 +132,15 @@ class Walk:
                     float_dtype=self.cache_dtype,
                     report=self.observer.correcting,
                 )
-            self.optimise(index, phases, pair, targets)
+            is_sound = self.optimise(index, phases, pair, targets)
         body = self.quantized.chain.body(index)
         check_finite(body, unit.name)
         kept: Literal["learned", "nearest"] = "learned" if phases or has_feedback else "nearest"
-        if kept == "learned" and self.is_guarded:
+        if kept == "learned" and (self.is_guarded or not is_sound):
             judged, name, count = (pair.quantized, targets, before), "calibration", 0
-            if other is not None and other_before is not None and len(other.quantized[0]) >= GUARD_IMAGES:
+            if is_sound and other is not None and other_before is not None and len(other.quantized[0]) >= GUARD_IMAGES:
                 judged, name, count = (other.quantized, other_targets, other_before), "held-out", GUARD_IMAGES
-            tolerance = tolerance_of(self.recipe, count, self.guard_tolerance)
+            tolerance = tolerance_of(self.recipe, count, self.guard_tolerance) if is_sound else 0.0
             warning = worse_than_nearest(unit, body, *judged, images=name, tolerance=tolerance)
             del judged  # stores, which are freed when the pairs move on
             if warning is not None:
@@ -166,8 +169,8 @@ class Walk:
         unit, body = self.floating.units[index], self.quantized.chain.body(index)
         ranges, error = find_ranges(body, state, self.activation_rule, self.space), ProbeError(unit, targets)
         ranges.lockstep.run_through(error.add)
-        if ranges.dead:
-            warnings.warn(dead_activation_warning(unit.name, ranges.dead), stacklevel=2)
+        for warning in ranges.warnings(unit.name):
+            warnings.warn(warning, stacklevel=2)
         for name, quantizer in ranges.quantizers.items():
             self.quantized.replace(name, quantizer)
         return error.value
@@ -180,7 +183,7 @@ class Walk:
 
     def optimise(
         self, index: int, phases: tuple[Phase, ...], pair: Pair, targets: RowState, inside: Inside | None = None
-    ) -> None:
+    ) -> bool:
         """Run phases on one unit, and put the quantizers that they find into their places.
 
         Args:
@@ -189,6 +192,9 @@ class Walk:
             pair: the stores at the unit's input.
             targets: its float outputs; only the one of its target is read.
             inside: the units inside, where it is the whole network.
+
+        Returns:
+            whether all losses were finite at the first attempt (``watchdog.py``).
         """
         unit = self.floating.units[index]
         position = unit.outputs.index(unit.target)
@@ -206,24 +212,27 @@ class Walk:
             channel_axis=unit.channel_axis,
             inside=inside,
         )
-        done = 0
+        done, is_sound = 0, True
         for number, phase in enumerate(phases):
-            self._run_phase(index, number, phase, data, done)
+            is_sound &= watched(unit.name, partial(self._run_phase, index, number, data, done), phase, self.dtype)
             done += phase.steps
+        return is_sound
 
-    def _run_phase(self, index: int, number: int, phase: Phase, data: UnitData, done: int) -> None:
+    def _run_phase(
+        self, index: int, number: int, data: UnitData, done: int, phase: Phase, dtype: torch.dtype, is_watched: bool
+    ) -> None:
         random = StepStream(self.seed, index, number)
         own = stream(self.seed, index, number, -1)  # before the first step
         phase = with_own_parameters(phase, data.target.first(1), data.channel_axis, own)
         body = self.quantized.chain.body(index)
         hardened = _with_float_activations(body) if phase.activations == "float" else body
         scales = term_scales(phase, hardened, data)
-        working = fuse(self._working_body(index, phase, random), self.dtype, casts_inputs=False)
+        working = fuse(self._working_body(index, phase, random), dtype, casts_inputs=False)
 
         def report(step: int, losses: Mapping[str, float]) -> None:
             self.observer.step(done + step, losses)
 
-        optimise(working, data, phase, random, scales=scales, report=report)
+        optimise(working, data, phase, random, scales=scales, report=report, is_watched=is_watched)
         for name, module in working.named_modules():
             if isinstance(module, TrainableWeight):
                 self.quantized.replace(name, module.hardened())

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from clcalib.capture.graph import data_nodes, is_linear, is_weighted, operator_name
+from clcalib.capture.graph import data_nodes, is_linear, is_weighted, layer_name, module_path, operator_name
+from clcalib.errors import NumericalError
 
 _STATISTICS = "norm_statistics"  # the keys in a node's meta
 _FOLDED = "folded_norm"
@@ -83,6 +84,9 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
 
     Returns:
         A module with outputs equal up to rounding; folding is computed in float64.
+
+    Raises:
+        NumericalError: a folded weight or bias is not finite.
     """
     folded = copy.deepcopy(module)
     data = set(data_nodes(folded.graph))
@@ -148,6 +152,7 @@ def _fold(module: fx.GraphModule, norm: _Norm) -> None:
     assert bias is not None
     new_weight = _scale_channels(layer, weight.double(), norm.gain)
     new_bias = (bias.double() - norm.mean) * norm.gain + norm.shift
+    _check_folded(norm, new_weight.to(weight.dtype), new_bias.to(weight.dtype))
     _assign(module, str(weight_node.target), new_weight.to(weight.dtype))
     name = _bias_name(module, str(weight_node.target), bias_node)
     layer.meta[_FOLDED] = _folded(norm, bias_node, name)
@@ -159,6 +164,21 @@ def _fold(module: fx.GraphModule, norm: _Norm) -> None:
     layer.kwargs = {key: value for key, value in layer.kwargs.items() if key != "bias"}
     norm.node.replace_all_uses_with(layer)
     module.graph.erase_node(norm.node)
+
+
+def _check_folded(norm: _Norm, *tensors: Tensor) -> None:
+    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return
+    path, least = module_path(norm.node), float(norm.statistics.variance.min())
+    cause = (
+        f"its running_var has a value of {least:.3g}, and a variance cannot be negative"
+        if least < 0
+        else f"its factors reach {float(norm.gain.abs().max()):.3g} and its means {float(norm.mean.abs().max()):.3g}"
+    )
+    raise NumericalError(
+        f"batch norm `{path}` folded into layer {layer_name(norm.layer)} gives numbers that float32 cannot hold: "
+        f"{cause}; look at the statistics and factors of the norm in the checkpoint"
+    )
 
 
 def _folded(norm: _Norm, bias: fx.Node | None, name: str) -> FoldedNorm:

@@ -26,7 +26,7 @@ from clcalib.capture.submodule import InputForm, Part
 from clcalib.errors import (
     ArgumentError,
     CheckpointError,
-    ConstantChannelWarning,
+    ClcalibWarning,
     NumericalError,
     TrainModeWarning,
     misfits,
@@ -173,7 +173,7 @@ def load_chain(folder: Path, model: nn.Module) -> Loaded:
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
     chain.module.cpu()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
+        warnings.simplefilter("ignore", ClcalibWarning)  # of weights that are replaced at once
         quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"], placement)
     _restore(quantized, tensors, description["code_shapes"], folder)
     return Loaded(chain, quantized, part, target)

@@ -14,11 +14,11 @@ from clcalib.capture.chain import Chain
 from clcalib.capture.describe import layer_kinds
 from clcalib.capture.graph import groups_of, operator_name, weighted_nodes
 from clcalib.capture.units import Unit
-from clcalib.errors import ConstantChannelWarning
+from clcalib.errors import ConstantChannelWarning, OutlierWarning
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.placement import IMAGE, Placement
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides, build_policy
-from clcalib.quant.ranges import RangeRule, is_constant
+from clcalib.quant.ranges import RangeRule, has_outliers, is_constant
 from clcalib.quant.reads import Read, find_reads
 from clcalib.quant.rounding import nearest
 from clcalib.quant.spec import Grid, PerChannel, QuantSpec
@@ -181,6 +181,7 @@ def insert_quantizers(
 
     Warns:
         ConstantChannelWarning: an output channel's weights are all equal.
+        OutlierWarning: one of an output channel's weights is far from all others.
     """
     rows = {row.layer: row for row in policy}
     module = copy.deepcopy(chain.module)
@@ -224,6 +225,15 @@ def _nearest_weight(layer: str, weight: Tensor, spec: QuantSpec, rule: RangeRule
             f"{layer}.weight: {constant} output channel(s) hold one value only; they are represented exactly "
             "as far as the width allows",
             ConstantChannelWarning,
+            stacklevel=2,
+        )
+    stretched = int(has_outliers(weight, spec).sum())
+    if stretched:
+        warnings.warn(
+            f"{layer}.weight: in {stretched} output channel(s) more than half of the values are below 1/10,000 of the "
+            "largest one, and a grid for all of them rounds those to zero; look for outliers in the weight and in the "
+            "batch norm behind it, or leave the layer in float",
+            OutlierWarning,
             stacklevel=2,
         )
     parameters = rule(weight, spec)

@@ -26,6 +26,7 @@ from clcalib.quant.grid_search import best_on_grid
 from clcalib.quant.spec import PerChannel, QParams, QuantSpec
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+OUTLIER_SHARE = 1e-4  # of the largest value: 1/40 of a step of 8 bits
 
 RangeRule = Callable[[Tensor | Histogram, QuantSpec], QParams]
 
@@ -139,6 +140,29 @@ def is_constant(tensor: Tensor | Histogram, spec: QuantSpec) -> Tensor:
     """
     rows = _Rows.of(tensor, spec)
     return rows.lower == rows.upper
+
+
+def has_outliers(tensor: Tensor | Histogram, spec: QuantSpec) -> Tensor:
+    """Whether more than half of the values (of a channel) that are not zero are below 1/10,000 of the largest one.
+
+    No grid of up to 8 bits has room for both: one that reaches the largest value rounds the others to zero.
+
+    Args:
+        tensor: the values  # shape: (*)
+        spec: says what shares a scale.
+
+    Returns:
+        bool  # shape: (C,); (1,) per tensor
+
+    Raises:
+        ArgumentError, NumericalError: as in ``MseGrid``.
+    """
+    rows = _Rows.of(tensor, spec)
+    sizes = rows.values.abs()
+    counts = torch.ones_like(sizes) if rows.counts is None else rows.counts
+    limit = OUTLIER_SHARE * torch.maximum(rows.lower.abs(), rows.upper.abs())[:, None]
+    small, all_ = (counts.masked_fill(~which, 0.0).sum(1) for which in ((sizes > 0) & (sizes < limit), sizes > 0))
+    return small > all_ / 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,127 @@
+"""Whether a float network's own values can be calibrated on: one pass over all images, before anything is optimised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+
+from clcalib.capture.chain import Chain
+from clcalib.capture.graph import is_weighted, layer_name, module_path, operator_name
+from clcalib.capture.running import State, images_at_once
+from clcalib.errors import EqualAnswersWarning, NumericalError
+
+LARGEST = 1e15  # the sum of as many squares as a tensor can have values stays within float32
+EQUAL = 1e-6  # of the largest answer; answers that differ by less are one answer, up to rounding
+
+
+@torch.no_grad()
+def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = None) -> None:
+    """Raise where the float network's values are not finite, or too large to be compared by squared errors.
+
+    What is looked at is the target of every unit; the device is waited for once in all.
+
+    Args:
+        chain: the float chain.
+        images: calibration images (N, ...), on its device.
+        held_out: those that are measured on.
+
+    Raises:
+        NumericalError: a value is NaN, infinite or above ``LARGEST``; the layer that made it and the image are named.
+
+    Warns:
+        EqualAnswersWarning: the network gives one and the same answer for all calibration images.
+    """
+    for name, rows in (("calibration", images), ("held-out", held_out)):
+        if rows is None:
+            continue
+        largest, lowest, highest = _extremes(chain, rows)
+        if not bool(largest <= LARGEST):
+            raise _located(chain, rows, name)
+        if (
+            name == "calibration"
+            and len(rows) > 1
+            and bool((highest - lowest).amax() <= EQUAL * _size(lowest, highest))
+        ):
+            warnings.warn(
+                f"the float network gives the same answer for all {len(rows)} calibration images: they are equal or "
+                "empty, or a layer lets nothing through; look at the images, their scaling, and the first unit whose "
+                "values do not depend on them",
+                EqualAnswersWarning,
+                stacklevel=3,
+            )
+
+
+def _extremes(chain: Chain, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest size of all values, (); and of each element of the network's answer the lowest and highest value."""
+    largest = torch.zeros((), device=images.device)
+    answers = list[tuple[Tensor, Tensor]]()
+    for state in _passes(chain, images):
+        for index, outputs in enumerate(state):
+            target = outputs[chain.units[index].outputs.index(chain.units[index].target)]
+            largest = torch.maximum(largest, torch.stack(torch.aminmax(target.float())).abs().amax())
+        answers.append(torch.aminmax(target.float(), dim=0))
+    lows, highs = (torch.stack(column) for column in zip(*answers, strict=True))
+    return largest, lows.amin(0), highs.amax(0)
+
+
+def _passes(chain: Chain, images: Tensor) -> Iterator[Iterator[State]]:
+    """For each batch, the outputs of one unit after the other; no more than two units' are alive."""
+    bodies = [chain.body(index) for index in range(len(chain.units))]
+    size = min(images_at_once(body) for body in bodies)
+
+    def units(state: State) -> Iterator[State]:
+        for body in bodies:
+            state = body(*state)
+            yield state
+
+    for start in range(0, len(images), size):
+        yield units((images[start : start + size],))
+
+
+def _size(lowest: Tensor, highest: Tensor) -> Tensor:
+    return torch.maximum(lowest.abs(), highest.abs()).amax()
+
+
+def _located(chain: Chain, images: Tensor, name: str) -> NumericalError:
+    """The error for the first node, in execution order, whose value is out of bounds."""
+    module = chain.module
+    for number, image in enumerate(images):
+        runner = _Watching(module)
+        runner.run(image[None])
+        if runner.found is None:
+            continue
+        node, value = runner.found
+        unit = next((unit.name for unit in chain.units if node.name in unit.nodes), "")
+        what = "values that are not finite" if value != value or value == float("inf") else f"values up to {value:.3g}"
+        return NumericalError(
+            f"unit {unit}: {_described(module, node)} gives {what} on {name} image {number}, and values above "
+            f"{LARGEST:.0e} cannot be compared; look for outliers in that image, in the weights and in the statistics "
+            "of batch norm"
+        )
+    raise AssertionError("the same images gave other values")
+
+
+class _Watching(fx.Interpreter):
+    """Runs a graph on one image and remembers the first node whose value is out of bounds."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: tuple[fx.Node, float] | None = None
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if self.found is None and n.op in ("call_function", "call_module") and isinstance(value, Tensor):
+            largest = float(value.abs().max()) if value.is_floating_point() and value.numel() else 0.0
+            if not largest <= LARGEST:
+                self.found = n, largest
+        return value
+
+
+def _described(module: fx.GraphModule, node: fx.Node) -> str:
+    """The layer, or the operator and the module that it is in."""
+    if is_weighted(node, ()):
+        return f"layer {layer_name(node)}"
+    return " in ".join(part for part in (operator_name(node) or node.name, module_path(node)) if part)
