@@ -27,7 +27,7 @@ from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrid
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.record import DetectionRecord, RunRecord, write_record
-from clcalib.unit_records import last_phase_record, layer_records
+from clcalib.unit_records import float_records, last_phase_record, layer_records
 
 MEASURED_IMAGES = 256
 RECORD_FILE = "run.json"
@@ -233,6 +233,7 @@ def quantize(
         activation_bits=bits.activations or 32,
         setting=setting,
         policy=layer_records(job.policy),
+        float_parts=float_records(job.chain, job.policy),
         recipe=recipe.name,
         contrastive=recipe.contrastive,
         seed=seed,

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from clcalib.calibrate.network import NetworkTrace
 from clcalib.calibrate.walk import UnitTrace
+from clcalib.capture.chain import Chain
+from clcalib.capture.coverage import float_parts
 from clcalib.evaluate.units import UnitMetrics
-from clcalib.quant.policy import LayerPolicy
+from clcalib.quant.policy import LayerPolicy, float_reasons
 from clcalib.report.record import (
     BeforeAfter,
+    FloatRecord,
     LastPhaseRecord,
     LayerRecord,
     OnImages,
@@ -29,6 +32,14 @@ def layer_records(policy: Sequence[LayerPolicy]) -> tuple[LayerRecord, ...]:
             reason=row.reason,
         )
         for row in policy
+    )
+
+
+def float_records(chain: Chain, policy: Sequence[LayerPolicy]) -> tuple[FloatRecord, ...]:
+    """What stays in float, as it is kept with the run."""
+    return tuple(
+        FloatRecord(name=part.name, operator=part.operator, parameters=part.parameters, reason=part.reason)
+        for part in float_parts(chain, float_reasons(policy))
     )
 
 

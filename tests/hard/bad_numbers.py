@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tests.tiny import Tiny, images, tiny
 from torch import Tensor
+
+from tests.tiny import Tiny, images, tiny
 
 NAN, INF = float("nan"), float("inf")
 DENORMAL = 1e-40  # below the smallest normal float32, 1.2e-38

@@ -8,15 +8,15 @@ import warnings
 
 import pytest
 import torch
-from tests.calibrate.emulated_graph import EmulatedGraphs
-from tests.hard.figures import IS_FULL, record
-from tests.tiny import images, tiny
 
 import clcalib
 from clcalib.calibrate import device_step
 from clcalib.calibrate.recipe import Recipe, Term
 from clcalib.errors import NonFiniteLossWarning
 from clcalib.objectives.batch import Need, UnitBatch
+from tests.calibrate.emulated_graph import EmulatedGraphs
+from tests.hard.figures import IS_FULL, record
+from tests.tiny import images, tiny
 
 STEPS = 6
 HOSTS = {

@@ -49,8 +49,8 @@ class FoundRanges:
             told.append(
                 OutlierWarning(
                     f"unit {unit}: more than half of the values of {len(self.stretched)} activation(s) are below "
-                    f"1/10,000 of the largest one ({', '.join(self.stretched)}); a grid for all of them rounds those to "
-                    "zero; look for outliers in the images or the weights, or leave the layers in float"
+                    f"1/10,000 of the largest one ({', '.join(self.stretched)}); a grid for all of them rounds those "
+                    "to zero; look for outliers in the images or the weights, or leave the layers in float"
                 )
             )
         return told

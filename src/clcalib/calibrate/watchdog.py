@@ -2,8 +2,8 @@
 
 On a CPU the losses are looked at after each step; on a GPU they are added up on the device, where one number that is
 not finite stays in the sum, and the sum is looked at when losses are reported.  Either way the phase is then run once
-more from its start, and all losses and trained tensors are looked at after each step: steps are repeatable, so the first
-one that is not finite is found, whatever it was that came to light.
+more from its start, and all losses and trained tensors are looked at after each step: steps are repeatable, so the
+first one that is not finite is found, whatever it was that came to light.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.chain import Chain
+from clcalib.capture.coverage import PRODUCTS, RECURRENT
 from clcalib.capture.graph import (
     data_nodes,
     groups_of,
@@ -25,14 +26,12 @@ from clcalib.capture.products import Product, find_products
 
 Shape = tuple[int | str, ...]
 
-# Products of two tensors that both come from the images, and layers whose weight is computed.
-_PRODUCTS = ("matmul", "bmm", "mm", "einsum", "scaled_dot_product_attention")
 # Operators that need more than additions and comparisons of what they read.
 _FLOAT = (
     *("layer_norm", "native_layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"),
     *("softmax", "_softmax", "log_softmax", "sigmoid", "tanh", "gelu", "silu", "silu_", "elu", "exp", "erf", "mish"),
     *("hardsigmoid", "hardswish", "hardswish_", "prelu", "leaky_relu", "mul", "div", "pow", "sqrt", "rsqrt"),
-    *("embedding", "upsample_bilinear2d", "upsample_bicubic2d", "grid_sampler", "cumsum", "lstm", "gru"),
+    *("embedding", "embedding_bag", "upsample_bilinear2d", "upsample_bicubic2d", "grid_sampler", "cumsum", *RECURRENT),
 )
 
 
@@ -114,7 +113,7 @@ def float_operators(chain: Chain, quantized: Collection[str]) -> dict[str, int]:
     found: Counter[str] = Counter()
     for node in data_nodes(chain.module.graph):
         name = operator_name(node)
-        is_product = name in _PRODUCTS or is_convolution(node) or is_linear(node)
+        is_product = name in PRODUCTS or is_convolution(node) or is_linear(node)
         if node not in weighted and (is_product or name in _FLOAT):
             found[name.strip("_")] += 1
     return dict(found.most_common())

@@ -6,7 +6,7 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,18 @@ def capture_error(error: BaseException) -> CaptureError:
     line = user_line(_frames(error))
     place = f" at {line}" if line else ""
     return CaptureError(f"the model cannot be captured{place}: {first_sentence(error)}; {_REMEDY}")
+
+
+def capture_errors(errors: Sequence[tuple[str, BaseException]]) -> CaptureError:
+    """One ``CaptureError`` for several modules, by name: a line for each, and what to do."""
+    lines = []
+    for name, error in errors:
+        if isinstance(error, CaptureError):  # it says where
+            lines.append(f"\n  - {name}: {error}")
+            continue
+        line = user_line(_frames(error))
+        lines.append(f"\n  - {name}" + (f" at {line}" if line else "") + f": {first_sentence(error)}")
+    return CaptureError(f"{len(errors)} modules of the model cannot be captured:{''.join(lines)}\n{_REMEDY}")
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:

@@ -16,8 +16,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from clcalib.capture.failures import capture_error, first_sentence, frames_in, frames_of, user_line
+from clcalib.capture.failures import capture_error, capture_errors, first_sentence, frames_in, frames_of, user_line
 from clcalib.capture.graph import symbol_of
+from clcalib.capture.offenders import find_offenders
 from clcalib.capture.unlift import unlift
 from clcalib.errors import ArgumentError, CaptureError, NumericalError, TrainModeWarning
 
@@ -38,7 +39,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
     Raises:
         ArgumentError: the model refuses the example (wrong channel count, wrong size), or is not in float32.
-        CaptureError: the model cannot be captured; the message names the line.
+        CaptureError: the model cannot be captured; the message names the line, and all modules that are at fault.
         NumericalError: a parameter or buffer is not finite.
     """
     _check_example(example)
@@ -59,12 +60,17 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
 @contextmanager
 def _silent_torch() -> Iterator[None]:
-    """On failure torch logs and prints whole graphs; the one error that names the line replaces them."""
+    """On failure torch logs and prints whole graphs; the one error that names the line replaces them.
+
+    What is warned of in here is torch's matter, or was warned of when the model itself was run; a caller who turns
+    warnings into errors must not get another result.
+    """
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     was_disabled = logger.disabled
     try:
         logger.disabled = True
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.disabled = was_disabled
@@ -169,19 +175,42 @@ def _run(model: nn.Module, images: Tensor) -> list[Any]:
 
 
 def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
-    shapes = ({0: Dim.AUTO},)
     try:
-        with _silent_torch():
-            program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
-            functional: ExportedProgram = program.run_decompositions({})  # writes in-place operators out of place
+        return _exported(model, (images,), ({0: Dim.AUTO},))
     except Exception as error:
-        raise capture_error(error) from error
-    placeholder = next(
-        node for node in functional.graph.nodes if node.name == functional.graph_signature.user_inputs[0]
-    )
-    if symbol_of(placeholder.meta["val"].shape[0]) is None:
-        raise _fixed_batch(functional.graph)
+        failure = error
+    raise _refused(model, images, failure) from failure  # out here, so that other modules' errors are not caused by it
+
+
+def _exported(model: nn.Module, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    with _silent_torch():
+        program = torch.export.export(model, tensors, dynamic_shapes=shapes, strict=False)
+        functional: ExportedProgram = program.run_decompositions({})  # writes in-place operators out of place
+    inputs = functional.graph_signature.user_inputs
+    for node in functional.graph.nodes:
+        if node.name in inputs[:1] and symbol_of(node.meta["val"].shape[0]) is None:
+            raise _fixed_batch(functional.graph)
     return functional
+
+
+def _refused(model: nn.Module, images: Tensor, error: Exception) -> CaptureError:
+    """The error that names every module that cannot be captured."""
+
+    def tried(module: nn.Module, tensors: tuple[Tensor, ...]) -> Exception | None:
+        sizes = [{0: Dim.AUTO} if tensor.ndim and len(tensor) == len(images) else None for tensor in tensors]
+        try:
+            _exported(module, tensors, (tuple(sizes),))
+        except Exception as own:
+            return own
+        return None
+
+    try:
+        found = find_offenders(model, images, tried)
+    except Exception:  # the search runs the model's own code in ways that it was not written for
+        found = []
+    if len(found) < 2:
+        return error if isinstance(error, CaptureError) else capture_error(error)
+    return capture_errors([(f"{own.path or 'the model'} ({own.kind})", own.error) for own in found])
 
 
 def _fixed_batch(graph: fx.Graph) -> CaptureError:

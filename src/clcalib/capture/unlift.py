@@ -179,7 +179,7 @@ def _is_constant(node: fx.Node, constant: set[fx.Node]) -> bool:
 def _constant_name(node: fx.Node, data: set[fx.Node], root: dict[str, Any]) -> str:
     """A computed weight of a layer is called like the layer's weight; any other constant gets a name at the root."""
     for user in node.users:
-        name = f"{module_path(user)}.weight"
+        name = f"{module_path(user)}.weight".lstrip(".")  # in the model's own forward it has no path
         if is_weighted(user, data) and user.args[1] is node and name not in root:
             return name
     return f"_constant_{node.name}"

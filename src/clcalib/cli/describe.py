@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from clcalib.capture.chain import capture
+from clcalib.capture.coverage import float_parts
 from clcalib.capture.describe import describe as describe_chain
 from clcalib.capture.submodule import Part
 from clcalib.cli.flags import (
@@ -33,8 +34,9 @@ from clcalib.data.sources import load_calibration
 from clcalib.errors import ArgumentError
 from clcalib.model_source import load_model
 from clcalib.quant.insert import chain_policy
+from clcalib.quant.policy import float_reasons
 from clcalib.quant.targets import target_of
-from clcalib.report.tables import description_table, policy_table
+from clcalib.report.tables import description_table, float_table, policy_table
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -63,7 +65,7 @@ def describe(
     target: TargetOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Print the units that a network is cut into, and the widths that every layer would get and why.
+    """Print the units that a network is cut into, the widths that every layer would get and why, and what stays float.
 
     Units are what is reconstructed one after the other.  Patterns of --bits
     and --float are globs of the layer names in the second table, or @ and a
@@ -102,6 +104,10 @@ def describe(
     console.print(description_table(describe_chain(chain)))
     console.print()
     console.print(policy_table(policy))
+    parts = float_parts(chain, float_reasons(policy))
+    if parts:
+        console.print()
+        console.print(float_table(parts))
 
 
 def _image_shape(shape: str | None, config: ModelConfig) -> tuple[int, ...]:

@@ -175,6 +175,22 @@ def build_policy(
     return tuple(rows)
 
 
+def float_reasons(rows: Iterable[LayerPolicy]) -> dict[str, str]:
+    """By the name of each layer whose weights are float, and of each product with a factor in float, why that is.
+
+    Example:
+        >>> float_reasons(build_policy(["stem", "head"], Bits(4, 4), overrides={"head": "float"}))
+        {'head': 'override head'}
+    """
+    found = {}
+    for row in rows:
+        is_product = row.kind == _PRODUCT
+        is_float = row.input is None or row.right is None if is_product else row.weight is None and row.kind != TENSOR
+        if is_float:
+            found[row.layer] = row.reason or f"{'activations' if is_product else 'weights'} are float in this run"
+    return found
+
+
 def _override(pattern: str, widths: object) -> Bits | Override:
     if isinstance(widths, str):
         return Override.parse(f"overrides[{pattern!r}]", widths)

@@ -76,6 +76,22 @@ class LayerRecord(Frozen):
     reason: str
 
 
+class FloatRecord(Frozen):
+    """One layer with weights, or one matrix product, that computes in float, and why (``capture/coverage.py``).
+
+    Attributes:
+        name: of the layer or product, or of the weight.
+        operator: what it computes.
+        parameters: how many numbers it holds; 0 for a product of two activations.
+        reason: why it stays in float.
+    """
+
+    name: str
+    operator: str
+    parameters: Count
+    reason: str
+
+
 class DetectionRecord(Frozen):
     """How far the detections of nearest rounding and of the result are those of the float detector.
 
@@ -201,6 +217,7 @@ class RunRecord(Frozen):
         agreement: fraction of the evaluation images on which the result and the float model predict the same class;
             nearest_agreement: the same of nearest rounding.
         policy: the widths of every layer.
+        float_parts: everything with weights, and every matrix product, that is not quantized, each with the reason.
         contrastive: the settings of the contrastive term as they were asked for, where None leaves the choice to
             clcalib, or None without the term.  ``resolved`` is a list of what was computed, one table for each phase,
             the last one over the whole network included: ``phase`` (its name), ``interval``, ``images`` (of a step)
@@ -236,6 +253,7 @@ class RunRecord(Frozen):
     activation_bits: BitWidth
     setting: str
     policy: tuple[LayerRecord, ...] = ()
+    float_parts: tuple[FloatRecord, ...] = ()
     recipe: str
     contrastive: dict[str, JsonValue] | None = None
     seed: int

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from clcalib.capture.coverage import FloatPart
 from clcalib.capture.describe import Shape, UnitRow
 from clcalib.quant.policy import FLOAT_BITS, OVERRIDE, RAISED, TENSOR, LayerPolicy
 from clcalib.quant.spec import QuantSpec
-from clcalib.report.record import BudgetRecord, LayerRecord, OnImages, RunRecord, TargetRecord
+from clcalib.report.record import BudgetRecord, FloatRecord, LayerRecord, OnImages, RunRecord, TargetRecord
 
 MISSING = "-"
 _PERCENT = 100.0
@@ -34,6 +35,18 @@ def policy_table(rows: Sequence[LayerPolicy]) -> Table:
         read = _bits(row.input) if row.right is None else f"{_bits(row.input)}, {_bits(row.right)}"
         weight = MISSING if row.kind == TENSOR else _bits(row.weight)
         table.add_row(Text(row.layer), *kind, weight, read, Text(row.reason))
+    return table
+
+
+def float_table(parts: Sequence[FloatPart] | Sequence[FloatRecord]) -> Table:
+    """What has weights, or multiplies matrices, and computes in float all the same, and why."""
+    table = new_table("Left in float")
+    table.add_column("layer", overflow="fold", style="bold")
+    table.add_column("operator", no_wrap=True)
+    table.add_column("params", justify="right", no_wrap=True)
+    table.add_column("why")
+    for part in parts:
+        table.add_row(Text(part.name), part.operator, short(part.parameters), Text(part.reason))
     return table
 
 
