@@ -118,6 +118,7 @@ def check_files(folder: Path) -> None:
         json.loads((folder / name).read_text(), parse_constant=refuse)
 
 
+@torch.no_grad()
 def sqnr(numbers: Numbers, result: clcalib.QuantizationResult) -> float:
     rows = clcalib.CalibrationSet.from_tensor(numbers.images).images
     floats, own = numbers.model(rows).double(), result.model(rows).double()

@@ -1,4 +1,4 @@
-"""What of a network stays in float: every layer with weights and every matrix product that is not quantized, and why."""
+"""What stays in float: every layer with weights and every matrix product that is not quantized, and why."""
 
 from __future__ import annotations
 
