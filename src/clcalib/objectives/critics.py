@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from clcalib.errors import ArgumentError
-from clcalib.objectives.keys import KeySet
+from clcalib.objectives.keys import KeySet, directions
 
 
 class Critic(Protocol):
@@ -33,7 +32,7 @@ class Cosine:
         _check_temperature(self.temperature)
 
     def __call__(self, queries: Tensor, keys: KeySet) -> Tensor:  # (B, d) -> (B, M)
-        return F.normalize(queries, dim=1) @ keys.directions.T / self.temperature
+        return directions(queries, keys.least_norm) @ keys.directions.T / self.temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class CentredCosine:
         _check_temperature(self.temperature)
 
     def __call__(self, queries: Tensor, keys: KeySet) -> Tensor:  # (B, d) -> (B, M)
-        return F.normalize(queries - keys.mean, dim=1) @ keys.centred_directions.T / self.temperature
+        return directions(queries - keys.mean, keys.least_centred_norm) @ keys.centred_directions.T / self.temperature
 
 
 CRITICS: dict[str, Callable[[float], Critic]] = {"cosine": Cosine, "centred_cosine": CentredCosine}

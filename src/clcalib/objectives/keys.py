@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LEAST_NORM = 1e-6  # of the keys' mean length; shorter vectors are not made longer than this share of a unit vector
 BATCH_KEYS = 32  # a batch of the host methods, where no other size is said
 _SUBSET_SEED = 0
 
@@ -40,13 +41,42 @@ class KeySet:
 
     has_copies: bool = True
 
+    @functools.cached_property
+    def least_norm(self) -> Tensor:
+        """The length below which a query counts as zero, ()."""
+        return least_norm(self.values)
+
+    @functools.cached_property
+    def least_centred_norm(self) -> Tensor:
+        """The same for queries less the mean, ()."""
+        return least_norm(self.values - self.mean)
+
     def __len__(self) -> int:
         return len(self.directions)
 
 
 def as_vectors(features: Tensor) -> Tensor:
-    """Features (B, C, *spatial) -> (B, C): the mean over space, where the network has not taken it yet."""
+    """Features (B, C, *spatial) -> (B, C): the mean over space, where the network has not taken it yet.
+
+    They are at least float32: a sum of squares of float16 is soon infinite.
+    """
+    features = features if features.dtype == torch.float64 else features.float()
     return features.flatten(2).mean(2) if features.ndim > 2 else features.flatten(1)
+
+
+def least_norm(vectors: Tensor) -> Tensor:
+    """``LEAST_NORM`` of the mean length of vectors (M, d), (); of zeros, the smallest number that is not."""
+    length = torch.linalg.vector_norm(vectors.detach(), dim=1).mean()
+    return (LEAST_NORM * length).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def directions(vectors: Tensor, least: Tensor) -> Tensor:
+    """x / max(|x|, least), for vectors (B, d).
+
+    A vector that is zero, or next to it, has no direction; without the bound its gradient would be that of all others
+    times a number without limit.
+    """
+    return vectors / torch.maximum(torch.linalg.vector_norm(vectors, dim=1, keepdim=True), least)
 
 
 def build_keys(raw: Tensor, predictions: Tensor, identity: Tensor) -> KeySet:
