@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from clcalib.calibrate.observer import SilentObserver
@@ -28,6 +27,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import detections
 from clcalib.job import Job, Outcome, prepare
+from clcalib.modes import usual_modes
 from clcalib.objectives.batch import Need
 from clcalib.pipeline import quantize
 from clcalib.quant.policy import TENSOR, LayerPolicy
@@ -106,7 +106,7 @@ def estimate(
     settings = dict(given.arguments)
     listener, evaluation = settings.pop("observer") or SilentObserver(), settings["evaluation"]
     timer = TimingObserver(clock, listener)
-    with torch.random.fork_rng(devices=[]), collected_warnings() as messages:
+    with usual_modes(), collected_warnings() as messages:
         with StageClock(listener.stage, clock) as stages:
             job = prepare(clock=stages, observer=timer, **settings)
             short = _shortened(job)

@@ -21,6 +21,7 @@ from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, det
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.export.float_weights import float_state_dict
 from clcalib.job import prepare
+from clcalib.modes import usual_modes
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
@@ -182,7 +183,7 @@ def quantize(
         torch.Size([64, 5])
     """
     observer = observer or SilentObserver()
-    with torch.random.fork_rng(devices=[]), collected_warnings() as messages, StageClock(observer.stage) as clock:
+    with usual_modes(), collected_warnings() as messages, StageClock(observer.stage) as clock:
         job = prepare(
             model,
             calibration,
@@ -278,7 +279,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: the files are damaged or belong to another architecture.
     """
-    with torch.random.fork_rng(devices=[]):
+    with usual_modes():
         return load_checkpoint(Path(folder), model)
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
-from clcalib.objectives.keys import KeySet, directions
+from clcalib.objectives.keys import KeySet, unit_vectors
 
 
 class Critic(Protocol):
@@ -32,7 +32,7 @@ class Cosine:
         _check_temperature(self.temperature)
 
     def __call__(self, queries: Tensor, keys: KeySet) -> Tensor:  # (B, d) -> (B, M)
-        return directions(queries, keys.least_norm) @ keys.directions.T / self.temperature
+        return unit_vectors(queries, keys.least_norm) @ keys.directions.T / self.temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CentredCosine:
         _check_temperature(self.temperature)
 
     def __call__(self, queries: Tensor, keys: KeySet) -> Tensor:  # (B, d) -> (B, M)
-        return directions(queries - keys.mean, keys.least_centred_norm) @ keys.centred_directions.T / self.temperature
+        return unit_vectors(queries - keys.mean, keys.least_centred_norm) @ keys.centred_directions.T / self.temperature
 
 
 CRITICS: dict[str, Callable[[float], Critic]] = {"cosine": Cosine, "centred_cosine": CentredCosine}

@@ -66,11 +66,11 @@ def as_vectors(features: Tensor) -> Tensor:
 
 def least_norm(vectors: Tensor) -> Tensor:
     """``LEAST_NORM`` of the mean length of vectors (M, d), (); of zeros, the smallest number that is not."""
-    length = torch.linalg.vector_norm(vectors.detach(), dim=1).mean()
-    return (LEAST_NORM * length).clamp(min=torch.finfo(torch.float32).tiny)
+    length: Tensor = torch.linalg.vector_norm(vectors.detach(), dim=1).mean()
+    return length.mul(LEAST_NORM).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def directions(vectors: Tensor, least: Tensor) -> Tensor:
+def unit_vectors(vectors: Tensor, least: Tensor) -> Tensor:
     """x / max(|x|, least), for vectors (B, d).
 
     A vector that is zero, or next to it, has no direction; without the bound its gradient would be that of all others
