@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from clcalib.config_sources import value_at
+from clcalib.reading.state_dict import WEIGHT_SUFFIXES
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+PICKLE_SUFFIXES = (".pkl", ".pickle")
+PROGRAM_SUFFIXES = (".pt2", ".ptl", ".jit", ".ts", ".torchscript", ".onnx")
 _LONGEST_VALUE = 60
 
 # Pydantic's names of errors, in the words of TOML.
@@ -103,14 +105,19 @@ def _file_problems(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights_problems(path: Path) -> Iterator[str]:
-    if path.suffix.lower() in PICKLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in PICKLE_SUFFIXES:
         yield (
             f"model.weights: {path.name} is a pickle, and loading a pickle can run any code, so none is ever loaded; "
-            "convert it once, where you trust it: safetensors.torch.save_file("
-            f"torch.load({path.name!r}, weights_only=True), {path.with_suffix('.safetensors').name!r})"
+            'save the state dict, where you trust the file: torch.save(model.state_dict(), "weights.pt")'
         )
-    elif path.suffix.lower() != ".safetensors":
-        yield f"model.weights: expected the path of a .safetensors file, got {path}"
+    elif suffix in PROGRAM_SUFFIXES:
+        yield (
+            f"model.weights: {path.name} is a program, and programs are not taken as weights; "
+            'save its state dict: torch.save(model.state_dict(), "weights.pt")'
+        )
+    elif suffix not in WEIGHT_SUFFIXES:
+        yield f"model.weights: expected the path of a {', '.join(WEIGHT_SUFFIXES)} file, got {path}"
     elif not path.is_file():
         yield f"model.weights: there is no file {path}"
 

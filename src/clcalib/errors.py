@@ -53,6 +53,18 @@ class CheckpointError(ClcalibError, ValueError):
     """A saved model is damaged, or does not belong to the architecture that it is loaded into."""
 
 
+class UnusableFileError(CheckpointError):
+    """A file is damaged, too long, or of another kind than expected.
+
+    Attributes:
+        reason: what is wrong, without the path.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
 class MissingPackageError(ClcalibError, ImportError):
     """An optional package is not installed; the message names the command that brings it."""
 
@@ -107,6 +119,14 @@ class SmallCalibrationWarning(ClcalibWarning):
 
 class EqualCopiesWarning(ClcalibWarning):
     """Augmented copies of calibration images are equal to others, so they add nothing but time."""
+
+
+class CheckpointLayoutWarning(ClcalibWarning):
+    """The weights lay deeper in a checkpoint, or had other names, than a plain state dict has."""
+
+
+class UnreadableImagesWarning(ClcalibWarning):
+    """Some images of a folder cannot be used and are left out."""
 
 
 class WorseThanNearestWarning(ClcalibWarning):

@@ -1,4 +1,4 @@
-"""The user's float model: a callable named in the configuration, and weights from safetensors; no pickle."""
+"""The user's float model: a callable named in the configuration, and weights from the one loader, ``reading``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from clcalib.config_sections import ModelSection
-from clcalib.errors import ArgumentError, CheckpointError, first_of, misfits
+from clcalib.errors import ArgumentError, CheckpointError, CheckpointLayoutWarning, first_of, misfits
+from clcalib.reading.state_dict import PREFIXES, most_weight_bytes, read_state_dict
 
 
 def load_model(section: ModelSection) -> nn.Module:
@@ -36,21 +36,46 @@ def load_model(section: ModelSection) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load ``path``, a .safetensors file, into ``model``; every name and shape must fit.
+    """Load ``path``, a .safetensors file or a state dict of ``torch.save``, into ``model``; all must fit.
 
     Raises:
-        CheckpointError: the file is damaged, or does not fit; nothing has been loaded then.
+        CheckpointError: the file is damaged or much larger than the model, holds other objects than tensors, or does
+            not fit; nothing has been loaded then.
+
+    Warns:
+        CheckpointLayoutWarning: the state dict lay under a key such as "state_dict", or a prefix such as "module." was
+            taken from its names.
     """
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable .safetensors file: {error}") from error
+    state = model.state_dict()
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    weights, wrapper = read_state_dict(path, most_weight_bytes(needed))
+    prefix = _foreign_prefix(state, weights)
+    weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     # Batch norm counts its batches for training only, and converters often leave these counters out.
-    own = {name: tensor for name, tensor in model.state_dict().items() if name in weights or not _is_counter(name)}
+    own = {name: tensor for name, tensor in state.items() if name in weights or not _is_counter(name)}
     problems = misfits(*({name: tensor.shape for name, tensor in table.items()} for table in (own, weights)))
     if problems:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    _tell_layout(path, wrapper, prefix)
     model.load_state_dict(weights, strict=False)  # what may be missing is only the counters
+
+
+def _foreign_prefix(own: Collection[str], weights: Collection[str]) -> str:
+    """What of the known prefixes stands in front of every name in the file, as far as no name fits the model yet."""
+    prefix = ""
+    while weights and not any(name.removeprefix(prefix) in own for name in weights):
+        more = next((each for each in PREFIXES if all(name.startswith(prefix + each) for name in weights)), None)
+        if more is None:
+            break
+        prefix += more
+    return prefix
+
+
+def _tell_layout(path: Path, wrapper: str | None, prefix: str) -> None:
+    told = [f"the weights are those under {wrapper!r}"] if wrapper is not None else []
+    told += [f"{prefix!r} was taken from the front of their names"] if prefix else []
+    if told:
+        warnings.warn(f"{path}: {', and '.join(told)}", CheckpointLayoutWarning, stacklevel=3)
 
 
 def _is_counter(name: str) -> bool:

@@ -141,7 +141,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "(3, 8, 8); the model says: Calculated padded input size",
     ),
     "other weights": (other_weights, [], "the file lacks 0.weight, 0.bias"),
-    "pickle": (nothing, ["--weights", "net.pt"], "pickle"),
+    "pickle": (nothing, ["--weights", "net.pkl"], "pickle"),
     "missing weights": (nothing, ["--weights", "nowhere.safetensors"], "there is no file"),
     "bits out of range": (nothing, ["--bits", "W1A9"], "2 problems"),
     "bits of another form": (nothing, ["--bits", "2/2"], "such as W2A4"),

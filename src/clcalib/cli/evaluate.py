@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,13 +32,14 @@ from clcalib.config_sources import (
     without_nulls,
 )
 from clcalib.data.calibration import EvaluationSet
-from clcalib.errors import ArgumentError
+from clcalib.errors import ArgumentError, UnusableFileError
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections, is_detector
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
+from clcalib.reading.content import read_json
 from clcalib.report.tables import accuracy_table, detection_table
 from clcalib.run import evaluation_images, limited_threads
 
@@ -154,8 +154,8 @@ def _images(config: EvaluationConfig | OnnxEvaluationConfig) -> EvaluationSet:
 def _config_beside(path: Path) -> dict[str, Any]:
     """The configuration of the run that an ONNX file lies beside; an empty table for a file of anyone else."""
     try:
-        saved = json.loads((path.parent / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
+        saved = read_json(path.parent / CONFIG_FILE)
+    except (OSError, UnusableFileError):
         return {}
     if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("model", "data", "run")):
         return {}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, stack
@@ -23,7 +21,8 @@ from clcalib.data.folder import list_images
 from clcalib.data.selection import choose
 from clcalib.data.sheet import read_sheet
 from clcalib.data.transform import Transform
-from clcalib.errors import DataError
+from clcalib.errors import DataError, UnusableFileError
+from clcalib.reading.state_dict import read_tensors
 
 _Split = Literal["train", "test"]
 
@@ -115,9 +114,9 @@ def _open_cifar10(path: Path, split: _Split) -> _Source:
 
 def _open_safetensors(path: Path) -> _Source:
     try:
-        content = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError("path", "a readable .safetensors file", f"{path} ({error})") from error
+        content = read_tensors(path)
+    except UnusableFileError as error:
+        raise DataError("path", "a readable .safetensors file", f"{path} ({error.reason})") from error
     if "images" not in content:
         raise DataError("path", "a tensor named images", f"{', '.join(sorted(content)) or 'nothing'} in {path}")
     images, labels = content["images"], content.get("labels")

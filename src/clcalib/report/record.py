@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from clcalib.errors import CheckpointError
+from clcalib.errors import CheckpointError, NumericalError, UnusableFileError
 from clcalib.files import write_atomically
+from clcalib.reading.content import read_json
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.values import BitWidth, Count, Fraction, Frozen, check_finite
 
@@ -291,7 +292,7 @@ def read_record(path: str | Path) -> RunRecord:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
         return RunRecord.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
@@ -299,5 +300,7 @@ def read_record(path: str | Path) -> RunRecord:
         raise CheckpointError(
             f"{path}: not a run record of version {SCHEMA_VERSION}: {field}: {first['msg']}"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error}); run `clcalib quantize` again to get one") from None
+    except NumericalError as error:
+        raise NumericalError(f"{path}: {error}") from None
+    except UnusableFileError as error:
+        raise CheckpointError(f"{error}; run `clcalib quantize` again to get one") from None
