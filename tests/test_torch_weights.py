@@ -52,7 +52,7 @@ def test_a_prefix_that_the_model_has_too_is_left(tmp_path: Path) -> None:
     load_weights(model, save(source.state_dict(), tmp_path / "net.pt"))
     assert torch.equal(model.module.weight, source.module.weight)
     prefixed = {f"_orig_mod.module.{name}": tensor for name, tensor in source.state_dict().items()}
-    with pytest.warns(CheckpointLayoutWarning, match=r"'_orig_mod.' was taken"):
+    with pytest.warns(CheckpointLayoutWarning, match=r"'_orig_mod.module.' was taken"):
         load_weights(Outer(), save(prefixed, tmp_path / "net.pt"))
 
 

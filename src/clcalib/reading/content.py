@@ -26,11 +26,11 @@ def read_bytes(path: Path, most: int) -> bytes:
         OSError: it cannot be read.
         UnusableFileError: it is no plain file, such as a pipe, or is longer.
     """
-    check_size(path, most)
+    size = check_size(path, most)
     with path.open("rb") as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:  # it has grown, or its system tells no sizes
-        raise UnusableFileError(path, f"holds more than {most} bytes, the most that is read of such a file")
+        content = stream.read(size + 1)
+    if len(content) != size:
+        raise UnusableFileError(path, "changes while it is read")
     return content
 
 
