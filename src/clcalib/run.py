@@ -35,6 +35,7 @@ from clcalib.pipeline import RECORD_FILE, quantize
 from clcalib.quant.allocation import check_solver
 from clcalib.quant.targets import target_of
 from clcalib.report.deployment import DeploymentRecord
+from clcalib.report.environment import collected_warnings
 from clcalib.report.record import RunRecord, write_record
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
 
@@ -55,7 +56,8 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
         require_writer(target)
     with limited_threads(config.run.threads):
         observer.stage("loading")
-        model, arguments = load_model(config.model), _arguments(config, observer)
+        with collected_warnings() as messages:
+            model, arguments = load_model(config.model), _arguments(config, observer)
         if config.budget is not None:
             result = quantize_to_budget(model, **arguments, budget=config.budget.budget())
         elif config.target is None:
@@ -64,6 +66,8 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
             arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
             result = quantize_to_target(model, **arguments, **config.target.model_dump())
         observer.stage("saving")
+        told = tuple(dict.fromkeys([*messages, *result.record.warnings]))
+        result = dataclasses.replace(result, record=result.record.model_copy(update={"warnings": told}))
         result.save(config.run.out, overwrite=config.run.overwrite)
         write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
         if target is not None:
@@ -201,7 +205,11 @@ def evaluation_images(config: RunConfig | EvaluationConfig | OnnxEvaluationConfi
     if config.data.evaluation is None:
         return None
     return load_evaluation(
-        config.data.evaluation, transform=config.data.transform(), count=config.data.evaluation_count, seed=0
+        config.data.evaluation,
+        transform=config.data.transform(),
+        count=config.data.evaluation_count,
+        seed=0,
+        most_pixels=config.data.most_pixels,
     )
 
 
@@ -232,4 +240,5 @@ def _calibration_images(config: RunConfig) -> CalibrationSet:
         count=data.count,
         seed=config.run.seed,
         at_most=USUAL_CALIBRATION_IMAGES,
+        most_pixels=data.most_pixels,
     )
