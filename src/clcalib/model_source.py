@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,9 @@ from torch import nn
 from clcalib.config_sections import ModelSection
 from clcalib.errors import ArgumentError, CheckpointError, CheckpointLayoutWarning, first_of, misfits
 from clcalib.reading.state_dict import PREFIXES, most_weight_bytes, read_state_dict
+
+# Their functions carry out what stands in a file that an argument names.
+_LOADERS = ("torch.serialization", "torch.hub", "torch.jit", "torch.export", "torch.package", "torch.utils")
 
 
 def load_model(section: ModelSection) -> nn.Module:
@@ -84,6 +88,7 @@ def _is_counter(name: str) -> bool:
 
 def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
     place, _, name = entry.rpartition(":")
+    _check_builds(place, entry)
     target: Any = _import(place)
     for part in name.split("."):
         if not hasattr(target, part):
@@ -91,6 +96,8 @@ def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
         target = getattr(target, part)
     if not callable(target):
         raise ArgumentError("model.entry", "a callable that returns a torch.nn.Module", type(target).__name__)
+    if inspect.isroutine(target) or inspect.isclass(target):
+        _check_builds(getattr(target, "__module__", None) or "builtins", entry)
     try:
         model = target if isinstance(target, nn.Module) else target(**arguments)
     except Exception as error:  # whatever the user's own code raises
@@ -98,6 +105,14 @@ def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArgumentError("model.entry", f"{entry} to return a torch.nn.Module", type(model).__name__)
     return model
+
+
+def _check_builds(module: str, entry: str) -> None:
+    """Raise where an entry is of the standard library, or of what loads files: nothing there builds a network."""
+    is_standard = not module.endswith(".py") and module.partition(".")[0] in sys.stdlib_module_names
+    if is_standard or any(module == each or module.startswith(f"{each}.") for each in _LOADERS):
+        remedy = "write a function that builds it in a file of your own"
+        raise ArgumentError("model.entry", "a callable that builds a network", f"{entry}, of {module}", remedy)
 
 
 def _import(place: str) -> ModuleType:
