@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnxruntime")
-
 from tests.fuzz.targets import TARGETS
 from tests.hard.figures import IS_FULL, record, size
 from tests.hard.worker import MOST_SECONDS, outcomes

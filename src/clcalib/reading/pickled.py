@@ -8,11 +8,11 @@ instructions are followed with placeholders on the stack, as many as a state dic
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
-_MOST_INSTRUCTIONS = 500_000
+_MOST_INSTRUCTIONS = 400_000  # of a tensor about 30
 _STORAGES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexDoubleStorage": 16,
@@ -49,63 +49,101 @@ def check_pickle(stream: IO[bytes], check_storage: Callable[[str, int], None]) -
     Raises:
         NoStateDictError: it is damaged, too long, or names anything that a state dict does not need.
     """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    machine = _Machine([], {}, check_storage)
     try:
-        for number, (name, argument) in enumerate(_instructions(stream)):
+        for number, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
             if number >= _MOST_INSTRUCTIONS:
                 raise NoStateDictError(f"its pickle has more than {_MOST_INSTRUCTIONS} instructions")
-            _follow(name, argument, stack, memo, check_storage)
+            follow = _FOLLOW.get(instruction.name)
+            if follow is None:
+                raise NoStateDictError(f"its pickle has the instruction {instruction.name}, which no state dict needs")
+            follow(machine, argument)
     except NoStateDictError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise NoStateDictError(f"its pickle is damaged ({type(error).__name__}: {error})") from None
 
 
-def _instructions(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    for instruction, argument, _ in pickletools.genops(stream):
-        yield instruction.name, argument
+@dataclass
+class _Machine:
+    """What unpickling has, with placeholders for what it would make."""
 
+    stack: list[Any]
+    memo: dict[int, Any]
+    check_storage: Callable[[str, int], None]
 
-def _follow(
-    name: str, argument: Any, stack: list[Any], memo: dict[int, Any], check_storage: Callable[[str, int], None]
-) -> None:
-    """Do to the stack what the instruction would do, with placeholders for what it would make."""
-    if name in _CONSTANTS:
-        stack.append(argument)
-    elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE"):
-        stack.append(() if name == "EMPTY_TUPLE" else _OTHER)
-    elif name == "MARK":
-        stack.append(_MARK)
-    elif name == "GLOBAL":
-        stack.append(_checked_name(argument))
-    elif name in ("BINPUT", "LONG_BINPUT"):
-        memo[argument] = stack[-1]
-    elif name in ("BINGET", "LONG_BINGET"):
-        stack.append(memo[argument])
-    elif name == "TUPLE":
-        stack.append(tuple(_above_mark(stack)))
-    elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-        count = int(name[-1])
-        stack[-count:] = [tuple(stack[-count:])]
-    elif name in ("APPEND", "SETITEM", "BUILD"):
-        del stack[-2 if name == "SETITEM" else -1 :]
-    elif name in ("APPENDS", "SETITEMS"):
-        _above_mark(stack)
-    elif name == "REDUCE":
-        _, function = stack.pop(), stack.pop()
+    def push(self, argument: Any) -> None:
+        self.stack.append(argument)
+
+    def push_other(self, _: Any) -> None:
+        self.stack.append(_OTHER)
+
+    def push_name(self, argument: Any) -> None:
+        self.stack.append(_checked_name(argument))
+
+    def mark(self, _: Any) -> None:
+        self.stack.append(_MARK)
+
+    def put(self, argument: Any) -> None:
+        self.memo[argument] = self.stack[-1]
+
+    def get(self, argument: Any) -> None:
+        self.stack.append(self.memo[argument])
+
+    def make_tuple(self, _: Any) -> None:
+        self.stack.append(tuple(self.above_mark()))
+
+    def make_small_tuple(self, count: int) -> None:
+        self.stack[-count:] = [tuple(self.stack[-count:])]
+
+    def drop(self, count: int) -> None:
+        del self.stack[-count:]
+
+    def above_mark(self, _: Any = None) -> list[Any]:
+        place = len(self.stack) - 1
+        while self.stack[place] is not _MARK:
+            place -= 1
+            if place < 0:
+                raise NoStateDictError("its pickle is damaged (a mark is missing)")
+        items = self.stack[place + 1 :]
+        del self.stack[place:]
+        return items
+
+    def call(self, _: Any) -> None:
+        _, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Name) or function.text not in _CALLABLE:
             raise NoStateDictError(f"its pickle calls {_shown(function)}, which makes no tensor")
-        stack.append(_OTHER)
-    elif name == "BINPERSID":
-        stack.append(_checked_storage(stack.pop(), check_storage))
-    elif name not in ("PROTO", "STOP"):
-        raise NoStateDictError(f"its pickle has the instruction {name}, which no state dict needs")
+        self.stack.append(_OTHER)
+
+    def push_storage(self, _: Any) -> None:
+        self.stack.append(_checked_storage(self.stack.pop(), self.check_storage))
+
+    def nothing(self, _: Any) -> None:
+        pass
 
 
-_CONSTANTS = frozenset({
+_CONSTANTS = (
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
-})  # fmt: skip
+)  # fmt: skip
+_FOLLOW: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(_CONSTANTS, _Machine.push),
+    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"), _Machine.push_other),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "MARK": _Machine.mark,
+    "GLOBAL": _Machine.push_name,
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
+    "TUPLE": _Machine.make_tuple,
+    "TUPLE1": lambda machine, _: machine.make_small_tuple(1),
+    "TUPLE2": lambda machine, _: machine.make_small_tuple(2),
+    "TUPLE3": lambda machine, _: machine.make_small_tuple(3),
+    **dict.fromkeys(("APPEND", "BUILD"), lambda machine, _: machine.drop(1)),
+    "SETITEM": lambda machine, _: machine.drop(2),
+    **dict.fromkeys(("APPENDS", "SETITEMS"), _Machine.above_mark),
+    "REDUCE": _Machine.call,
+    "BINPERSID": _Machine.push_storage,
+    **dict.fromkeys(("PROTO", "STOP"), _Machine.nothing),
+}
 
 
 def _checked_name(text: str) -> _Name:
@@ -125,13 +163,6 @@ def _checked_storage(identity: Any, check_storage: Callable[[str, int], None]) -
         raise NoStateDictError("its pickle describes a storage that cannot be")
     check_storage(key, count * _ITEM_BYTES[kind.text])
     return _OTHER
-
-
-def _above_mark(stack: list[Any]) -> list[Any]:
-    place = len(stack) - 1 - stack[::-1].index(_MARK)
-    items = stack[place + 1 :]
-    del stack[place:]
-    return items
 
 
 def _shown(function: object) -> str:

@@ -36,7 +36,10 @@ OUTPUT = "output"
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """A saved program, with the operators that it needs.
+    """A program that ``clcalib`` wrote, with the operators that it needs.
+
+    Not for a file from elsewhere: ``torch.export.load`` may unpickle what is in it.  No command takes such a file as
+    its input; a run loads the one that it has just written, to prove it.
 
     Raises:
         CheckpointError: there is no such file, or it is no program.

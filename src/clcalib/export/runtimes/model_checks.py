@@ -116,7 +116,7 @@ def _external_file(tensor: Any, model: Path) -> tuple[Path, int]:
         raise UnusableFileError(model, f"tensor {_shown(tensor)} says twice, or oddly, where its values lie")
     parts = location.split("/")
     is_odd = any(sign in location for sign in "\\:\0") or len(location) > 255 or location.startswith("~")
-    if is_odd or any(part in ("", ".", "..") for part in parts):
+    if is_odd or any(part in ("", "..") for part in parts):
         told = f"tensor {_shown(tensor)} lies in {location[:80]!r}; expected the name of a file in the model's folder"
         raise UnusableFileError(model, told)
     if model.is_symlink():
