@@ -7,8 +7,9 @@ A path may be a folder of PNG, JPEG, WebP or BMP images (see ``folder``), a tile
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,7 +76,8 @@ def load_calibration(
         count = at_most
     indices = choose(source.count, count, seed)
     images, description, indices = source.read(indices, transform)
-    return CalibrationSet.from_tensor(images, source=source.name, indices=indices, transform=description)
+    with _named(path):
+        return CalibrationSet.from_tensor(images, source=source.name, indices=indices, transform=description)
 
 
 def load_evaluation(
@@ -94,7 +96,17 @@ def load_evaluation(
     indices = choose(source.count, count, seed)
     images, description, indices = source.read(indices, transform)
     labels = None if source.labels is None else source.labels[list(indices)]
-    return EvaluationSet.from_tensor(images, labels, source=source.name, indices=indices, transform=description)
+    with _named(path):
+        return EvaluationSet.from_tensor(images, labels, source=source.name, indices=indices, transform=description)
+
+
+@contextlib.contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Name the source in an error about its images."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError("path", "images that can be used", f"{path} ({error})") from error
 
 
 def _open(path: Path, split: _Split, most_pixels: int) -> _Source:
