@@ -126,7 +126,10 @@ def value_at(table: Table, section: str, key: str) -> object:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return str(folder / Path(path).expanduser())
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError:  # a user of whom nobody knows
+        return str(folder / path)
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
@@ -143,6 +146,32 @@ def saved_config(folder: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path}: not a configuration; delete it and give --model")
     return {section: without_nulls(values) for section, values in saved.items()}
+
+
+def over_saved(saved: Table, folder: Path, *given: Table) -> dict[str, Any]:
+    """Lay what was given over the configuration that was found in a folder.
+
+    A result may come from anyone, and a run leaves no code in its folder.  So code that lies there is only run where
+    it was given, and not because the folder's own configuration names it.
+
+    Raises:
+        ConfigError: the entry is found in the folder, and was not given.
+    """
+    entry = value_at(saved, "model", "entry")
+    if isinstance(entry, str) and value_at(merge(*given), "model", "entry") is None and _lies_in(entry, folder):
+        told = f"model.entry: {entry} is code in the folder of a result; read it, and give it by --model to run it"
+        raise ConfigError(str(folder / CONFIG_FILE), [told])
+    return merge(saved, *given)
+
+
+def _lies_in(entry: str, folder: Path) -> bool:
+    place, _, _ = entry.rpartition(":")
+    top = Path(place) if place.endswith(".py") else Path(place.partition(".")[0])
+    try:
+        inside = folder.resolve()
+        return any(path.exists() and path.resolve().is_relative_to(inside) for path in (top, top.with_suffix(".py")))
+    except (OSError, ValueError):
+        return False  # what cannot be looked for is not run
 
 
 def without_nulls(values: Any) -> Any:

@@ -42,7 +42,7 @@ SCALARS = st.one_of(
     st.booleans(),
     st.none(),
     st.text(max_size=20),
-    st.sampled_from(["", "~", "~nobody/x", "\0", "a" * 5000, "W4A8", "float", "same", "cuda:99", "2 GB", "1e999 GB"]),
+    st.sampled_from(["", "~", "~nosuchuser/x", "\0", "a" * 5000, "W4A8", "same", "cuda:99", "2 GB", "9e999 B"]),
     st.sampled_from(OWN_WORDS),
     st.dates(),
     st.times(),
@@ -145,3 +145,14 @@ def test_both_outcomes_were_seen() -> None:
     assert sum(OUTCOMES.values()) >= COUNT
     assert OUTCOMES["accepted"] > COUNT // 50
     assert OUTCOMES["refused"] > COUNT // 50
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "\0", "a" * 5000, "a/" * 3000, "\udcff"])
+@pytest.mark.parametrize(
+    "key", ["model.weights", "model.entry", "data.calibration", "data.evaluation", "run.out", "run.spill_folder"]
+)
+@pytest.mark.parametrize("ending", ["", ".pt", ".py:build"])
+def test_a_path_that_the_system_refuses_is_no_surprise(key: str, path: str, ending: str) -> None:
+    section, _, name = key.partition(".")
+    table = with_absolute_paths(merge(SOUND, {section: {name: path + ending}}), Path.cwd())
+    assert outcome(lambda: build(RunConfig, table, "run.toml")) in ("refused", "accepted")

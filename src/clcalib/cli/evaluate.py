@@ -25,7 +25,7 @@ from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig, ModelSection, OnnxEvaluationConfig
 from clcalib.config_sources import (
     CONFIG_FILE,
-    merge,
+    over_saved,
     parse_assignment,
     saved_config,
     with_absolute_paths,
@@ -96,11 +96,13 @@ def evaluate(
     given_here = [*assigned, with_absolute_paths(given(flags), here)]
     console = Console(highlight=False)
     if saved.is_file() or saved.suffix == ONNX:
-        _evaluate_onnx(saved, merge(_config_beside(saved), *given_here), runtime or "onnxruntime", console)
+        _evaluate_onnx(
+            saved, over_saved(_config_beside(saved), saved.parent, *given_here), runtime or "onnxruntime", console
+        )
         return
     if runtime is not None:
         raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {saved}", "leave it out")
-    config = build(EvaluationConfig, merge(saved_config(saved), *given_here), str(saved))
+    config = build(EvaluationConfig, over_saved(saved_config(saved), saved, *given_here), str(saved))
     images = _images(config)
     with limited_threads(config.run.threads):
         float_model, place = load_model(config.model), config.run.device

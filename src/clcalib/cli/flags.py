@@ -13,6 +13,7 @@ from clcalib.config_sources import (
     CONFIG_FILE,
     Table,
     merge,
+    over_saved,
     parse_assignment,
     read_toml,
     saved_config,
@@ -133,7 +134,8 @@ def collect_saved(folder: Path, assignments: Sequence[str] | None, flags: Table)
         expected, got = "the output folder of an interrupted run", f"{folder}, which has no {CONFIG_FILE}"
         raise ArgumentError("--resume", expected, got, "begin anew, with --out")
     settings = [with_absolute_paths(parse_assignment(assignment), here) for assignment in assignments or ()]
-    return merge(base, *settings, with_absolute_paths(given(flags), here)), str(folder / CONFIG_FILE)
+    table = over_saved(base, folder, *settings, with_absolute_paths(given(flags), here))
+    return table, str(folder / CONFIG_FILE)
 
 
 def refuse_with_resume(config: Path | None, out: Path | None, *, is_dry: bool, overwrite: bool) -> None:
