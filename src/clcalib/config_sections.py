@@ -64,7 +64,7 @@ class ModelSection(_Section):
 
     entry: str = Field(pattern=_ENTRY, description=f"{_ENTRY_FORM} (--model)")
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="a table of the callable's arguments")
-    weights: Path | None = Field(default=None, description="the path of a .safetensors file")
+    weights: Path | None = Field(default=None, description="the path of a .safetensors or .pt file")
     submodule: str | None = Field(
         default=None, min_length=1, description="the path of the module to be quantized, such as backbone"
     )

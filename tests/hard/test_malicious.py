@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import tempfile
@@ -34,7 +33,6 @@ def memory(field: str) -> int | None:
 
 
 def forget_peak() -> None:
-    gc.collect()
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -37,7 +37,7 @@ ModelOption = Annotated[
     ),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Its weights, a .safetensors file.")
+    Path | None, typer.Option("--weights", metavar="FILE", help="Its weights: .safetensors, or a state dict of torch.save (.pt, .pth).")
 ]
 SubmoduleOption = Annotated[
     str | None,
