@@ -116,6 +116,7 @@ def quantize(
     spill_folder: str | Path | None = None,
     is_guarded: bool = True,
     guard_tolerance: float | None = None,
+    is_rehearsed: bool = True,
     observer: Observer | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
@@ -165,6 +166,8 @@ def quantize(
         guard_tolerance: as a share of the error with nearest rounding, how much larger the other one may be.  None: 0
             on held-out images where the loss looks at the unit only; 0.05 on calibration images, and where a term looks
             behind the unit (prediction, contrastive, Fisher weights), as the error inside is not all that counts then.
+        is_rehearsed: whether the file of a ``target`` is first written, loaded and run with quick ranges
+            (``export/rehearsal.py``), so that what its runtime refuses is told in seconds.
         observer: told of the progress.
 
     Returns:
@@ -172,6 +175,10 @@ def quantize(
 
     Raises:
         ClcalibError: the model, the images or a setting cannot be used; told before any optimisation.
+        UnsupportedOperatorError: the target cannot take the network; told before any optimisation, with what helps.
+
+    Warns:
+        RuntimeMissingWarning: what writes or runs the target's file is not installed; told before any optimisation.
 
     Example:
         >>> import clcalib, torch
@@ -210,6 +217,7 @@ def quantize(
             spill_folder=spill_folder,
             is_guarded=is_guarded,
             guard_tolerance=guard_tolerance,
+            is_rehearsed=is_rehearsed,
             observer=observer,
             clock=clock,
         )

@@ -33,7 +33,7 @@ from clcalib.mixed_precision import check_is_one_network, choose_widths, quantiz
 from clcalib.model_source import load_model
 from clcalib.pipeline import RECORD_FILE, quantize
 from clcalib.quant.allocation import check_solver
-from clcalib.quant.targets import target_of
+from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.record import RunRecord, write_record
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
@@ -50,9 +50,7 @@ def run(config: RunConfig, observer: Observer) -> RunRecord:
     """
     check_output_folder(config.run.out, overwrite=config.run.overwrite)
     check_goal(config)
-    target = target_of(config.quantization.target)
-    if target is not None:
-        require_writer(target)
+    target = _check_writer(config)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)
@@ -97,8 +95,9 @@ def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path 
 
 
 def dry_run(config: RunConfig, observer: Observer) -> Estimate:
-    """Say what ``run`` would take and leave in float; nothing is written."""
+    """Say what ``run`` would take and leave in float, and what its target would refuse; nothing is written."""
     check_goal(config)
+    _check_writer(config)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)
@@ -109,6 +108,14 @@ def dry_run(config: RunConfig, observer: Observer) -> Estimate:
         found = estimate(model, **settings, bits=choice.bits, overrides=choice.overrides)
         stages = {"widths": choice.seconds, **found.seconds_per_stage}
         return dataclasses.replace(found, seconds_per_stage=stages, budget=choice.record)
+
+
+def _check_writer(config: RunConfig) -> Target | None:
+    """The target; raises where what writes its file is not installed."""
+    target = target_of(config.quantization.target)
+    if target is not None:
+        require_writer(target)
+    return target
 
 
 def check_goal(config: RunConfig) -> None:
