@@ -49,7 +49,7 @@ class Mixed(nn.Module):
 
 def quantized(model: nn.Module, bits: int = 8) -> clcalib.QuantizationResult:
     calibration = clcalib.CalibrationSet.from_tensor(images())
-    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch"}
+    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch", "is_rehearsed": False}
     return clcalib.quantize(model, calibration, bits=clcalib.Bits(bits, 8), **settings)  # type: ignore[arg-type]
 
 

@@ -48,13 +48,16 @@ class Widths:
         return dataclasses.replace(self, overrides={**(self.overrides or {}), pattern: "float"})
 
 
-def rehearse(widths: Widths, target: Target, images: Tensor) -> None:
+def rehearse(widths: Widths, target: Target, images: Tensor) -> bool:
     """Try out a float chain for a target: write it with quick ranges, load it in the runtime, run a few batches.
 
     Args:
         widths: of a float chain, on any device; it is not changed.
         target: that it is to be calibrated for.
         images: of the calibration; few of them are looked at  # shape: (N, ...)
+
+    Returns:
+        Whether all of it could be tried.
 
     Raises:
         UnsupportedOperatorError: something cannot be written, loaded or run; says what, where and what helps.
@@ -71,12 +74,14 @@ def rehearse(widths: Widths, target: Target, images: Tensor) -> None:
             f"known, and its codes will not be compared with the simulation; {error}"
         )
         warnings.warn(message, RuntimeMissingWarning, stacklevel=2)
+        return False
     except UnsupportedOperatorError as error:
         is_batch = any("batch" in problem.partition(" in ")[0] for problem in error.problems)
         remedies = [*_others(widths, target, images), _BATCH if is_batch else _REWRITE, _LEFT_OUT]
         raise UnsupportedOperatorError(error.summary, error.problems, remedies) from error
     except RefusedError as error:
         raise _refusal(error, widths, target, images) from error
+    return True
 
 
 def _try(widths: Widths, target: Target, images: Tensor) -> None:

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -81,13 +81,13 @@ def try_out(chain: Chain, policy: Sequence[LayerPolicy], target: Target, images:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClcalibWarning)  # calibration tells what is to be told of ranges
         quantized = with_quick_ranges(chain, policy, target, shown)
-    names = frozenset(node.name for node in chain.module.graph.nodes)
+    watch = _Watch(frozenset(node.name for node in chain.module.graph.nodes))
     if is_onnx(target):
-        _try_onnx(quantized, target, shown, names)
+        _try_onnx(chain, quantized, target, shown, watch)
     elif target.runtime == "executorch":
-        _try_pte(quantized, shown, _Watch(names))
+        _try_pte(quantized, shown, watch)
     else:
-        _try_program(quantized, shown, _Watch(names))
+        _try_program(quantized, shown, watch)
 
 
 def with_quick_ranges(chain: Chain, policy: Sequence[LayerPolicy], target: Target, images: Tensor) -> QuantizedChain:
@@ -161,13 +161,14 @@ class _Watch:
         return ""
 
 
-def _try_onnx(quantized: QuantizedChain, target: Target, images: Tensor, names: frozenset[str]) -> None:
-    with _Watch(names).step("writing the file"):
+def _try_onnx(floating: Chain, quantized: QuantizedChain, target: Target, images: Tensor, watch: _Watch) -> None:
+    with watch.step("writing the file"):
         emitted = emit(quantized.chain, rules=onnx_rules(target), weights=quantized.weights)
         content = emitted.model.SerializeToString()
     if target.runtime is None:
         return
-    runtime, watch = RUNTIMES[target.runtime], _Watch(names, _places(quantized, emitted, names))
+    runtime = RUNTIMES[target.runtime]
+    watch = replace(watch, places=_places(floating, quantized, emitted))
     title = f"{runtime.title} {runtime.version()}"
     with watch.step(f"loading the file in {title}"):
         model = read_model(content)
@@ -207,14 +208,19 @@ def _try_pte(quantized: QuantizedChain, images: Tensor, watch: _Watch) -> None:
         watch.run("ExecuTorch", network, quantized.chain.module, images)
 
 
-def _places(quantized: QuantizedChain, emitted: Emitted, names: frozenset[str]) -> dict[str, str]:
+def _places(floating: Chain, quantized: QuantizedChain, emitted: Emitted) -> dict[str, str]:
     """Name of an operator in the file -> the node of the float chain that it was written for."""
-    layers = {layer: node.name for layer, node in weighted_nodes(quantized.chain.module)}
+    own = {node.name: node.name for node in floating.module.graph.nodes}
+    quantizers = [node for node in quantized.chain.module.graph.nodes if node.op == "call_module" and node.args]
+    own |= {node.name: node.all_input_nodes[0].name for node in quantizers}  # what a quantizer reads
+    layers = {
+        layer: node.name for layer, node in reversed(weighted_nodes(floating.module))
+    }  # the first of several calls
     found = {name: layers[layer] for layer, name in emitted.layers.items() if layer in layers}
     for step in emitted.model.graph.node:
-        own = [part for part in step.name.partition("#")[0].split("/") if part in names]
-        if own:
-            found.setdefault(step.name, own[-1])
+        parts = [part for part in step.name.partition("#")[0].split("/") if part in own]
+        if parts:
+            found.setdefault(step.name, own[parts[-1]])
     return found
 
 
