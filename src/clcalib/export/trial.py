@@ -77,7 +77,7 @@ def try_out(chain: Chain, policy: Sequence[LayerPolicy], target: Target, images:
         MissingPackageError: what writes, loads or runs it is not installed; all that could be tried without it worked.
     """
     shown = images.cpu()
-    shown = torch.cat([shown] * max(BATCHES))[: max(BATCHES)]
+    shown = torch.cat([shown] * max(BATCHES))[: max(BATCHES)].contiguous()  # as what is read from a file is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClcalibWarning)  # calibration tells what is to be told of ranges
         quantized = with_quick_ranges(chain, policy, target, shown)
