@@ -27,8 +27,8 @@ ONLY_IN: dict[str, set[str]] = {
     "load_library": set(), "load_state_dict_from_url": set(), "spec_from_file_location": {"model_source.py"},
     "exec_module": {"model_source.py"},
     "torch.load": {"reading/torch_file.py"},
-    # A program that this very run has written, see x86.load_program.
-    "export.load": {"export/program/x86.py"},
+    # A program that this very run has written, to a file or in memory; see x86.load_program.
+    "export.load": {"export/program/x86.py", "export/trial.py"},
     "load_file": {"reading/state_dict.py"}, "safe_open": set(), "load_safetensors": {"reading/state_dict.py"},
     "Image.open": {"data/decode.py"},
     "onnx.load": {"export/runtimes/model_file.py"},

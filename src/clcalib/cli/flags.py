@@ -37,7 +37,8 @@ ModelOption = Annotated[
     ),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Its weights: .safetensors, or a state dict of torch.save (.pt, .pth).")
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Its weights: a .safetensors file, or a state dict in a .pt file."),
 ]
 SubmoduleOption = Annotated[
     str | None,

@@ -5,10 +5,12 @@ An image may come from anywhere.  Only four formats are tried, and its size is c
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,3 +128,10 @@ def read_json(path: Path) -> object:
         raise DataError("path", "a readable JSON file", f"{path} ({error.reason})") from error
     except OSError as error:
         raise DataError("path", "a readable JSON file", f"{path} ({error})") from error
+
+
+def png(pixels: np.ndarray[Any, Any], **options: Any) -> bytes:
+    """An image (H, W, 3) or (H, W) uint8 as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG", **options)
+    return content.getvalue()
