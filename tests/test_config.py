@@ -150,12 +150,18 @@ def test_missing_keys_say_what_to_give() -> None:
     assert "--out" in told[2]
 
 
-@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.bin", "net.ckpt"])
-def test_a_pickle_is_refused_and_never_opened(table: dict[str, Any], tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"not even a pickle")
+@pytest.mark.parametrize(
+    ("name", "kind"), [("net.pkl", "pickle"), ("net.pickle", "pickle"), ("net.pt2", "program"), ("net.ts", "program")]
+)
+def test_a_pickle_or_a_program_is_refused_and_never_opened(
+    table: dict[str, Any], tmp_path: Path, name: str, kind: str
+) -> None:
+    (tmp_path / name).write_bytes(b"not even that")
     (told,) = problems(merge(table, {"model": {"weights": str(tmp_path / name)}}))
-    assert "pickle" in told
-    assert "save_file" in told
+    assert f"{name} is a {kind}" in told
+    assert "torch.save(model.state_dict()" in told
+    (told,) = problems(merge(table, {"model": {"weights": str(tmp_path / "net.npz")}}))
+    assert ".safetensors, .pt, .pth" in told
 
 
 def test_a_device_that_is_not_there_is_told(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

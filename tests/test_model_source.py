@@ -115,3 +115,28 @@ def test_a_damaged_file_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "net.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="not a readable"):
         load_weights(nn.Linear(3, 2), tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments"),
+    [
+        ("os:system", {"command": "touch canary"}),
+        ("posix:system", {"command": "touch canary"}),
+        ("subprocess:getoutput", {"cmd": "touch canary"}),
+        ("builtins:exec", {"source": "open('canary', 'w')"}),
+        ("net.py:neighbour.__builtins__", {}),
+        ("torch:load", {"f": "evil.pt", "weights_only": False}),
+        ("torch:jit.load", {"f": "evil.pt"}),
+        ("torch.hub:load", {"repo_or_dir": ".", "model": "evil", "source": "local"}),
+        ("torch:export.load", {"f": "evil.pt2"}),
+        ("torch.nn.functional:torch.hub.load", {"repo_or_dir": ".", "model": "evil", "source": "local"}),
+    ],
+)
+def test_an_entry_that_builds_nothing_is_not_called(
+    entry: str, arguments: dict[str, object], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    (file.parent / "hubconf.py").write_text("open('canary', 'w')")
+    with pytest.raises(ArgumentError, match=r"model.entry: expected a (callable|name)"):
+        load_model(ModelSection(entry=entry, arguments=arguments))
+    assert not (file.parent / "canary").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,9 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from clcalib.config_sources import value_at
+from clcalib.reading.state_dict import WEIGHT_SUFFIXES
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+PICKLE_SUFFIXES = (".pkl", ".pickle")
+PROGRAM_SUFFIXES = (".pt2", ".ptl", ".jit", ".ts", ".torchscript", ".onnx")
 _LONGEST_VALUE = 60
+_LONGEST_PATH = 1000
 
 # Pydantic's names of errors, in the words of TOML.
 _KINDS = {
@@ -88,31 +92,59 @@ def _file_problems(table: Mapping[str, Any]) -> Iterator[str]:
     entry = value_at(table, "model", "entry")
     if isinstance(entry, str) and ".py:" in entry:
         file = Path(entry.rpartition(":")[0])
-        if not file.is_file():
-            yield f"model.entry: there is no file {file}"
+        if not _is_there(file, Path.is_file):
+            yield f"model.entry: there is no file {_shown(file)}"
     weights = value_at(table, "model", "weights")
     if isinstance(weights, str):
         yield from _weights_problems(Path(weights))
     for key in ("calibration", "evaluation"):
         path = value_at(table, "data", key)
-        if isinstance(path, str) and not Path(path).exists():
-            yield f"data.{key}: there is no file or folder {path}"
+        if isinstance(path, str) and not _is_there(path, Path.exists):
+            yield f"data.{key}: there is no file or folder {_shown(path)}"
     folder = value_at(table, "run", "spill_folder")
-    if isinstance(folder, str) and not Path(folder).is_dir():
-        yield f"run.spill_folder: there is no folder {folder}"
+    if isinstance(folder, str) and not _is_there(folder, Path.is_dir):
+        yield f"run.spill_folder: there is no folder {_shown(folder)}"
+    out = value_at(table, "run", "out")
+    if isinstance(out, str) and not _can_be(out):
+        yield f"run.out: expected the path of the output folder, got {_shown(out)}"
 
 
 def _weights_problems(path: Path) -> Iterator[str]:
-    if path.suffix.lower() in PICKLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in PICKLE_SUFFIXES:
         yield (
             f"model.weights: {path.name} is a pickle, and loading a pickle can run any code, so none is ever loaded; "
-            "convert it once, where you trust it: safetensors.torch.save_file("
-            f"torch.load({path.name!r}, weights_only=True), {path.with_suffix('.safetensors').name!r})"
+            'save the state dict, where you trust the file: torch.save(model.state_dict(), "weights.pt")'
         )
-    elif path.suffix.lower() != ".safetensors":
-        yield f"model.weights: expected the path of a .safetensors file, got {path}"
-    elif not path.is_file():
-        yield f"model.weights: there is no file {path}"
+    elif suffix in PROGRAM_SUFFIXES:
+        yield (
+            f"model.weights: {path.name} is a program, and programs are not taken as weights; "
+            'save its state dict: torch.save(model.state_dict(), "weights.pt")'
+        )
+    elif suffix not in WEIGHT_SUFFIXES:
+        yield f"model.weights: expected the path of a {', '.join(WEIGHT_SUFFIXES)} file, got {path}"
+    elif not _is_there(path, Path.is_file):
+        yield f"model.weights: there is no file {_shown(path)}"
+
+
+def _is_there(path: str | Path, kind: Callable[[Path], bool]) -> bool:
+    return _can_be(path) and kind(Path(path))
+
+
+def _can_be(path: str | Path) -> bool:
+    """Whether the system takes it as a path: one too long, or with a zero byte, it refuses to look for."""
+    try:
+        Path(path).stat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as error:
+        return getattr(error, "errno", None) in (errno.ENOTDIR, errno.EACCES, errno.EPERM)
+    return True
+
+
+def _shown(path: str | Path) -> str:
+    text = str(path)
+    return text if len(text) <= _LONGEST_PATH else f"{text[:_LONGEST_PATH]}... of {len(text)} characters"
 
 
 def _describe(model: type[BaseModel], details: ErrorDetails) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from clcalib.checks import BYTES, byte_count
+from clcalib.data.decode import MOST_PIXELS
 from clcalib.data.transform import Transform
 from clcalib.errors import ArgumentError
 from clcalib.quant.policy import EDGE_BITS, FLOAT_BITS, WIDTHS, Bits, EdgeBits, Override
@@ -63,7 +64,7 @@ class ModelSection(_Section):
 
     entry: str = Field(pattern=_ENTRY, description=f"{_ENTRY_FORM} (--model)")
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="a table of the callable's arguments")
-    weights: Path | None = Field(default=None, description="the path of a .safetensors file")
+    weights: Path | None = Field(default=None, description="the path of a .safetensors or .pt file")
     submodule: str | None = Field(
         default=None, min_length=1, description="the path of the module to be quantized, such as backbone"
     )
@@ -83,6 +84,9 @@ class ImagesSection(_Section):
     resize: int | None = Field(default=_TRANSFORM.resize, ge=1, description="a whole number of pixels, at least 1")
     crop: int | None = Field(default=_TRANSFORM.crop, ge=1, description="a whole number of pixels, at least 1")
     interpolation: str = Field(default=_TRANSFORM.interpolation, description='"bilinear" or "bicubic"')
+    most_pixels: int = Field(
+        default=MOST_PIXELS, ge=1, description="a whole number of pixels that an image file may have, at least 1"
+    )
 
     def transform(self) -> Transform:
         """The transform of calibration and evaluation images."""

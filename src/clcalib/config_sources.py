@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clcalib.errors import ArgumentError, CheckpointError, ConfigError
+from clcalib.errors import ArgumentError, CheckpointError, ConfigError, UnusableFileError
+from clcalib.reading.content import MOST_LEVELS, MOST_TOML, check_depth, read_bytes, read_json
 
 Table = Mapping[str, Any]
 
 CONFIG_FILE = "config.json"
 
+# Every part may lack its end, so that nothing is looked at twice.  Quoted parts of keys are words like others.
+_TOKEN = re.compile(
+    r"""(?P<word>\"{3}(?:[^"\\]|\\.|"(?!""))*\"{0,5}|'{3}(?:[^']|'(?!''))*'{0,5}
+    |"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[\w-]+|[ \t]+)|(?P<dot>\.)|(?P<other>\#[^\n]*|.)""",
+    re.VERBOSE | re.DOTALL,
+)
 _PATH_KEYS = (
     ("model", "weights"),
     ("data", "calibration"),
@@ -31,12 +39,33 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_bytes().decode())
+        table = _parsed(read_bytes(path, MOST_TOML).decode(), path)
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnusableFileError as error:
+        raise ConfigError(str(path), [error.reason]) from None
+    except ValueError as error:  # of the syntax, the encoding, or a number of too many digits
         raise ConfigError(str(path), [f"not valid TOML: {error}"]) from None
     return with_absolute_paths(table, path.resolve().parent)
+
+
+def _parsed(text: str, source: str | Path) -> dict[str, Any]:
+    """Parse TOML whose keys and values are not nested too deeply.
+
+    The parser takes a time that grows with the square of the parts of a dotted key, so these are counted first.
+    """
+    parts, deepest = 0, f"is nested deeper than {MOST_LEVELS} levels"
+    for token in _TOKEN.finditer(text):
+        kind = token.lastgroup
+        parts = parts + (kind == "dot") if kind in ("dot", "word") else 0
+        if parts > MOST_LEVELS:
+            raise UnusableFileError(source, deepest)
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise UnusableFileError(source, deepest) from None
+    check_depth(table, source)
+    return table
 
 
 def parse_assignment(assignment: str) -> dict[str, Any]:
@@ -55,8 +84,8 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
     candidates = [value] if value.lstrip()[:1] in ("[", "{", '"', "'") else [value, json.dumps(value.strip())]
     for text in candidates:
         try:
-            return tomllib.loads(f"{key} = {text}")
-        except tomllib.TOMLDecodeError:
+            return _parsed(f"{key} = {text}", "--set")
+        except (ValueError, UnusableFileError):
             continue
     raise ConfigError("--set", [f"expected section.key=value with a TOML value, got {assignment!r}"])
 
@@ -97,7 +126,10 @@ def value_at(table: Table, section: str, key: str) -> object:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return str(folder / Path(path).expanduser())
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError:  # a user of whom nobody knows
+        return str(folder / path)
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
@@ -108,12 +140,38 @@ def saved_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        saved = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error}); delete it and give --model") from None
+        saved = read_json(path)
+    except UnusableFileError as error:
+        raise CheckpointError(f"{error}; delete it and give --model") from None
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path}: not a configuration; delete it and give --model")
     return {section: without_nulls(values) for section, values in saved.items()}
+
+
+def over_saved(saved: Table, folder: Path, *given: Table) -> dict[str, Any]:
+    """Lay what was given over the configuration that was found in a folder.
+
+    A result may come from anyone, and a run leaves no code in its folder.  So code that lies there is only run where
+    it was given, and not because the folder's own configuration names it.
+
+    Raises:
+        ConfigError: the entry is found in the folder, and was not given.
+    """
+    entry = value_at(saved, "model", "entry")
+    if isinstance(entry, str) and value_at(merge(*given), "model", "entry") is None and _lies_in(entry, folder):
+        told = f"model.entry: {entry} is code in the folder of a result; read it, and give it by --model to run it"
+        raise ConfigError(str(folder / CONFIG_FILE), [told])
+    return merge(saved, *given)
+
+
+def _lies_in(entry: str, folder: Path) -> bool:
+    place, _, _ = entry.rpartition(":")
+    top = Path(place) if place.endswith(".py") else Path(place.partition(".")[0])
+    try:
+        inside = folder.resolve()
+        return any(path.exists() and path.resolve().is_relative_to(inside) for path in (top, top.with_suffix(".py")))
+    except (OSError, ValueError):
+        return False  # what cannot be looked for is not run
 
 
 def without_nulls(values: Any) -> Any:

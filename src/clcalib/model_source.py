@@ -1,4 +1,4 @@
-"""The user's float model: a callable named in the configuration, and weights from safetensors; no pickle."""
+"""The user's float model: a callable named in the configuration, and weights from the one loader, ``reading``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from clcalib.config_sections import ModelSection
-from clcalib.errors import ArgumentError, CheckpointError, first_of, misfits
+from clcalib.errors import ArgumentError, CheckpointError, CheckpointLayoutWarning, first_of, misfits
+from clcalib.reading.state_dict import PREFIXES, most_weight_bytes, read_state_dict
+
+# Their functions carry out what stands in a file that an argument names.
+_LOADERS = ("torch.serialization", "torch.hub", "torch.jit", "torch.export", "torch.package", "torch.utils")
 
 
 def load_model(section: ModelSection) -> nn.Module:
@@ -36,21 +40,46 @@ def load_model(section: ModelSection) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load ``path``, a .safetensors file, into ``model``; every name and shape must fit.
+    """Load ``path``, a .safetensors file or a state dict of ``torch.save``, into ``model``; all must fit.
 
     Raises:
-        CheckpointError: the file is damaged, or does not fit; nothing has been loaded then.
+        CheckpointError: the file is damaged or much larger than the model, holds other objects than tensors, or does
+            not fit; nothing has been loaded then.
+
+    Warns:
+        CheckpointLayoutWarning: the state dict lay under a key such as "state_dict", or a prefix such as "module." was
+            taken from its names.
     """
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable .safetensors file: {error}") from error
+    state = model.state_dict()
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    weights, wrapper = read_state_dict(path, most_weight_bytes(needed))
+    prefix = _foreign_prefix(state, weights)
+    weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     # Batch norm counts its batches for training only, and converters often leave these counters out.
-    own = {name: tensor for name, tensor in model.state_dict().items() if name in weights or not _is_counter(name)}
+    own = {name: tensor for name, tensor in state.items() if name in weights or not _is_counter(name)}
     problems = misfits(*({name: tensor.shape for name, tensor in table.items()} for table in (own, weights)))
     if problems:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    _tell_layout(path, wrapper, prefix)
     model.load_state_dict(weights, strict=False)  # what may be missing is only the counters
+
+
+def _foreign_prefix(own: Collection[str], weights: Collection[str]) -> str:
+    """What of the known prefixes stands in front of every name in the file, as far as no name fits the model yet."""
+    prefix = ""
+    while weights and not any(name.removeprefix(prefix) in own for name in weights):
+        more = next((each for each in PREFIXES if all(name.startswith(prefix + each) for name in weights)), None)
+        if more is None:
+            break
+        prefix += more
+    return prefix
+
+
+def _tell_layout(path: Path, wrapper: str | None, prefix: str) -> None:
+    told = [f"the weights are those under {wrapper!r}"] if wrapper is not None else []
+    told += [f"{prefix!r} was taken from the front of their names"] if prefix else []
+    if told:
+        warnings.warn(f"{path}: {', and '.join(told)}", CheckpointLayoutWarning, stacklevel=3)
 
 
 def _is_counter(name: str) -> bool:
@@ -59,6 +88,7 @@ def _is_counter(name: str) -> bool:
 
 def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
     place, _, name = entry.rpartition(":")
+    _check_builds(place, entry)
     target: Any = _import(place)
     for part in name.split("."):
         if not hasattr(target, part):
@@ -66,6 +96,8 @@ def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
         target = getattr(target, part)
     if not callable(target):
         raise ArgumentError("model.entry", "a callable that returns a torch.nn.Module", type(target).__name__)
+    if inspect.isroutine(target) or inspect.isclass(target):
+        _check_builds(getattr(target, "__module__", None) or "builtins", entry)
     try:
         model = target if isinstance(target, nn.Module) else target(**arguments)
     except Exception as error:  # whatever the user's own code raises
@@ -73,6 +105,14 @@ def _build(entry: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArgumentError("model.entry", f"{entry} to return a torch.nn.Module", type(model).__name__)
     return model
+
+
+def _check_builds(module: str, entry: str) -> None:
+    """Raise where an entry is of the standard library, or of what loads files: nothing there builds a network."""
+    is_standard = not module.endswith(".py") and module.partition(".")[0] in sys.stdlib_module_names
+    if is_standard or any(module == each or module.startswith(f"{each}.") for each in _LOADERS):
+        remedy = "write a function that builds it in a file of your own"
+        raise ArgumentError("model.entry", "a callable that builds a network", f"{entry}, of {module}", remedy)
 
 
 def _import(place: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -114,7 +115,7 @@ OTHER_WEIGHTS: dict[str, dict[str, tuple[int, ...]]] = {
 
 CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no image": (images(0, 3, 8, 8), [], "at least one image"),
-    "empty folder": (empty_folder, ["--calibration", "images"], "PNG or JPEG"),
+    "empty folder": (empty_folder, ["--calibration", "images"], "PNG, JPEG, WebP or BMP"),
     "one image, contrastive": (images(1, 3, 8, 8), ["--contrastive", "--set", "data.count=1"], "two different images"),
     "too few images": (nothing, ["--set", "data.count=33"], "count: expected from 1 to 32"),
     "mixed shapes": (mixed_shapes, ["--calibration", "images", "--set", "data.count=3"], "one shape"),
@@ -141,7 +142,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "(3, 8, 8); the model says: Calculated padded input size",
     ),
     "other weights": (other_weights, [], "the file lacks 0.weight, 0.bias"),
-    "pickle": (nothing, ["--weights", "net.pt"], "pickle"),
+    "pickle": (nothing, ["--weights", "net.pkl"], "pickle"),
     "missing weights": (nothing, ["--weights", "nowhere.safetensors"], "there is no file"),
     "bits out of range": (nothing, ["--bits", "W1A9"], "2 problems"),
     "bits of another form": (nothing, ["--bits", "2/2"], "such as W2A4"),
@@ -213,10 +214,35 @@ def test_a_damaged_configuration_beside_a_model_is_one_error(workplace: Path, ca
     assert "config.json: not a JSON file" in capsys.readouterr().err
 
 
+CODE = "from pathlib import Path\nPath('canary').touch()\n\ndef build():\n    raise RuntimeError\n"
+
+
+@pytest.mark.parametrize("entry", ["evil.py:build", "evil:build", "os:system", "{here}/evil.py:build"])
+@pytest.mark.parametrize("command", ["evaluate .", "evaluate model.onnx", "export .", "quantize --resume ."])
+def test_code_in_a_folder_from_elsewhere_is_not_run(
+    entry: str, command: str, workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workplace / "from_elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "evil.py").write_text(CODE)
+    model = {"entry": entry.format(here=folder), "arguments": {"command": "touch canary"} if "os" in entry else {}}
+    data = {"calibration": str(workplace / "calibration.safetensors"), "evaluation": str(workplace)}
+    (folder / "config.json").write_text(json.dumps({"model": model, "data": data, "run": {"out": str(folder)}}))
+    (folder / "model.onnx").write_bytes(b"")
+    (folder / "model.json").write_text("{}")
+    assert main(command.split()) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert not (folder / "canary").exists()
+    if command.startswith("evaluate") and "evil" in entry:
+        assert "is code in the folder of a result; read it, and give it by --model to run it" in printed
+
+
 def test_an_internal_failure_has_its_own_code_and_shows_its_place_on_request(
     workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **named: object) -> None:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("clcalib.cli.quantize.run", fail)
@@ -232,7 +258,7 @@ def test_an_internal_failure_has_its_own_code_and_shows_its_place_on_request(
 
 
 def test_an_interrupt_has_its_own_code(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("clcalib.cli.quantize.run", interrupt)

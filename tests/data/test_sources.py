@@ -128,7 +128,7 @@ def test_an_image_that_the_transform_refuses_is_named(tmp_path: Path) -> None:
 
 
 def test_folders_without_a_clear_meaning_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a folder with PNG or JPEG images"):
+    with pytest.raises(DataError, match="a folder with PNG, JPEG, WebP or BMP images"):
         load_calibration(tmp_path, transform=PLAIN)
     save(tmp_path / "a.png", 1)
     save(tmp_path / "cat" / "b.png", 2)

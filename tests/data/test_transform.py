@@ -38,8 +38,30 @@ def test_one_mean_makes_grey_images() -> None:
 
 
 def test_deep_images_are_refused_rather_than_clipped() -> None:
-    with pytest.raises(DataError, match="8 bits for each channel, got mode I;16"):
-        Transform().image(Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)))
+    with pytest.raises(DataError, match="8 or 16 bits for each channel, got mode I"):
+        Transform().image(Image.fromarray(np.full((4, 4), 40_000, dtype=np.int32)))
+
+
+@pytest.mark.parametrize("name", [">u2", "<u2"])
+def test_of_16_bits_the_upper_8_are_taken(name: str) -> None:
+    plain = Transform(mean=(0.0,), standard_deviation=(1.0,))
+    values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
+    image = Image.fromarray(values)
+    if name == ">u2":
+        image = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(plain.image(image).numpy() * 255, [[[0, 0, 1, 255]]])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_very_long_image_is_cropped_as_any_other(interpolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = np.arange(40)[:, None, None] * 4 + np.arange(6)[None, :, None] * 12 + np.arange(3) * 10
+    pixels = ramp.astype(np.uint8)
+    transform = Transform(resize=11, crop=8, interpolation=interpolation)
+    whole = transform.image(Image.fromarray(pixels))
+    monkeypatch.setattr("clcalib.data.transform._MOST_RESIZED", 100)
+    torch.testing.assert_close(transform.image(Image.fromarray(pixels)), whole, rtol=0, atol=2.1 / 255 / 0.22)
+    with pytest.raises(DataError, match="6 x 40 pixels, which would become 11 x 73; set a crop too"):
+        Transform(resize=11).image(Image.fromarray(pixels))
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (50, 50), (33, 71)])

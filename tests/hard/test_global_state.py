@@ -1,4 +1,4 @@
-"""Whatever happens inside a public function, the caller's random state, flags and model are as they were, to the bit."""
+"""Whatever happens in a public function, the caller's random state, flags and model are as they were, to the bit."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.device_step import RECORDERS, DeviceSteps
 from clcalib.calibrate.recipe import Phase, Term
 from clcalib.calibrate.step import Step, name_of
@@ -45,6 +46,7 @@ def optimise(
     scales: Sequence[float],
     report: Callable[[int, Mapping[str, float]], None],
     is_watched: bool = False,
+    saves: Saves | None = None,
 ) -> None:
     """Run one phase on one unit; the trainable modules inside ``body`` hold the result.
 
@@ -58,6 +60,7 @@ def optimise(
         is_watched: whether losses and trained tensors are looked at after each step, so that the error names the first
             that is not finite; else losses are looked at after each step on a CPU, and elsewhere, where that would make
             the host wait, at the steps that are reported, and the trained tensors at the end.
+        saves: brings the parameters to where an earlier process left them, and saves them every now and then.
 
     Raises:
         NonFiniteLossError: the loss, or what is trained, stopped being finite.
@@ -67,8 +70,12 @@ def optimise(
         return
     steps: Steps = DeviceSteps(step) if data.target.device.type in RECORDERS else HostSteps(step)
     is_cheap = isinstance(steps, HostSteps) and data.target.device.type == "cpu"
+    optimizers = [group.optimizer for group in step.trained]
+    first = 0 if saves is None else saves.restore(optimizers)
     with steps.running():
-        for number in range(phase.steps):
+        for number in range(first, phase.steps):
+            if saves is not None:
+                saves.tick(number, optimizers)
             steps.run(number)
             is_last, is_shown = number == phase.steps - 1, number % REPORT_EVERY == 0
             if is_cheap or is_watched or is_shown or is_last:
@@ -78,6 +85,16 @@ def optimise(
                     report(number, losses)
             if is_watched or is_last:
                 check_trained(step, number)
+
+
+class Saves(Protocol):
+    """Where the steps of a phase are saved."""
+
+    def restore(self, optimizers: Sequence[Adam]) -> int:
+        """Bring the parameters to where they were saved; return the number of the next step."""
+
+    def tick(self, step: int, optimizers: Sequence[Adam]) -> None:
+        """Called before each step."""
 
 
 class Steps(Protocol):

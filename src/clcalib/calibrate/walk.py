@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,8 @@ from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
-from clcalib.calibrate.loop import optimise, with_own_parameters
+from clcalib.calibrate.journal import Journal, Unsaved, listening
+from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.probes import ProbeError, check_finite, stored_error, term_scales, unit_error
@@ -55,6 +56,11 @@ class UnitTrace:
     held_out_error_after: float | None
     kept: Literal["learned", "nearest"]
 
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> UnitTrace:
+        """The trace of ``dataclasses.asdict``, also when that was JSON in between."""
+        return cls(**{**values, "layers": tuple(values["layers"])})
+
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
@@ -73,6 +79,7 @@ class Walk:
         cache_dtype: as what those of the float network are stored.
         is_guarded: whether a unit whose error has grown goes back to nearest rounding.
         guard_tolerance: the share by which it may grow; None as ``tolerance_of`` says.
+        journal: where finished units are saved, and found again.
     """
 
     floating: Chain
@@ -87,9 +94,10 @@ class Walk:
     cache_dtype: torch.dtype = torch.float32
     is_guarded: bool = True
     guard_tolerance: float | None = None
+    journal: Journal = dataclasses.field(default_factory=Journal)
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
-        """Visit every unit; yield its trace as soon as it is finished.
+        """Visit every unit; yield its trace as soon as it is finished.  Units that the journal has are not done again.
 
         Args:
             images: calibration images (N, ...), on the device of the chains.
@@ -100,8 +108,28 @@ class Walk:
             warnings.warn(message, NoBatchNormWarning, stacklevel=2)
         calibration = Pair.of(images)
         other = None if held_out is None else Pair.of(held_out)
-        for index in range(len(self.floating.units)):
-            yield self._visit(index, calibration, other)
+        count, passed = len(self.floating.units), 0
+        for index in range(count):
+            saved = self.journal.recall(self.journal.name(index), self.quantized)
+            if saved is not None:
+                trace = UnitTrace.from_values(saved.values["trace"])
+                self.observer.unit_recalled(index, count, trace.name, trace.error_before, trace.error_after)
+                yield trace
+                continue
+            for earlier in range(passed, index):
+                self._pass(earlier, calibration, other)
+            with listening() as told:
+                trace = self._visit(index, calibration, other)
+            passed = index + 1
+            self.journal.commit(index, count, quantizers_of(self.quantized.chain.body(index)), trace, told)
+            yield trace
+
+    def _pass(self, index: int, pair: Pair, other: Pair | None) -> None:
+        """Bring the pairs behind a unit that is finished."""
+        float_body, body = self.floating.body(index), self.quantized.chain.body(index)
+        for each in (pair,) if other is None else (pair, other):
+            each.floating = advance_rows(float_body, each.floating, self.space, self.cache_dtype)
+            each.quantized = advance_rows(body, each.quantized, self.space)
 
     def _visit(self, index: int, pair: Pair, other: Pair | None) -> UnitTrace:
         unit = self.floating.units[index]
@@ -213,13 +241,25 @@ class Walk:
             inside=inside,
         )
         done, is_sound = 0, True
+        saves = self.journal.steps(index, self.quantized, lambda: quantizers_of(self.quantized.chain.body(index)))
         for number, phase in enumerate(phases):
-            is_sound &= watched(unit.name, partial(self._run_phase, index, number, data, done), phase, self.dtype)
+            if number >= saves.phase:
+                own = saves.of_phase(number) if is_sound else Unsaved()
+                attempt = partial(self._run_phase, index, number, data, done, own)
+                is_sound &= watched(unit.name, attempt, phase, self.dtype)
             done += phase.steps
         return is_sound
 
     def _run_phase(
-        self, index: int, number: int, data: UnitData, done: int, phase: Phase, dtype: torch.dtype, is_watched: bool
+        self,
+        index: int,
+        number: int,
+        data: UnitData,
+        done: int,
+        saves: Saves,
+        phase: Phase,
+        dtype: torch.dtype,
+        is_watched: bool,
     ) -> None:
         random = StepStream(self.seed, index, number)
         own = stream(self.seed, index, number, -1)  # before the first step
@@ -232,7 +272,9 @@ class Walk:
         def report(step: int, losses: Mapping[str, float]) -> None:
             self.observer.step(done + step, losses)
 
-        optimise(working, data, phase, random, scales=scales, report=report, is_watched=is_watched)
+        if is_watched:
+            saves = Unsaved()
+        optimise(working, data, phase, random, scales=scales, report=report, saves=saves, is_watched=is_watched)
         for name, module in working.named_modules():
             if isinstance(module, TrainableWeight):
                 self.quantized.replace(name, module.hardened())

@@ -28,7 +28,8 @@ def watched(unit: str, attempt: Attempt, phase: Phase, dtype: torch.dtype) -> bo
 
     Args:
         unit: its name, for warnings.
-        attempt: runs the phase from its start, and changes nothing unless it gets to the end.
+        attempt: runs the phase, and changes nothing unless it gets to the end; the first time, where steps that were
+            saved are gone on with, losses alone are looked at, and later, from the start, everything at every step.
         phase: what is run.
         dtype: of convolutions at the first attempt.
 
@@ -46,7 +47,7 @@ def watched(unit: str, attempt: Attempt, phase: Phase, dtype: torch.dtype) -> bo
     else:
         return True
     try:
-        attempt(slower(phase), torch.float32, False)
+        attempt(slower(phase), torch.float32, True)
         outcome = f"the phase was done again in float32, at {SLOWER:g} of its rates"
     except NonFiniteLossError as error:
         outcome = f"nor did it work in float32, at {SLOWER:g} of its rates ({error}); the unit stays as it was before"

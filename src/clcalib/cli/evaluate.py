@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,20 +25,21 @@ from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig, ModelSection, OnnxEvaluationConfig
 from clcalib.config_sources import (
     CONFIG_FILE,
-    merge,
+    over_saved,
     parse_assignment,
     saved_config,
     with_absolute_paths,
     without_nulls,
 )
 from clcalib.data.calibration import EvaluationSet
-from clcalib.errors import ArgumentError
+from clcalib.errors import ArgumentError, UnusableFileError
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections, is_detector
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
+from clcalib.reading.content import read_json
 from clcalib.report.tables import accuracy_table, detection_table
 from clcalib.run import evaluation_images, limited_threads
 
@@ -96,11 +96,13 @@ def evaluate(
     given_here = [*assigned, with_absolute_paths(given(flags), here)]
     console = Console(highlight=False)
     if saved.is_file() or saved.suffix == ONNX:
-        _evaluate_onnx(saved, merge(_config_beside(saved), *given_here), runtime or "onnxruntime", console)
+        _evaluate_onnx(
+            saved, over_saved(_config_beside(saved), saved.parent, *given_here), runtime or "onnxruntime", console
+        )
         return
     if runtime is not None:
         raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {saved}", "leave it out")
-    config = build(EvaluationConfig, merge(saved_config(saved), *given_here), str(saved))
+    config = build(EvaluationConfig, over_saved(saved_config(saved), saved, *given_here), str(saved))
     images = _images(config)
     with limited_threads(config.run.threads):
         float_model, place = load_model(config.model), config.run.device
@@ -154,8 +156,8 @@ def _images(config: EvaluationConfig | OnnxEvaluationConfig) -> EvaluationSet:
 def _config_beside(path: Path) -> dict[str, Any]:
     """The configuration of the run that an ONNX file lies beside; an empty table for a file of anyone else."""
     try:
-        saved = json.loads((path.parent / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
+        saved = read_json(path.parent / CONFIG_FILE)
+    except (OSError, UnusableFileError):
         return {}
     if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("model", "data", "run")):
         return {}

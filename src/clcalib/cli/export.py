@@ -18,7 +18,7 @@ from clcalib.cli.flags import (
 )
 from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig
-from clcalib.config_sources import merge, parse_assignment, saved_config, with_absolute_paths
+from clcalib.config_sources import over_saved, parse_assignment, saved_config, with_absolute_paths
 from clcalib.errors import OutputExistsError
 from clcalib.export.checkpoint import saved_target
 from clcalib.export.deployed import PAPER
@@ -74,6 +74,6 @@ def export_command(
     }
     here = Path.cwd()
     assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
-    table = merge(saved_config(folder), *assigned, with_absolute_paths(given(flags), here))
+    table = over_saved(saved_config(folder), folder, *assigned, with_absolute_paths(given(flags), here))
     record = export(folder, build(EvaluationConfig, table, str(folder)), path, float_)
     Console(highlight=False).print(deployment_table(record))

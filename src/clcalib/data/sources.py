@@ -1,45 +1,58 @@
 """Reading images from wherever they are: one function for calibration, one for evaluation.
 
-A path may be a folder of PNG or JPEG images (see ``folder``), a tile sheet (see ``sheet``), a ``.safetensors`` file
-with ``images`` (N, C, H, W) and perhaps ``labels`` (N,), or the folder of CIFAR-10 (see ``cifar10``).
+A path may be a folder of PNG, JPEG, WebP or BMP images (see ``folder``), a tile sheet (see ``sheet``), a
+``.safetensors`` file with ``images`` (N, C, H, W) and perhaps ``labels`` (N,), or the folder of CIFAR-10 (see
+``cifar10``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, stack
 from clcalib.data.cifar10 import is_cifar10_folder, read_cifar10
-from clcalib.data.decode import read_image
+from clcalib.data.decode import MOST_PIXELS, read_image
 from clcalib.data.folder import list_images
 from clcalib.data.selection import choose
 from clcalib.data.sheet import read_sheet
 from clcalib.data.transform import Transform
-from clcalib.errors import DataError
+from clcalib.errors import DataError, UnreadableImagesWarning, UnusableFileError, first_of
+from clcalib.reading.state_dict import read_tensors
+
+Indices = tuple[int, ...]
+
+# Of the images of a folder, so many may be unreadable: they are left out and named.
+MOST_BAD_SHARE = 0.1
 
 _Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Images that can be read by index; ``read`` also says how it changed them."""
+    """Images that can be read by index; ``read`` also says how it changed them, and which could be read."""
 
     name: str
     count: int
     labels: Tensor | None  # (count,)
-    read: Callable[[tuple[int, ...], Transform], tuple[Tensor, str]]
+    read: Callable[[Indices, Transform], tuple[Tensor, str, Indices]]
 
 
 def load_calibration(
-    path: str | Path, *, transform: Transform, count: int | None = None, seed: int = 0, at_most: int | None = None
+    path: str | Path,
+    *,
+    transform: Transform,
+    count: int | None = None,
+    seed: int = 0,
+    at_most: int | None = None,
+    most_pixels: int = MOST_PIXELS,
 ) -> CalibrationSet:
     """Read ``count`` images, chosen by ``seed``, for calibration; of CIFAR-10 they are training images.
 
@@ -49,35 +62,56 @@ def load_calibration(
         count: how many; None takes all of them in their order.
         seed: of the choice, see ``selection.choose``.
         at_most: without a ``count``, take this many where the source holds more.
+        most_pixels: that an image file may have; a larger one is not decoded.
 
     Raises:
-        DataError: the source is missing, damaged, holds fewer images, or the transform leaves them with mixed shapes.
+        DataError: the source is missing, damaged, holds fewer images, or the transform leaves them with mixed shapes;
+            or more than a tenth of the images of a folder cannot be used.
+
+    Warns:
+        UnreadableImagesWarning: up to a tenth of them cannot; they are left out, and named.
     """
-    source = _open(Path(path), "train")
+    source = _open(Path(path), "train", most_pixels)
     if count is None and at_most is not None and source.count > at_most:
         count = at_most
     indices = choose(source.count, count, seed)
-    images, description = source.read(indices, transform)
-    return CalibrationSet.from_tensor(images, source=source.name, indices=indices, transform=description)
+    images, description, indices = source.read(indices, transform)
+    with _named(path):
+        return CalibrationSet.from_tensor(images, source=source.name, indices=indices, transform=description)
 
 
 def load_evaluation(
-    path: str | Path, *, transform: Transform, count: int | None = None, seed: int = 0
+    path: str | Path,
+    *,
+    transform: Transform,
+    count: int | None = None,
+    seed: int = 0,
+    most_pixels: int = MOST_PIXELS,
 ) -> EvaluationSet:
     """Read ``count`` images and their labels, where known, for evaluation; of CIFAR-10 they are test images.
 
-    Args and Raises are those of ``load_calibration``.
+    Args, Raises and Warns are those of ``load_calibration``.
     """
-    source = _open(Path(path), "test")
+    source = _open(Path(path), "test", most_pixels)
     indices = choose(source.count, count, seed)
-    images, description = source.read(indices, transform)
+    images, description, indices = source.read(indices, transform)
     labels = None if source.labels is None else source.labels[list(indices)]
-    return EvaluationSet.from_tensor(images, labels, source=source.name, indices=indices, transform=description)
+    with _named(path):
+        return EvaluationSet.from_tensor(images, labels, source=source.name, indices=indices, transform=description)
 
 
-def _open(path: Path, split: _Split) -> _Source:
+@contextlib.contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Name the source in an error about its images."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError("path", "images that can be used", f"{path} ({error})") from error
+
+
+def _open(path: Path, split: _Split, most_pixels: int) -> _Source:
     if path.is_dir():
-        return _open_cifar10(path, split) if is_cifar10_folder(path) else _open_folder(path)
+        return _open_cifar10(path, split) if is_cifar10_folder(path) else _open_folder(path, most_pixels)
     if not path.exists():
         raise DataError("path", "an existing file or folder of images", path)
     suffix = path.suffix.lower()
@@ -90,16 +124,44 @@ def _open(path: Path, split: _Split) -> _Source:
     )
 
 
-def _open_folder(path: Path) -> _Source:
+def _open_folder(path: Path, most_pixels: int) -> _Source:
     listing = list_images(path)
 
-    def read(indices: tuple[int, ...], transform: Transform) -> tuple[Tensor, str]:
-        files = [listing.files[index] for index in indices]
-        images = [read_image(file, transform) for file in files]
-        return stack(images, [str(file) for file in files]), transform.describe()
+    def read(indices: Indices, transform: Transform) -> tuple[Tensor, str, Indices]:
+        images: dict[int, Tensor] = {}
+        bad: list[tuple[Path, DataError]] = []
+        for index in indices:
+            try:
+                images[index] = read_image(listing.files[index], transform, most_pixels)
+            except DataError as error:
+                bad.append((listing.files[index], error))
+                if len(bad) > MOST_BAD_SHARE * len(indices):
+                    raise _too_many(bad, len(indices), path) from error
+        if bad:
+            names = ", ".join(file.relative_to(path).as_posix() for file, _ in bad)
+            warnings.warn(
+                f"{path}: {len(bad)} of {len(indices)} images cannot be used and are left out: {names} "
+                f"(the first: {bad[0][1]})",
+                UnreadableImagesWarning,
+                stacklevel=4,
+            )
+        stacked = stack(list(images.values()), [str(listing.files[index]) for index in images])
+        return stacked, transform.describe(), tuple(images)
 
     labels = None if listing.labels is None else torch.tensor(listing.labels)
     return _Source(path.resolve().name, len(listing.files), labels, read)
+
+
+def _too_many(bad: list[tuple[Path, DataError]], count: int, folder: Path) -> DataError:
+    if count == 1 or len(bad) == 1:
+        return bad[0][1]
+    names = first_of([file.relative_to(folder).as_posix() for file, _ in bad])
+    return DataError(
+        "path",
+        f"at most {MOST_BAD_SHARE:.0%} of {count} images that cannot be used",
+        f"at least {len(bad)} in {folder}: {names} (the first: {bad[0][1]})",
+        "repair them, or take them out of the folder",
+    )
 
 
 def _open_sheet(path: Path) -> _Source:
@@ -115,9 +177,9 @@ def _open_cifar10(path: Path, split: _Split) -> _Source:
 
 def _open_safetensors(path: Path) -> _Source:
     try:
-        content = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError("path", "a readable .safetensors file", f"{path} ({error})") from error
+        content = read_tensors(path)
+    except UnusableFileError as error:
+        raise DataError("path", "a readable .safetensors file", f"{path} ({error.reason})") from error
     if "images" not in content:
         raise DataError("path", "a tensor named images", f"{', '.join(sorted(content)) or 'nothing'} in {path}")
     images, labels = content["images"], content.get("labels")
@@ -129,13 +191,13 @@ def _open_safetensors(path: Path) -> _Source:
         raise DataError("images", "at least one image", f"shape {tuple(images.shape)} in {path}")
     if not images.is_floating_point():
         return _from_pixels(path.name, images, labels, path)
-    return _Source(path.name, len(images), labels, lambda indices, _: (images[list(indices)], "none"))
+    return _Source(path.name, len(images), labels, lambda indices, _: (images[list(indices)], "none", indices))
 
 
 def _from_pixels(name: str, images: Tensor, labels: Tensor | None, path: Path) -> _Source:  # (N, C, H, W) uint8
-    def read(indices: tuple[int, ...], transform: Transform) -> tuple[Tensor, str]:
+    def read(indices: Indices, transform: Transform) -> tuple[Tensor, str, Indices]:
         try:
-            return transform.batch(images[list(indices)]), transform.describe()
+            return transform.batch(images[list(indices)]), transform.describe(), indices
         except DataError as error:
             raise DataError("path", "images that the transform takes", f"{path} ({error})") from error
 

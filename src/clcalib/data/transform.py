@@ -14,6 +14,8 @@ from clcalib.errors import ArgumentError, DataError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+_MOST_RESIZED = 64_000_000  # pixels
+
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -63,8 +65,10 @@ class Transform:
     def image(self, image: Image.Image) -> Tensor:
         """Transform one decoded image of any colour mode into (C, H, W) float32.
 
+        Of 16 bits the upper 8 are taken, as Pillow takes them of colour images, and transparency is dropped.
+
         Raises:
-            DataError: the image is smaller than the crop, or holds more than 8 bits for each channel.
+            DataError: the image is smaller than the crop, would become too large, or has pixels of 32 bits.
         """
         return self._normalise(self._pixels(image)[None])[0]
 
@@ -99,12 +103,28 @@ class Transform:
     def _pixels(self, image: Image.Image) -> Tensor:  # -> (C, H, W) uint8
         image = _in_mode(image, _MODES[self.channels])
         if self.resize is not None:
-            image = image.resize(_resized(image.size, self.resize), INTERPOLATIONS[self.interpolation])
-        if self.crop is not None:
+            image = self._resized(image, self.resize)
+        elif self.crop is not None:
             top, left = _crop_corner(image.height, image.width, self.crop)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _resized(self, image: Image.Image, shorter: int) -> Image.Image:  # resized, and cropped where that is asked for
+        width, height = _resized(image.size, shorter)
+        how = INTERPOLATIONS[self.interpolation]
+        if self.crop is None:
+            if width * height > _MOST_RESIZED:
+                got = f"{image.width} x {image.height} pixels, which would become {width} x {height}"
+                raise DataError("image", f"at most {_MOST_RESIZED} pixels after resize", got, "set a crop too")
+            return image.resize((width, height), how)
+        top, left = _crop_corner(height, width, self.crop)
+        if width * height <= _MOST_RESIZED:
+            return image.resize((width, height), how).crop((left, top, left + self.crop, top + self.crop))
+        # Of a very long image only the part that is kept is made.
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + self.crop) * across, (top + self.crop) * down)
+        return image.resize((self.crop, self.crop), how, box=box)
 
     def _normalise(self, pixels: Tensor) -> Tensor:  # (N, C, H, W) uint8 -> float32
         mean = torch.tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
@@ -113,8 +133,12 @@ class Transform:
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255 without a word
-        raise DataError("image", "8 bits for each channel", f"mode {image.mode}", "convert it to 8 bits first")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # Pillow would clip these to 255 without a word
+        raise DataError("image", "8 or 16 bits for each channel", f"mode {image.mode}", "convert it to 8 bits first")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # as Pillow itself asks for
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -31,16 +31,21 @@ from clcalib.errors import (
     TrainModeWarning,
     misfits,
 )
+from clcalib.export.checkpoint_description import FORMAT, Description, read_description
+from clcalib.export.checkpoint_tensors import policy_problems, tensor_problems
 from clcalib.files import write_atomically
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.packing import pack, unpack
 from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.ranges import RANGE_RULES
-from clcalib.quant.spec import PerChannel, PerTensor, QParams, QuantSpec
+from clcalib.quant.spec import PerChannel, QParams, QuantSpec
 from clcalib.quant.targets import Target, target_of
+from clcalib.reading.content import read_bytes
+from clcalib.reading.state_dict import MOST_BYTES, parse_tensors
 
-FORMAT = 1
+Shape = tuple[int, ...]
+
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -135,7 +140,7 @@ def saved_target(folder: Path) -> Target | None:
         CheckpointError: a file is missing or damaged.
     """
     try:
-        return target_of(_read(Path(folder))[1].get("target"))
+        return target_of(_read(Path(folder))[1].target)
     except ArgumentError as error:
         raise CheckpointError(f"{folder / DESCRIPTION}: {error}; this version knows no such target") from None
 
@@ -150,50 +155,53 @@ def load_chain(folder: Path, model: nn.Module) -> Loaded:
     Raises:
         CheckpointError: a file is missing or damaged, or the architecture is another one.
     """
-    payload, description = _read(Path(folder))
+    folder = Path(folder)
+    tensors, description = _read(folder)
     try:
-        tensors = load_tensors(payload)
-        policy = tuple(_row_from_json(row) for row in description["policy"])
         part = _part(model, description)
-        target = target_of(description.get("target"))
+        target = target_of(description.target)
         placement = None if target is None else target.placement
-        dtype = torch.int64 if description.get("input_dtype") == "int64" else torch.float32
-        example = torch.zeros(2, *description["input_shape"], dtype=dtype)
+        dtype = torch.int64 if description.input_dtype == "int64" else torch.float32
+        example = torch.zeros(2, *description.input_shape, dtype=dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainModeWarning)  # only the architecture of the model matters here
             module = model if part is None else part.module
-            chain = capture(module, example, unit=description["unit"], patterns=description["patterns"])
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
+            chain = capture(module, example, unit=description.unit, patterns=description.patterns)
     except ArgumentError as error:
         if error.argument == "model":
             raise
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {error}") from None
-    if problems := _misfits(chain, description["code_shapes"], tensors):
+    if problems := _misfits(chain, description.code_shapes, tensors):
+        raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    if problems := policy_problems(description.policy, chain.module, placement):
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
     chain.module.cpu()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClcalibWarning)  # of weights that are replaced at once
-        quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"], placement)
-    _restore(quantized, tensors, description["code_shapes"], folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ClcalibWarning)  # of weights that are replaced at once
+            quantized = insert_quantizers(chain, description.policy, RANGE_RULES["minmax"], placement)
+        others = _other_state(quantized)
+        if problems := tensor_problems(quantized, others, description.code_shapes, tensors):
+            raise CheckpointError(f"{folder / TENSORS} does not fit its {DESCRIPTION}: {'; '.join(problems)}")
+        _restore(quantized, tensors, description.code_shapes)
+    except (KeyError, IndexError, TypeError, RuntimeError, ArgumentError) as error:
+        raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
     return Loaded(chain, quantized, part, target)
 
 
-def _part(model: nn.Module, description: dict[str, Any]) -> Part | None:
+def _part(model: nn.Module, description: Description) -> Part | None:
     """The submodule that was quantized; None where it was the whole model."""
-    path = description.get("submodule")
-    if path is None:
-        return None
-    form = description["form"]
-    shapes = tuple(None if shape is None else tuple(shape) for shape in form["shapes"])
-    return Part.with_form(model, path, InputForm(shapes, form["structure"]))
+    form = description.input_form()
+    return None if description.submodule is None or form is None else Part.with_form(model, description.submodule, form)
 
 
-def _misfits(chain: Chain, code_shapes: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+def _misfits(chain: Chain, code_shapes: Mapping[str, Shape], tensors: dict[str, Tensor]) -> list[str]:
     """Every tensor that is missing, too many, or of another shape than the float architecture has."""
     own = {name: tensor.shape for name, tensor in chain.module.state_dict().items()}
-    saved = {(layer if layer in own else f"{layer}.weight"): shape for layer, shape in code_shapes.items()}
-    saved |= {name.removeprefix("float/"): t.shape for name, t in tensors.items() if name.startswith("float/")}
+    saved: dict[str, Shape] = {
+        (layer if layer in own else f"{layer}.weight"): shape for layer, shape in code_shapes.items()
+    }
+    saved |= {name.removeprefix("float/"): tuple(t.shape) for name, t in tensors.items() if name.startswith("float/")}
     return misfits(own, saved)
 
 
@@ -220,38 +228,47 @@ def _other_state(quantized: QuantizedChain) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in owned}
 
 
-def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: dict[str, Any], folder: Path) -> None:
-    try:
-        for layer, name in quantized.weights.items():
-            spec, shape = quantized.weight(layer).spec, shapes[layer]
-            count = int(torch.tensor(shape).prod())
-            codes = unpack(tensors[f"codes/{layer}"], spec.bits, count, spec.is_signed).reshape(shape)
-            parameters = QParams(tensors[f"weight_scale/{layer}"], tensors[f"weight_zero_point/{layer}"])
-            quantized.replace(name, IntegerWeight(codes, parameters, spec))
-        for layer, name in quantized.activations.items():
-            parameters = QParams(tensors[f"input_scale/{layer}"], tensors[f"input_zero_point/{layer}"])
-            quantized.replace(name, ActivationQuantizer(parameters, quantized.activation(layer).spec))
-        for name, tensor in _other_state(quantized).items():
-            tensor.copy_(tensors[f"float/{name}"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: {DESCRIPTION} or {TENSORS} is damaged ({error!r}); save it anew") from None
+def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: Mapping[str, Shape]) -> None:
+    for layer, name in quantized.weights.items():
+        spec, shape = quantized.weight(layer).spec, shapes[layer]
+        codes = unpack(tensors[f"codes/{layer}"], spec.bits, math.prod(shape), spec.is_signed).reshape(shape)
+        quantized.replace(name, IntegerWeight(codes, _parameters(tensors, "weight", layer, shape), spec))
+    for layer, name in quantized.activations.items():
+        parameters = _parameters(tensors, "input", layer, ())
+        quantized.replace(name, ActivationQuantizer(parameters, quantized.activation(layer).spec))
+    for name, tensor in _other_state(quantized).items():
+        tensor.copy_(tensors[f"float/{name}"])
 
 
-def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
+def _parameters(tensors: dict[str, Tensor], kind: str, layer: str, shape: Shape) -> QParams:
+    """Scale and zero point that belong to values of this shape."""
+    found = QParams(tensors[f"{kind}_scale/{layer}"], tensors[f"{kind}_zero_point/{layer}"])
+    own = tuple(found.scale.shape)
+    pairs = zip(reversed(own), reversed(shape), strict=False)
+    if found.scale.numel() > 1 and (len(own) > len(shape) or any(size not in (1, other) for size, other in pairs)):
+        raise ArgumentError(f"{kind}_scale/{layer}", f"a shape that fits {shape}", own)
+    if not bool((found.scale > 0).all()):
+        raise ArgumentError(f"{kind}_scale/{layer}", "values above 0", "others")
+    return found
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], Description]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        payload = (folder / TENSORS).read_bytes()
+        description = read_description(folder / DESCRIPTION)
+        payload = read_bytes(folder / TENSORS, MOST_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename}: no such file; a saved model has {TENSORS} and {DESCRIPTION}"
         ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / DESCRIPTION}: not JSON ({error}); save the model anew") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / DESCRIPTION}: expected format {FORMAT}; this version reads no other")
-    if hashlib.sha256(payload).hexdigest() != description.get("sha256"):
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
+    if hashlib.sha256(payload).hexdigest() != description.sha256:
         raise CheckpointError(f"{folder / TENSORS}: its sha256 is not the one in {DESCRIPTION}; the file is damaged")
-    return payload, description
+    tensors = parse_tensors(payload, folder / TENSORS)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{folder / TENSORS}: {name} holds a value that is not finite; save the model anew")
+    return tensors, description
 
 
 def _row_to_json(row: LayerPolicy) -> dict[str, Any]:
@@ -265,19 +282,6 @@ def _row_to_json(row: LayerPolicy) -> dict[str, Any]:
     }
 
 
-def _row_from_json(row: dict[str, Any]) -> LayerPolicy:
-    weight, read, right = (
-        None if row.get(side) is None else _spec_from_json(row[side]) for side in ("weight", "input", "right")
-    )
-    return LayerPolicy(row["layer"], weight, read, row["reason"], row.get("kind", ""), right)
-
-
 def _spec_to_json(spec: QuantSpec) -> dict[str, Any]:
     axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
     return {**{k: v for k, v in dataclasses.asdict(spec).items() if k != "granularity"}, "axis": axis}
-
-
-def _spec_from_json(spec: dict[str, Any]) -> QuantSpec:
-    axis = spec["axis"]
-    granularity = PerTensor() if axis is None else PerChannel(axis)
-    return QuantSpec(spec["bits"], spec["is_symmetric"], spec["is_signed"], granularity, spec.get("grid", "uniform"))

@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from clcalib.errors import CheckpointError
+from clcalib.errors import CheckpointError, NumericalError, UnusableFileError
 from clcalib.files import write_atomically
+from clcalib.reading.content import read_json
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.values import BitWidth, Count, Fraction, Frozen, check_finite
 
@@ -229,7 +230,8 @@ class RunRecord(Frozen):
         target: how widths were raised for the sake of accuracy, or None.
         budget: how widths were chosen within a budget, or None; weight_bits is then only what was asked for.
         submodule: the path of the part that was quantized, or None for the whole model.
-        seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
+        seconds: wall-clock time of all of it; resumptions: how often it went on after a stop.
+        seconds_per_stage: wall-clock time of each stage, in the order in which they ran, since the last stop.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
         guard_tolerance: by what share a unit's error could be larger than with nearest rounding, which else took its
@@ -259,6 +261,7 @@ class RunRecord(Frozen):
     seed: int
     steps_per_unit: Count
     seconds: float = Field(ge=0.0)
+    resumptions: Count = 0
     seconds_per_stage: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: Count
     stored_bytes: Count = 0
@@ -309,7 +312,7 @@ def read_record(path: str | Path) -> RunRecord:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
         return RunRecord.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
@@ -317,5 +320,7 @@ def read_record(path: str | Path) -> RunRecord:
         raise CheckpointError(
             f"{path}: not a run record of version {SCHEMA_VERSION}: {field}: {first['msg']}"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error}); run `clcalib quantize` again to get one") from None
+    except NumericalError as error:
+        raise NumericalError(f"{path}: {error}") from None
+    except UnusableFileError as error:
+        raise CheckpointError(f"{error}; run `clcalib quantize` again to get one") from None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clcalib.errors import ArgumentError, CheckpointError, MissingPackageError
+from clcalib.errors import ArgumentError, CheckpointError, MissingPackageError, UnusableFileError
+from clcalib.export.runtimes.model_checks import check_tensors
+from clcalib.reading.content import read_bytes
 
 ModelSource = str | Path | bytes
+
+_MOST_BYTES = (1 << 31) - 1  # what the format's encoding can hold
+_MOST_VALUES = 1 << 28  # of an input
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class OnnxModel:
         """The input that images go to.
 
         Raises:
-            ArgumentError: there are several inputs or none, or it does not take float32.
+            ArgumentError: there are several inputs or none, or it does not take float32, or is larger than any image.
         """
         constants = {tensor.name for tensor in self.proto.graph.initializer}
         inputs = [value for value in self.proto.graph.input if value.name not in constants]
@@ -84,41 +90,55 @@ class OnnxModel:
             remedy = "export the network with its other inputs fixed"
             raise ArgumentError(self.name, "a model with one input, a batch of images", f"inputs {names}", remedy)
         tensor = inputs[0].type.tensor_type
-        kind = package("onnx").TensorProto.DataType.Name(tensor.elem_type).lower()
+        kinds = {number: name.lower() for name, number in package("onnx").TensorProto.DataType.items()}
+        kind = kinds.get(tensor.elem_type, f"type {tensor.elem_type}")
         if kind != "float":
             raise ArgumentError(self.name, "an input of float32, as images are", f"{kind} in {inputs[0].name!r}")
-        sizes = (size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
-        return ImageInput(inputs[0].name, tuple(size if size is None or size > 0 else None for size in sizes))
+        sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
+        shape = tuple(size if size is None or size > 0 else None for size in sizes)
+        if math.prod(size for size in shape if size is not None) > _MOST_VALUES:
+            raise ArgumentError(self.name, f"an input of at most {_MOST_VALUES} values", written(shape))
+        return ImageInput(inputs[0].name, shape)
 
     def whole(self) -> Any:
         """A copy of the proto with the values of external tensors in it."""
         onnx = package("onnx")
-        return onnx.load(self.source) if isinstance(self.source, str) else onnx.load_model_from_string(self.source)
+        try:
+            return onnx.load(self.source) if isinstance(self.source, str) else onnx.load_model_from_string(self.source)
+        except Exception as error:  # of a file that has changed, or of which onnx refuses what we take
+            raise CheckpointError(f"{self.name}: onnx cannot load it ({_short(str(error))})") from None
 
 
 def read_model(source: ModelSource) -> OnnxModel:
     """Read an ONNX file, or the bytes of one.
 
+    External tensors lie in files below the model's folder, reached through no symbolic link; what they and all others
+    claim to hold is there.  Libraries of custom operators are never loaded.
+
     Raises:
         ArgumentError: there is no such file.
-        CheckpointError: it is no ONNX file, or damaged.
+        CheckpointError: it is no ONNX file, damaged, or claims what is not there.
         MissingPackageError: ``onnx`` is not installed.
     """
     onnx = package("onnx")
-    name = "model" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    path = None if isinstance(source, bytes) else Path(source)
+    name = "model" if path is None else str(path)
+    if path is not None and not path.exists():
         raise ArgumentError("model", "the path of an ONNX file", name, "there is no such file")
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_bytes(Path(source), _MOST_BYTES)
         proto = onnx.load_model_from_string(data)
+    except UnusableFileError:
+        raise
     except (OSError, ValueError, _decode_error()) as error:
         raise CheckpointError(f"{name}: not an ONNX file, or a damaged one ({error}); export it anew") from None
     opsets = {each.domain: each.version for each in proto.opset_import}
     if not proto.graph.node or not opsets:
         raise CheckpointError(f"{name}: not an ONNX file, or a damaged one (it holds no graph); export it anew")
+    external = check_tensors(proto, path, onnx.TensorProto.DataType.Name)
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     kept = source if isinstance(source, bytes) else name
-    return OnnxModel(name, kept, proto, len(data) + _external_bytes(proto, source), opset)
+    return OnnxModel(name, kept, proto, len(data) + external, opset)
 
 
 def package(name: str) -> Any:
@@ -134,6 +154,11 @@ def package(name: str) -> Any:
         extra = name.partition(".")[0] if name != "onnx" else "onnxruntime"
         remedy = f'install it with: pip install "clcalib[{extra}]"'
         raise MissingPackageError(f"{name} is not installed, and this needs it; {remedy}") from None
+
+
+def run_failure(model: OnnxModel, title: str, version: str, error: Exception) -> CheckpointError:
+    """The error of a model that was loaded and does not run."""
+    return CheckpointError(f"{model.name}: {title} {version} cannot run it ({_short(' '.join(str(error).split()))})")
 
 
 def load_failure(model: OnnxModel, title: str, version: str, error: Exception) -> CheckpointError:
@@ -166,13 +191,3 @@ def _short(text: str, most: int = 300) -> str:
 def _decode_error() -> type[Exception]:
     kind: type[Exception] = package("google.protobuf.message").DecodeError
     return kind
-
-
-def _external_bytes(proto: Any, source: ModelSource) -> int:
-    """Bytes of the files that hold the model's large tensors."""
-    if isinstance(source, bytes):
-        return 0
-    tensors = (tensor for tensor in proto.graph.initializer if tensor.data_location == 1)
-    files = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    places = (Path(source).parent / file for file in files)
-    return sum(place.stat().st_size for place in places if place.is_file())

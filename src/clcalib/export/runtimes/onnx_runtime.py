@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clcalib.export.runtimes.graph import DEQUANTIZE, MOVING, QUANTIZE, WEIGHTED, Node, QdqGraph
 from clcalib.export.runtimes.layers import LayerReport
-from clcalib.export.runtimes.model_file import OnnxModel, load_failure, package
+from clcalib.export.runtimes.model_file import OnnxModel, load_failure, package, run_failure
 from clcalib.export.runtimes.onnx_runtime_reasons import reason
-from clcalib.export.runtimes.session import Session
+from clcalib.export.runtimes.session import Array, Session
 
 _ERRORS_ONLY = 3
 # A node's own mark; the optimiser keeps names, and adds to them.
@@ -65,7 +65,15 @@ class OnnxRuntime:
         image_input = model.image_input()
         loaded = self._load(model, model.source, self._options(threads))
         names = tuple(each.name for each in loaded.get_outputs())
-        return Session(image_input, names, lambda batch: loaded.run(None, {image_input.name: batch}))
+
+        def execute(batch: Array) -> Sequence[Array]:
+            try:
+                outputs: Sequence[Array] = loaded.run(None, {image_input.name: batch})
+            except Exception as error:  # its errors have no base class of their own
+                raise run_failure(model, self.title, self.version(), error) from None
+            return outputs
+
+        return Session(image_input, names, execute)
 
     def layers(self, model: OnnxModel) -> tuple[LayerReport, ...]:
         """What became of each operation, from the graph that the runtime's optimiser leaves."""

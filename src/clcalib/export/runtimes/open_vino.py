@@ -11,7 +11,7 @@ import numpy as np
 
 from clcalib.export.runtimes.graph import Node, QdqGraph
 from clcalib.export.runtimes.layers import LayerReport
-from clcalib.export.runtimes.model_file import OnnxModel, load_failure, package
+from clcalib.export.runtimes.model_file import OnnxModel, load_failure, package, run_failure
 from clcalib.export.runtimes.open_vino_reasons import reason
 from clcalib.export.runtimes.session import Array, Session
 
@@ -69,7 +69,10 @@ class OpenVino:
         names = tuple(output.any_name if output.names else f"output {i}" for i, output in enumerate(compiled.outputs))
 
         def execute(batch: Array) -> Sequence[Array]:
-            found = request.infer([batch], share_inputs=True)
+            try:
+                found = request.infer([batch], share_inputs=True)
+            except Exception as error:  # a RuntimeError of any kind of trouble
+                raise run_failure(model, self.title, self.version(), error) from None
             return [np.asarray(found[place]) for place in range(len(names))]
 
         return Session(image_input, names, execute)
