@@ -124,7 +124,7 @@ def test_the_order_in_which_a_folder_is_listed_plays_no_part(
     for place, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (place * 20, 255 - place * 20, 7)).save(tmp_path / name)
-    transform = Transform(mean=(0.5,) * 3, std=(0.5,) * 3)
+    transform = Transform(mean=(0.5,) * 3, standard_deviation=(0.5,) * 3)
     found = []
     listed, walked = Path.iterdir, os.listdir
     for order in (lambda x: x, lambda x: x[::-1], lambda x: x[3:] + x[:3]):
