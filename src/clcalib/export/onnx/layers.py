@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, fx
 
@@ -16,6 +18,7 @@ from clcalib.quant.modules import IntegerWeight
 from clcalib.quant.spec import PerChannel, PerTensor
 
 _MARGIN = 1.001  # for what dividing rounds
+_LARGEST_FILLED = 25  # pixels of a kernel up to which channels of zeros cost less than they gain (docs/runtimes.md)
 
 
 def convolution(call: Call) -> None:
@@ -71,7 +74,8 @@ def _missing_channels(call: Call, kernel: list[int]) -> int:
     """How many channels of zeros a convolution of images needs for the kernel that takes a multiple of some number."""
     rules, channels = call.writer.rules, int(call.value("weight").shape[1])
     weight = _module_at(call, call["weight"])
-    if channels >= rules.channel_multiple or call["groups"] != 1 or set(kernel) == {1}:
+    is_small = 1 < math.prod(kernel) <= _LARGEST_FILLED
+    if channels >= rules.channel_multiple or call["groups"] != 1 or not is_small:
         return 0
     if scale_behind(call, "input") is None or not isinstance(weight, IntegerWeight) or not is_symmetric(weight, rules):
         return 0

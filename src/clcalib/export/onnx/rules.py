@@ -29,7 +29,7 @@ class OnnxRules:
         is_compact: whether equal constants share one initializer, the tensors inside have short names, and what can be
             inferred is left out.  Layers, other operators of the network and the graph's ends keep their names.
         channel_multiple: a convolution of codes with fewer input channels than this gets channels of zeros up to it,
-            where its kernel is wider than a pixel and its weight symmetric; ONNX Runtime's faster kernel takes 4.
+            where it covers 2 to 25 pixels and its weight is symmetric; ONNX Runtime's faster kernel takes 4.
         input_name, output_name: of the graph's ends; a network with several outputs keeps the names of its nodes.
         batch_name: the free dimension.
 
