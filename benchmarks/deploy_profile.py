@@ -52,7 +52,7 @@ IMAGES = (
 def rows() -> Iterator[dict[str, Any]]:
     """Every pair: what was, what is now, and how much faster that is."""
     for channels, size, kernel, stride, out in IMAGES:
-        pattern = f"{channels} channels filled up to 4, {kernel}x{kernel} by {stride}, {size} pixels"
+        pattern = f"{channels} of 4 channels filled up, {kernel}x{kernel} by {stride}, {size} pixels"
         images, graphs = filled(channels, size, kernel, stride, out)
         yield row("onnxruntime", pattern, images, *(session(graph, threads=1).execute for graph in graphs))
     for pattern, build in (("Pad written by the kernel", padded), ("two Slices as one", sliced)):
