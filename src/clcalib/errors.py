@@ -61,12 +61,47 @@ class OutputExistsError(ClcalibError, FileExistsError):
     """The output folder exists and overwriting was not asked for."""
 
 
-class UnsupportedOperatorError(ClcalibError, NotImplementedError):
-    """A network holds operators that an export format or a target lacks; all of them are told together."""
+class StorageError(ClcalibError, OSError):
+    """A file could not be written; what was there before still is.  ``errno`` says why."""
 
-    def __init__(self, summary: str, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(f"{summary}: " + "; ".join(problems) if len(problems) == 1 else _listed(summary, problems))
+    def __str__(self) -> str:
+        return str(self.args[1]) if len(self.args) > 1 else super().__str__()
+
+
+class FolderInUseError(ClcalibError, RuntimeError):
+    """Another process works in the folder; the message says which."""
+
+
+class ResumeError(ClcalibError, ValueError):
+    """A run cannot go on where it stopped: its saved state is of other settings, or none of it can be read."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped; the message says what is saved and how to go on."""
+
+
+class StoppedError(ClcalibError, RuntimeError):
+    """``Interrupted`` on its way through the command line, with the exit code that tells the signal."""
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class UnsupportedOperatorError(ClcalibError, NotImplementedError):
+    """A network holds operators that an export format or a target lacks; all of them are told together.
+
+    Example:
+        >>> print(UnsupportedOperatorError("no file", ["aten.sort in head"], ["target torch takes it"]))
+        no file: aten.sort in head
+        what helps:
+          - target torch takes it
+    """
+
+    def __init__(self, summary: str, problems: Sequence[str], remedies: Sequence[str] = ()) -> None:
+        self.summary, self.problems, self.remedies = summary, tuple(problems), tuple(remedies)
+        text = f"{summary}: {problems[0]}" if len(problems) == 1 else _listed(summary, problems)
+        super().__init__(text + ("\nwhat helps:" if remedies else "") + _lines(remedies))
 
 
 class ClcalibWarning(UserWarning):
@@ -74,11 +109,15 @@ class ClcalibWarning(UserWarning):
 
 
 class RuntimeMissingWarning(ClcalibWarning):
-    """A file was written for a runtime that is not installed here, so it was not tried."""
+    """A file is written for a runtime that is not installed here, so it is not tried."""
 
 
 class KernelDifferenceWarning(ClcalibWarning):
     """A runtime's kernel gives other codes than the simulation."""
+
+
+class DamagedStateWarning(ClcalibWarning):
+    """A file of a run's saved state is damaged or missing; what it held is computed again."""
 
 
 class TrainModeWarning(ClcalibWarning):
@@ -142,4 +181,8 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def _listed(source: str, problems: Sequence[str]) -> str:
-    return f"{source}: {len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)
+    return f"{source}: {len(problems)} problems:" + _lines(problems)
+
+
+def _lines(entries: Sequence[str]) -> str:
+    return "".join(f"\n  - {entry}" for entry in entries)
