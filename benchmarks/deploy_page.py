@@ -57,9 +57,10 @@ processors; 4-bit weights make the file smaller.  What each runtime needs was me
 [runtimes.md](runtimes.md).
 
 `torch` writes `model.pt2`, an exported program (`clcalib.export.program.x86.load_program` loads it, `lower` puts
-oneDNN's integer kernels into it, `torch.compile` does the same) and is compared like the others; `executorch` writes
-`model.pte`, of which only the outputs are compared, as codes inside of it cannot be seen.  The tables below have the
-two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm were written for
+oneDNN's integer kernels into it, `torch.compile` does the same) and is compared like the others.  `executorch` writes
+`model.pte`, inside of which codes cannot be seen; the same program is therefore written once more, with all codes among
+its outputs, and these are compared (XNNPACK chooses the same kernels for it), while logits are those of `model.pte`.
+The tables below have the two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm were written for
 `onnxruntime` and compared as well.
 
 ## Measured
