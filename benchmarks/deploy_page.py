@@ -29,6 +29,7 @@ clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed  
 clcalib export runs/deployed --float float.onnx --out deployed.onnx              # again, and the float network
 clcalib bench float.onnx deployed.onnx                                           # speed, size, memory, kernels
 clcalib evaluate deployed.onnx --evaluation images/                              # any ONNX file, ours or not
+clcalib evaluate runs/deployed deployed.onnx theirs.onnx --evaluation images/    # several in one table
 ```
 
 From Python, with `from clcalib.deployment import deploy`: `quantize(..., target="onnxruntime")` and then
@@ -60,8 +61,8 @@ processors; 4-bit weights make the file smaller.  What each runtime needs was me
 oneDNN's integer kernels into it, `torch.compile` does the same) and is compared like the others.  `executorch` writes
 `model.pte`, inside of which codes cannot be seen; the same program is therefore written once more, with all codes among
 its outputs, and these are compared (XNNPACK chooses the same kernels for it), while logits are those of `model.pte`.
-The tables below have the two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm were written for
-`onnxruntime` and compared as well.
+The tables below have the two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm
+were written for `onnxruntime` and compared as well.
 
 ## Measured
 

@@ -115,7 +115,8 @@ def main() -> None:
     print(write_result("torch_program", found))
     for size, row in rows.items():
         print(
-            f"batch {size}: {row['speedup']:.2f} x ({row['lowest']:.2f} .. {row['highest']:.2f}), CPU time {row['cpu_speedup']:.2f} x"
+            f"batch {size}: {row['speedup']:.2f} x ({row['lowest']:.2f} .. {row['highest']:.2f}), "
+            f"CPU time {row['cpu_speedup']:.2f} x"
         )
 
 
