@@ -1,0 +1,113 @@
+"""ONNX files that libraries wrote of the same network, ours among them, in one table of ``clcalib evaluate``.
+
+    python benchmarks/peers/make_venv.py onnxruntime --venvs VENVS
+    python benchmarks/peers/onnx_files.py --data DATA --venvs VENVS    # benchmarks/results/peers_onnx.json
+    python benchmarks/peers/page.py
+
+Peers quantize in their own venvs, as in ``run.py``, and leave their file; ours comes from ``clcalib quantize``.  All
+see the same calibration images, and ONNX Runtime computes all files.  Needs the public weights, which are no part of
+the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import NETWORKS, ROOT, provenance, write_result
+from peers.adapter import Job
+from peers.grid import VENVS, Widths
+from peers.make_venv import python_of
+from peers.run import CALIBRATION_IMAGES, hand_over
+
+SEED = 0
+OURS: tuple[tuple[str, Widths], ...] = (("nearest", (8, 8)), ("fast", (8, 8)), ("fast", (4, 8)), ("fast", (4, 4)))
+THEIRS: tuple[tuple[str, str, Widths], ...] = (
+    ("onnxruntime", "default", (8, 8)),
+    ("onnxruntime", "minmax", (8, 8)),
+    ("onnxruntime", "minmax", (4, 8)),
+    ("onnxruntime", "minmax", (4, 4)),
+)
+RESULT = "peers_onnx"
+
+
+def label(peer: str, method: str, widths: Widths) -> str:
+    return f"{peer}-{method}-w{widths[0]}a{widths[1]}"
+
+
+def clcalib(folder: Path, *arguments: str) -> str:
+    """What a command prints; it runs in the folder, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "clcalib", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def images(folder: Path, data: Path) -> None:
+    """The images and weights of the hand-over as ``clcalib`` reads them."""
+    arrays = {name: torch.from_numpy(np.load(data / f"{name}.npy")) for name in ("calibration", "test", "labels")}
+    save_file({"images": arrays["calibration"]}, folder / "calibration.safetensors")
+    save_file({"images": arrays["test"], "labels": arrays["labels"]}, folder / "test.safetensors")
+    weights = np.load(data / "weights.npz")
+    save_file({name: torch.from_numpy(weights[name]) for name in weights.files}, folder / "weights.safetensors")
+
+
+def ours(folder: Path, method: str, widths: Widths) -> None:
+    inputs = ("--model", f"{ROOT / 'examples' / 'demo_network.py'}:resnet20", "--weights", "weights.safetensors")
+    inputs += ("--calibration", "calibration.safetensors", "--evaluation", "test.safetensors")
+    settings = ("--bits", f"W{widths[0]}A{widths[1]}", "--recipe", method, "--target", "onnxruntime", "--quiet")
+    clcalib(folder, "quantize", *inputs, *settings, "--out", label("clcalib", method, widths), "--threads", "1")
+
+
+def theirs(folder: Path, data: Path, venvs: Path, peer: str, method: str, widths: Widths) -> dict[str, str]:
+    """Let a peer write its file; returns its versions."""
+    with tempfile.TemporaryDirectory() as out:
+        job = Job(peer, method, *widths, SEED, str(data), out, str(folder / f"{label(peer, method, widths)}.onnx"))
+        path = Path(out) / "job.json"
+        path.write_text(json.dumps(dataclasses.asdict(job)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        command = [python_of(venvs / peer), "-m", f"peers.{peer}", path]
+        subprocess.run(command, cwd=ROOT / "benchmarks", env=environment, check=True)
+        versions: dict[str, str] = json.loads((Path(out) / "result.json").read_text())["versions"]
+    return versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 (clcalib data cifar10)")
+    parser.add_argument("--venvs", type=Path, default=VENVS, help="where make_venv.py put the venvs")
+    arguments = parser.parse_args()
+    if not NETWORKS["resnet20"].weights.is_file():
+        sys.exit("skipped: the public weights of ResNet-20 are not there")
+    venvs = arguments.venvs.resolve()
+    data = venvs / f"handover-seed{SEED}"
+    hand_over(data, arguments.data, SEED)
+    with tempfile.TemporaryDirectory() as name:
+        folder, versions = Path(name), {}
+        images(folder, data)
+        for peer, method, widths in THEIRS:
+            versions[peer] = theirs(folder, data, venvs, peer, method, widths)
+        for method, widths in OURS:
+            ours(folder, method, widths)
+        first = label("clcalib", *OURS[0])
+        files = [f"{label('clcalib', *each)}/model.onnx" for each in OURS]
+        files += [f"{label(*each)}.onnx" for each in THEIRS]
+        print(clcalib(folder, "evaluate", first, *files, "--threads", "1"))
+        rows = json.loads(clcalib(folder, "evaluate", first, *files, "--threads", "1", "--json"))
+    found = {"seed": SEED, "calibration_images": CALIBRATION_IMAGES, "rows": rows, "versions": versions}
+    print(write_result(RESULT, {**found, **provenance()}))
+
+
+if __name__ == "__main__":
+    main()
