@@ -41,7 +41,7 @@ def test_seconds_grow_with_steps_and_memory_with_images():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert [(unit.name, unit.steps) for unit in found.units] == [("conv", 50), ("block", 50), ("fc", 50)]
     assert found.seconds == pytest.approx(sum(found.seconds_per_stage.values()))
-    stages = ["capture", "weight ranges", "keys", "nearest rounding", "reconstruction", "measures", "evaluation"]
+    stages = ["capture", "keys", "weight ranges", "nearest rounding", "reconstruction", "measures", "evaluation"]
     assert list(found.seconds_per_stage) == stages
     assert found.seconds_per_stage["reconstruction"] >= sum(unit.seconds for unit in found.units)
     assert found.float_layers == ("fc",)

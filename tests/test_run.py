@@ -31,16 +31,16 @@ def test_there_may_be_no_held_out_images() -> None:
 
 
 def test_a_folder_with_content_is_refused_and_an_empty_or_new_one_is_not(tmp_path: Path) -> None:
-    check_output_folder(tmp_path, overwrite=False)
-    check_output_folder(tmp_path / "new" / "deep", overwrite=False)
+    check_output_folder(tmp_path, is_emptied=False)
+    check_output_folder(tmp_path / "new" / "deep", is_emptied=False)
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        check_output_folder(tmp_path, overwrite=False)
-    check_output_folder(tmp_path, overwrite=True)
+        check_output_folder(tmp_path, is_emptied=False)
+    check_output_folder(tmp_path, is_emptied=True)
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ArgumentError, match=r"run\.out"):
-            check_output_folder(path, overwrite=True)
+            check_output_folder(path, is_emptied=True)
 
 
 def test_the_number_of_threads_is_put_back_after_a_failure() -> None:

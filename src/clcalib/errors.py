@@ -61,6 +61,33 @@ class OutputExistsError(ClcalibError, FileExistsError):
     """The output folder exists and overwriting was not asked for."""
 
 
+class StorageError(ClcalibError, OSError):
+    """A file could not be written; what was there before still is.  ``errno`` says why."""
+
+    def __str__(self) -> str:
+        return str(self.args[1]) if len(self.args) > 1 else super().__str__()
+
+
+class FolderInUseError(ClcalibError, RuntimeError):
+    """Another process works in the folder; the message says which."""
+
+
+class ResumeError(ClcalibError, ValueError):
+    """A run cannot go on where it stopped: its saved state is of other settings, or none of it can be read."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped; the message says what is saved and how to go on."""
+
+
+class StoppedError(ClcalibError, RuntimeError):
+    """``Interrupted`` on its way through the command line, with the exit code that tells the signal."""
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = code
+        super().__init__(message)
+
+
 class UnsupportedOperatorError(ClcalibError, NotImplementedError):
     """A network holds operators that an export format or a target lacks; all of them are told together."""
 
@@ -79,6 +106,10 @@ class RuntimeMissingWarning(ClcalibWarning):
 
 class KernelDifferenceWarning(ClcalibWarning):
     """A runtime's kernel gives other codes than the simulation."""
+
+
+class DamagedStateWarning(ClcalibWarning):
+    """A file of a run's saved state is damaged or missing; what it held is computed again."""
 
 
 class TrainModeWarning(ClcalibWarning):

@@ -28,6 +28,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import detections
 from clcalib.job import Job, Outcome, prepare
+from clcalib.keeping import needed_bytes
 from clcalib.objectives.batch import Need
 from clcalib.pipeline import quantize
 from clcalib.quant.policy import TENSOR, LayerPolicy
@@ -60,6 +61,7 @@ class Estimate:
         stored_bytes: the most that the units' stored inputs and targets have in memory; a part of the former.
         spilled_bytes: the most that they have in temporary files, as the memory budget is too small for them.
         policy: the widths of every layer.
+        disk_bytes: the most that the output folder holds at a time, saved units and the steps of one included.
         float_operators: operator -> how often it occurs, of those that are no layers and compute in float.
         warnings: of the short run.
         budget: how the widths were chosen, where they were chosen within a budget.
@@ -70,6 +72,7 @@ class Estimate:
     peak_memory_bytes: int
     stored_bytes: int
     spilled_bytes: int
+    disk_bytes: int
     policy: tuple[LayerPolicy, ...]
     float_operators: Mapping[str, int]
     warnings: tuple[str, ...]
@@ -104,6 +107,8 @@ def estimate(
     given = inspect.signature(quantize).bind(model, calibration, **arguments)
     given.apply_defaults()
     settings = dict(given.arguments)
+    for name in ("state_folder", "is_resumed"):
+        del settings[name]
     listener, evaluation = settings.pop("observer") or SilentObserver(), settings["evaluation"]
     timer = TimingObserver(clock, listener)
     with torch.random.fork_rng(devices=[]), collected_warnings() as messages:
@@ -126,6 +131,7 @@ def estimate(
         peak_memory_bytes=peak + stored - space.most_used,
         stored_bytes=stored,
         spilled_bytes=round(space.most_in_files * scale),
+        disk_bytes=needed_bytes(job),
         policy=job.policy,
         float_operators=float_operators(job.chain, {row.layer for row in job.policy if row.input is not None}),
         warnings=tuple(messages),

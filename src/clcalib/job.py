@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
-from clcalib.calibrate.guard import tolerance_of
+from clcalib.calibrate.guard import quantizers_of, tolerance_of
+from clcalib.calibrate.journal import Journal, listening
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.precision import cache_dtype, convolution_dtype
@@ -34,7 +36,7 @@ from clcalib.checks import (
     range_rule,
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
-from clcalib.errors import ClcalibWarning
+from clcalib.errors import ClcalibWarning, ConstantChannelWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import is_detector
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
@@ -43,13 +45,15 @@ from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
 from clcalib.quant.insert import QuantizedChain, chain_policy, insert_quantizers
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
-from clcalib.quant.ranges import RangeRule
+from clcalib.quant.ranges import RANGE_RULES, RangeRule
 from clcalib.quant.reparameterize import reparameterize_layer_norm
 from clcalib.quant.spec import Grid
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.environment import StageClock
 from clcalib.report.record import UnitRecord
 from clcalib.unit_records import unit_record
+
+START = "start"  # what the ranges of weights, and nearest rounding, are saved as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +116,19 @@ class Job:
         held_out = 0 if self.held_out is None else len(self.held_out)
         return tolerance_of(self.recipe, held_out, self.guard_tolerance) if self.is_guarded else None
 
-    def calibrate(self, space: StoreSpace) -> Outcome:
-        """Find ranges, round, and optimise unit after unit; stores are kept in ``space``."""
-        self.clock.stage("weight ranges")
-        placement = None if self.target is None else self.target.placement
-        base = insert_quantizers(self.chain, self.policy, self.weight_rule, placement)
+    def calibrate(self, space: StoreSpace, journal: Journal | None = None) -> Outcome:
+        """Find ranges, round, and optimise unit after unit.
+
+        Args:
+            space: where stores are kept.
+            journal: where what is finished is saved, and found again.
+        """
+        journal = journal or Journal()
         self.clock.stage("keys")
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
         keys = _keys(self.chain, self.images) if needs else {}
         check_negatives(self.recipe, keys)
-        self.clock.stage("nearest rounding")
-        reference = base.copy()
-        with warnings.catch_warnings():
-            # The same ranges are found again below, and warn there.
-            warnings.simplefilter("ignore", ClcalibWarning)
-            round_to_nearest(self.chain, reference, self.images, self.activation_rule, space)
+        base, reference = self._start(space, journal)
         self.clock.stage("reconstruction")
         walk = Walk(
             floating=self.chain,
@@ -141,6 +143,7 @@ class Job:
             cache_dtype=self.cache_dtype,
             is_guarded=self.is_guarded,
             guard_tolerance=self.guard_tolerance,
+            journal=journal,
         )
         traces = list(walk.run(self.images, self.held_out))
         if self.recipe.last_phase is not None:
@@ -149,6 +152,30 @@ class Job:
         if self.target is not None:
             round_to_target(base, self.target)
         return Outcome(reference, base, traces, network)
+
+    def _start(self, space: StoreSpace, journal: Journal) -> tuple[QuantizedChain, QuantizedChain]:
+        """The chain with the ranges of weights alone, and the one under nearest rounding."""
+        placement = None if self.target is None else self.target.placement
+        self.clock.stage("weight ranges")
+        if journal.has(START):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
+                reference = insert_quantizers(self.chain, self.policy, RANGE_RULES["minmax"], placement)
+            base = reference.copy()
+            if journal.recall(START, reference) is not None:
+                for name in base.weights.values():
+                    base.replace(name, copy.deepcopy(reference.chain.module.get_submodule(name)))
+                return base, reference
+        with listening() as told:
+            base = insert_quantizers(self.chain, self.policy, self.weight_rule, placement)
+        self.clock.stage("nearest rounding")
+        reference = base.copy()
+        with warnings.catch_warnings():
+            # The same ranges are found again in the walk, and warn there.
+            warnings.simplefilter("ignore", ClcalibWarning)
+            round_to_nearest(self.chain, reference, self.images, self.activation_rule, space)
+        journal.commit_part(START, quantizers_of(reference.chain.module), told)
+        return base, reference
 
     def measure(self, outcome: Outcome) -> tuple[UnitRecord, ...]:
         """Compare both quantized chains with the float one, unit by unit, on both image sets."""

@@ -105,7 +105,8 @@ def quantize_to_budget(
     settings: dict[str, Any] = {"recipe": recipe, "observer": observer, **options}
     result = quantize(model, calibration, bits=choice.bits, overrides=choice.overrides, **settings)
     stages = {"widths": choice.seconds, **result.record.seconds_per_stage}
-    changes = {"budget": choice.record, "seconds": sum(stages.values()), "seconds_per_stage": stages}
+    seconds = choice.seconds + result.record.seconds
+    changes = {"budget": choice.record, "seconds": seconds, "seconds_per_stage": stages}
     return dataclasses.replace(result, record=result.record.model_copy(update=changes))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clcalib.calibrate.journal import Journal
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.space import StoreSpace
@@ -21,6 +22,7 @@ from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, det
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.export.float_weights import float_state_dict
 from clcalib.job import prepare
+from clcalib.keeping import opened_state
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
@@ -116,6 +118,8 @@ def quantize(
     spill_folder: str | Path | None = None,
     is_guarded: bool = True,
     guard_tolerance: float | None = None,
+    state_folder: str | Path | None = None,
+    is_resumed: bool = False,
     observer: Observer | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
@@ -165,6 +169,12 @@ def quantize(
         guard_tolerance: as a share of the error with nearest rounding, how much larger the other one may be.  None: 0
             on held-out images where the loss looks at the unit only; 0.05 on calibration images, and where a term looks
             behind the unit (prediction, contrastive, Fisher weights), as the error inside is not all that counts then.
+        state_folder: where finished units are saved as the run goes on, and every minute the one under way, so that an
+            interrupted run loses a minute at most.  None saves nothing.  It is for this run alone, and stays until you
+            delete it.
+        is_resumed: whether the run goes on with what an interrupted one left in ``state_folder``.  The result is the
+            same, bit for bit, as without the interruption; the arguments must be the same too, but for
+            ``memory_budget``, ``spill_folder``, ``evaluation``, ``measured_images`` and ``observer``.
         observer: told of the progress.
 
     Returns:
@@ -172,6 +182,10 @@ def quantize(
 
     Raises:
         ClcalibError: the model, the images or a setting cannot be used; told before any optimisation.
+        StorageError: the state cannot be saved; what was saved before still is.
+        FolderInUseError: another process works in ``state_folder``.
+        ResumeError: there is nothing to go on with, or an argument is another one than it was.
+        OutputExistsError: ``state_folder`` holds the state of another run, and ``is_resumed`` is false.
 
     Example:
         >>> import clcalib, torch
@@ -213,8 +227,10 @@ def quantize(
             observer=observer,
             clock=clock,
         )
-        with StoreSpace(job.memory_budget, job.spill_folder) as space:
-            outcome = job.calibrate(space)
+        with opened_state(job, state_folder, is_resumed=is_resumed) as state:
+            with StoreSpace(job.memory_budget, job.spill_folder) as space:
+                outcome = job.calibrate(space, Journal(state))
+            before, resumptions = (0.0, 0) if state is None else (state.seconds_before, state.resumptions)
         units = job.measure(outcome)
         clock.stage("evaluation")
         networks = [job.network(each) for each in (job.chain, outcome.before.chain, outcome.after.chain)]
@@ -237,7 +253,8 @@ def quantize(
         contrastive=recipe.contrastive,
         seed=seed,
         steps_per_unit=recipe.steps_per_unit,
-        seconds=sum(clock.seconds.values()),
+        seconds=before + sum(clock.seconds.values()),
+        resumptions=resumptions,
         seconds_per_stage=clock.seconds,
         peak_memory_bytes=peak_memory(job.device),
         stored_bytes=space.most_used,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,21 @@ from torch import Tensor
 from clcalib.calibrate.observer import Observer
 from clcalib.config import make_recipe
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
-from clcalib.config_sources import CONFIG_FILE
 from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.data.division import halves, kept_aside
 from clcalib.data.sources import load_calibration, load_evaluation
 from clcalib.deployment import deploy, deployment_of
-from clcalib.errors import ArgumentError, OutputExistsError
+from clcalib.errors import ArgumentError
 from clcalib.estimate import Estimate, estimate
 from clcalib.export.checkpoint import load_chain, saved_target
 from clcalib.export.deployed import PAPER, check_operators, require_writer, write_float
-from clcalib.files import write_atomically
 from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
 from clcalib.model_source import load_model
+from clcalib.output import STATE_FOLDER, check_output_folder, has_unfinished, kept, occupied
 from clcalib.pipeline import RECORD_FILE, quantize
 from clcalib.quant.allocation import check_solver
-from clcalib.quant.targets import target_of
+from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.record import RunRecord, write_record
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
@@ -41,37 +39,65 @@ from clcalib.target_accuracy import check_is_whole, quantize_to_target
 USUAL_CALIBRATION_IMAGES = 1024
 
 
-def run(config: RunConfig, observer: Observer) -> RunRecord:
+def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> RunRecord:
     """Carry out one run and leave in ``config.run.out`` the model, ``run.json`` and ``config.json``.
+
+    While it goes on, what is finished is saved in the folder ``state`` there; when the result is written, that is
+    removed.
+
+    Args:
+        config: of the run.
+        observer: told of the progress.
+        is_resumed: whether to go on with what an interrupted run left in ``config.run.out``, if it left something.
 
     Raises:
         OutputExistsError: the folder is not empty and overwriting was not asked for; told before any work.
+        FolderInUseError: another process works in the folder.
+        StorageError: a file could not be written; what was saved before still is.
+        ResumeError: what is saved is of other settings, or cannot be read.
         ClcalibError: the model or the images cannot be used; told before the optimisation begins.
+        Interrupted: by Ctrl-C or a signal; says how to go on.
     """
-    check_output_folder(config.run.out, overwrite=config.run.overwrite)
     check_goal(config)
     target = target_of(config.quantization.target)
     if target is not None:
         require_writer(target)
-    with limited_threads(config.run.threads):
-        observer.stage("loading")
-        model, arguments = load_model(config.model), _arguments(config, observer)
-        if config.budget is not None:
-            result = quantize_to_budget(model, **arguments, budget=config.budget.budget())
-        elif config.target is None:
-            result = quantize(model, **arguments)
-        else:
-            arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
-            result = quantize_to_target(model, **arguments, **config.target.model_dump())
-        observer.stage("saving")
-        result.save(config.run.out, overwrite=config.run.overwrite)
-        write_atomically(config.run.out / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
-        if target is not None:
-            observer.stage("export")
-            checked = None if config.model.submodule is not None else arguments["evaluation"]
-            result = deploy(result, config.run.out / target.file, checked)
-            write_record(result.record, config.run.out / RECORD_FILE)
+    out = config.run.out
+    check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)
+    with occupied(out), limited_threads(config.run.threads):
+        check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)  # another run may have ended meanwhile
+        with kept(out, _pinned(config), is_resumed=is_resumed):
+            return _run(config, target, observer)
+
+
+def _run(config: RunConfig, target: Target | None, observer: Observer) -> RunRecord:
+    """Calibrate with the state in the output folder, and write the result."""
+    out = config.run.out
+    observer.stage("loading")
+    model, arguments = load_model(config.model), _arguments(config, observer)
+    arguments["state_folder"] = out / STATE_FOLDER
+    arguments["is_resumed"] = has_unfinished(out)
+    if config.budget is not None:
+        result = quantize_to_budget(model, **arguments, budget=config.budget.budget())
+    elif config.target is None:
+        result = quantize(model, **arguments)
+    else:
+        arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
+        result = quantize_to_target(model, **arguments, **config.target.model_dump())
+    observer.stage("saving")
+    result.save(out, overwrite=True)
+    if target is not None:
+        observer.stage("export")
+        checked = None if config.model.submodule is not None else arguments["evaluation"]
+        result = deploy(result, out / target.file, checked)
+        write_record(result.record, out / RECORD_FILE)
     return result.record
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """The same with the number of threads that it has now, since sums differ by it."""
+    section = config.run.model_copy(update={"threads": torch.get_num_threads()})
+    return config.model_copy(update={"run": section})
 
 
 def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path | None = None) -> DeploymentRecord:
@@ -166,22 +192,6 @@ def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "guard_tolerance": config.guard.tolerance,
         "observer": observer,
     }
-
-
-def check_output_folder(folder: Path, *, overwrite: bool) -> None:
-    """Check that results can be written to ``folder`` without destroying anything unasked.
-
-    Raises:
-        OutputExistsError: it exists and is not empty.
-        ArgumentError: it is a file, or it cannot be made or written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError("run.out", "a folder", f"the file {folder}", "name a folder")
-    if folder.is_dir() and not overwrite and any(folder.iterdir()):
-        raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say --overwrite")
-    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ArgumentError("run.out", "a folder that can be written to", str(folder), f"{parent} is not writable")
 
 
 @contextlib.contextmanager

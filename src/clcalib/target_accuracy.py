@@ -13,6 +13,7 @@ import dataclasses
 import glob
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.describe import describe
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
+from clcalib.durable.state import has_state
 from clcalib.errors import ArgumentError, ClcalibWarning, TargetNotMetWarning
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.sensitivity import unit_sensitivities
@@ -95,14 +97,15 @@ def quantize_to_target(
 
     members = {row.name: (*row.layers, *row.products) for row in describe(chain)}
 
-    def attempt(own: Overrides, **changes: Any) -> QuantizationResult:
-        settings: dict[str, Any] = {"recipe": recipe, "observer": observer, **options, **changes}
+    def attempt(own: Overrides, name: str, **changes: Any) -> QuantizationResult:
+        state = _state_of(name, options.get("state_folder"), is_resumed=options.get("is_resumed", False))
+        settings: dict[str, Any] = {"recipe": recipe, "observer": observer, **options, **state, **changes}
         return quantize(model, calibration, bits=bits, overrides=own, **settings)
 
     own, tried, best = dict(overrides or {}), list[TargetRound](), None
     for number in range(rounds):
         observer.stage(f"round {number + 1} of at most {rounds}")
-        result = attempt(own)
+        result = attempt(own, f"round-{number}")
         drop = search.drop(result.model)
         best = (drop, result) if best is None or drop < best[0] else best
         tried.append(search.round(result, drop, calibration.images[:SENSITIVITY_IMAGES].to(device)))
@@ -203,9 +206,9 @@ def _check_reachable(
 ) -> None:
     """Raise where 8 bits everywhere lose too much, with nearest rounding and with the recipe."""
     drops = []
-    for host in (Recipe("nearest", unit=recipe.unit), recipe):
+    for number, host in enumerate((Recipe("nearest", unit=recipe.unit), recipe)):
         more = {"recipe": host, "evaluation": None, "measured_images": 0, "observer": SilentObserver()}
-        drops.append(search.drop(attempt(widest, **more).model))
+        drops.append(search.drop(attempt(widest, f"widest-{number}", **more).model))
         if drops[-1] <= max_drop:
             return
     raise ArgumentError(
@@ -214,6 +217,14 @@ def _check_reachable(
         f"{max_drop:g}",
         'leave layers in float (overrides={"layer": "float"}, --float), give more calibration images, or ask for less',
     )
+
+
+def _state_of(name: str, folder: str | Path | None, *, is_resumed: bool) -> dict[str, Any]:
+    """Where one of several runs has its state: in a folder of its own, and it goes on where that has one."""
+    if folder is None:
+        return {}
+    own = Path(folder) / name
+    return {"state_folder": own, "is_resumed": is_resumed and has_state(own)}
 
 
 def _next(bits: int) -> int:

@@ -19,12 +19,13 @@ MOST_LINES = 400
 
 # A part may import from itself and from the parts before it.
 ORDER = (
-    *("errors", "files", "fused"),
+    *("errors", "files", "durable", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
     # The Python API; what follows is the command line, which uses it.
-    *("checks", "unit_records", "job", "pipeline", "timing", "estimate", "target_accuracy"),
+    *("checks", "unit_records", "job", "identity", "keeping", "pipeline", "timing", "estimate", "target_accuracy"),
     *("width_plan", "width_search", "mixed_precision", "deployment", "__init__"),
-    *("config_sources", "config_problems", "config_sections", "config", "model_source", "run", "cli", "__main__"),
+    *("config_sources", "config_problems", "config_sections", "config", "output", "model_source", "run"),
+    *("cli", "__main__"),
 )
 # Beyond the order: a leaf, and parts that must work without what made a model.
 FORBIDDEN = {
@@ -33,8 +34,9 @@ FORBIDDEN = {
     "export": {"calibrate"},
     "report": {"calibrate"},
 }
-# Modules that may be imported inside a function, because not every machine has them (``resource``: not Windows).
-OPTIONAL = {"torchvision", "timm", "resource", "onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch"}
+# Modules that may be imported inside a function, as not every machine has them (``resource``, ``fcntl``: not Windows).
+OPTIONAL = {"torchvision", "timm", "resource", "fcntl", "msvcrt"}
+OPTIONAL |= {"onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch"}
 NEEDS_TRITON = {"clcalib.fused.triton_kernels"}  # no dependency; imported inside a function, where a GPU asks for it
 
 BLOCKED = (

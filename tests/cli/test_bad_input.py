@@ -216,7 +216,7 @@ def test_a_damaged_configuration_beside_a_model_is_one_error(workplace: Path, ca
 def test_an_internal_failure_has_its_own_code_and_shows_its_place_on_request(
     workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **named: object) -> None:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("clcalib.cli.quantize.run", fail)
@@ -232,7 +232,7 @@ def test_an_internal_failure_has_its_own_code_and_shows_its_place_on_request(
 
 
 def test_an_interrupt_has_its_own_code(workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("clcalib.cli.quantize.run", interrupt)

@@ -82,6 +82,24 @@ class Adam:
         """All tensors that a step changes."""
         return [*self.parameters, *self._means, *self._squares]
 
+    def steps(self) -> list[int]:
+        """By parameter, how many steps it has taken."""
+        return list(self._steps)
+
+    @torch.no_grad()
+    def restore(self, tensors: Sequence[Tensor], steps: Sequence[int]) -> None:
+        """Take over the tensors of ``state`` and the numbers of ``steps``, of an optimiser over equal parameters.
+
+        Raises:
+            ValueError: they are of other parameters.
+        """
+        own = self.state()
+        if [tensor.shape for tensor in own] != [tensor.shape for tensor in tensors] or len(steps) != len(self._steps):
+            raise ValueError("parameters of other shapes")
+        for tensor, value in zip(own, tensors, strict=True):
+            tensor.copy_(value)
+        self._steps = [int(number) for number in steps]
+
     def _by_steps(self) -> tuple[list[int], list[list[int]]]:
         """The parameters with a gradient; and in groups, by the number of steps, the first one apart from the 100th."""
         moved = [at for at, parameter in enumerate(self.parameters) if parameter.grad is not None]

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.device_step import RECORDERS, DeviceSteps
 from clcalib.calibrate.recipe import Phase, Term
 from clcalib.calibrate.step import Step, name_of
@@ -43,6 +44,7 @@ def optimise(
     *,
     scales: Sequence[float],
     report: Callable[[int, Mapping[str, float]], None],
+    saves: Saves | None = None,
 ) -> None:
     """Run one phase on one unit; the trainable modules inside ``body`` hold the result.
 
@@ -53,6 +55,7 @@ def optimise(
         random: shared with the modules of ``body``.
         scales: the factor of each of the phase's terms, its weight included.
         report: told of the losses every now and then: of each term, that of the last step at which it was due.
+        saves: brings the parameters to where an earlier process left them, and saves them every now and then.
 
     Raises:
         NumericalError: the loss stopped being finite.
@@ -61,13 +64,27 @@ def optimise(
     if not step.trained:
         return
     steps: Steps = DeviceSteps(step) if data.target.device.type in RECORDERS else HostSteps(step)
+    optimizers = [group.optimizer for group in step.trained]
+    first = 0 if saves is None else saves.restore(optimizers)
     with steps.running():
-        for number in range(phase.steps):
+        for number in range(first, phase.steps):
+            if saves is not None:
+                saves.tick(number, optimizers)
             steps.run(number)
             if number % REPORT_EVERY == 0 or number == phase.steps - 1:
                 shown = steps.losses()
                 _check_finite(shown, phase, number)
                 report(number, shown)
+
+
+class Saves(Protocol):
+    """Where the steps of a phase are saved."""
+
+    def restore(self, optimizers: Sequence[Adam]) -> int:
+        """Bring the parameters to where they were saved; return the number of the next step."""
+
+    def tick(self, step: int, optimizers: Sequence[Adam]) -> None:
+        """Called before each step."""
 
 
 class Steps(Protocol):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.fuse import fuse
+from clcalib.calibrate.guard import quantizers_of
+from clcalib.calibrate.journal import listening
 from clcalib.calibrate.moving import advance_rows
 from clcalib.calibrate.probes import PROBE_IMAGES, check_finite
 from clcalib.calibrate.recipe import Phase
@@ -21,6 +23,7 @@ from clcalib.capture.units import Unit
 from clcalib.objectives.lp import lp_error
 
 NAME = "whole network"
+PREFIX = "network"  # of what is saved of it
 LEAST_ERROR = 1e-6  # relative to the target's own size; below it a unit is as good as float and is left out of the loss
 
 
@@ -60,6 +63,17 @@ def run_last_phase(walk: Walk, images: Tensor, held_out: Tensor | None) -> Netwo
     phase = walk.recipe.last_phase
     if phase is None:
         return None
+    journal = dataclasses.replace(walk.journal, prefix=PREFIX)
+    saved = journal.recall(journal.name(0), walk.quantized)
+    if saved is not None:
+        return NetworkTrace(**saved.values["trace"])
+    with listening() as told:
+        trace = _last_phase(walk, phase, images, held_out)
+    journal.commit(0, 1, quantizers_of(walk.quantized.chain.module), trace, told)
+    return trace
+
+
+def _last_phase(walk: Walk, phase: Phase, images: Tensor, held_out: Tensor | None) -> NetworkTrace:
     network, codes = _Network.of(walk), _codes(walk)
     walk.observer.unit_started(0, 1, NAME, "network", phase.steps)
     before = network.errors(images)
@@ -90,7 +104,10 @@ class _Network:
     def of(cls, walk: Walk) -> _Network:
         quantized = dataclasses.replace(walk.quantized, chain=_joined(walk.quantized.chain))
         seed = counter_hash(walk.seed, len(walk.floating.units))
-        whole = dataclasses.replace(walk, floating=_joined(walk.floating), quantized=quantized, seed=seed)
+        journal = dataclasses.replace(walk.journal, prefix=PREFIX)
+        whole = dataclasses.replace(
+            walk, floating=_joined(walk.floating), quantized=quantized, seed=seed, journal=journal
+        )
         return cls(whole, {unit.target: unit.channel_axis for unit in walk.floating.units})
 
     def floats(self, names: Sequence[str]) -> fx.GraphModule:

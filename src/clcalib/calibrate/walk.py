@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
+from clcalib.calibrate.journal import Journal, PhaseJournal, listening
 from clcalib.calibrate.loop import optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
@@ -53,6 +54,11 @@ class UnitTrace:
     held_out_error_after: float | None
     kept: Literal["learned", "nearest"]
 
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> UnitTrace:
+        """The trace of ``dataclasses.asdict``, also when that was JSON in between."""
+        return cls(**{**values, "layers": tuple(values["layers"])})
+
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
@@ -71,6 +77,7 @@ class Walk:
         cache_dtype: as what those of the float network are stored.
         is_guarded: whether a unit whose error has grown goes back to nearest rounding.
         guard_tolerance: the share by which it may grow; None as ``tolerance_of`` says.
+        journal: where finished units are saved, and found again.
     """
 
     floating: Chain
@@ -85,9 +92,10 @@ class Walk:
     cache_dtype: torch.dtype = torch.float32
     is_guarded: bool = True
     guard_tolerance: float | None = None
+    journal: Journal = dataclasses.field(default_factory=Journal)
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
-        """Visit every unit; yield its trace as soon as it is finished.
+        """Visit every unit; yield its trace as soon as it is finished.  Units that the journal has are not done again.
 
         Args:
             images: calibration images (N, ...), on the device of the chains.
@@ -98,8 +106,29 @@ class Walk:
             warnings.warn(message, NoBatchNormWarning, stacklevel=2)
         calibration = Pair.of(images)
         other = None if held_out is None else Pair.of(held_out)
-        for index in range(len(self.floating.units)):
-            yield self._visit(index, calibration, other)
+        count, passed = len(self.floating.units), 0
+        for index in range(count):
+            saved = self.journal.recall(self.journal.name(index), self.quantized)
+            if saved is not None:
+                trace = UnitTrace.from_values(saved.values["trace"])
+                self.observer.unit_started(index, count, trace.name, trace.kind, 0)
+                self.observer.unit_finished(index, trace.name, trace.error_before, trace.error_after)
+                yield trace
+                continue
+            for earlier in range(passed, index):
+                self._pass(earlier, calibration, other)
+            with listening() as told:
+                trace = self._visit(index, calibration, other)
+            passed = index + 1
+            self.journal.commit(index, count, quantizers_of(self.quantized.chain.body(index)), trace, told)
+            yield trace
+
+    def _pass(self, index: int, pair: Pair, other: Pair | None) -> None:
+        """Bring the pairs behind a unit that is finished."""
+        float_body, body = self.floating.body(index), self.quantized.chain.body(index)
+        for each in (pair,) if other is None else (pair, other):
+            each.floating = advance_rows(float_body, each.floating, self.space, self.cache_dtype)
+            each.quantized = advance_rows(body, each.quantized, self.space)
 
     def _visit(self, index: int, pair: Pair, other: Pair | None) -> UnitTrace:
         unit = self.floating.units[index]
@@ -207,11 +236,13 @@ class Walk:
             inside=inside,
         )
         done = 0
+        saves = self.journal.steps(index, self.quantized, lambda: quantizers_of(self.quantized.chain.body(index)))
         for number, phase in enumerate(phases):
-            self._run_phase(index, number, phase, data, done)
+            if number >= saves.phase:
+                self._run_phase(index, number, phase, data, done, saves.of_phase(number))
             done += phase.steps
 
-    def _run_phase(self, index: int, number: int, phase: Phase, data: UnitData, done: int) -> None:
+    def _run_phase(self, index: int, number: int, phase: Phase, data: UnitData, done: int, saves: PhaseJournal) -> None:
         random = StepStream(self.seed, index, number)
         own = stream(self.seed, index, number, -1)  # before the first step
         phase = with_own_parameters(phase, data.target.first(1), data.channel_axis, own)
@@ -223,7 +254,7 @@ class Walk:
         def report(step: int, losses: Mapping[str, float]) -> None:
             self.observer.step(done + step, losses)
 
-        optimise(working, data, phase, random, scales=scales, report=report)
+        optimise(working, data, phase, random, scales=scales, report=report, saves=saves)
         for name, module in working.named_modules():
             if isinstance(module, TrainableWeight):
                 self.quantized.replace(name, module.hardened())

@@ -14,15 +14,17 @@ from rich.console import Console
 import clcalib
 from clcalib.cli import bench, data, describe, evaluate, export, quantize, targets
 from clcalib.cli.messages import show_error, shown_warnings
-from clcalib.errors import ClcalibError, OutputExistsError
+from clcalib.errors import ClcalibError, FolderInUseError, OutputExistsError, StoppedError, StorageError
 
-OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, INTERRUPTED = 0, 1, 2, 3, 130
+OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "CLCALIB_DEBUG"
 
 _INTERRUPTED = "interrupted; no result was written"
 
 # What a wrong path or missing rights raise; other OSErrors are not the user's input.
 _PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+_CODES = {OutputExistsError: OUTPUT_EXISTS, StorageError: NOT_WRITTEN, FolderInUseError: IN_USE}
 
 app = typer.Typer(
     name="clcalib",
@@ -42,7 +44,8 @@ app.add_typer(data.app, name="data")
 
 @app.callback(
     invoke_without_command=True,
-    epilog="Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
+    "(disk full, rights), 5 another process works in the folder, 130 interrupted (Ctrl-C), 143 asked to end (SIGTERM).",
 )
 def root(
     context: typer.Context,
@@ -86,9 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception, errors: Console) -> int:
-    if isinstance(error, OutputExistsError):
+    if isinstance(error, StoppedError):
         show_error(errors, str(error))
-        return OUTPUT_EXISTS
+        return error.code
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            show_error(errors, str(error))
+            return code
     if isinstance(error, ClcalibError):
         show_error(errors, str(error))
         return BAD_INPUT

@@ -36,7 +36,8 @@ def estimate_text(estimate: Estimate, rounds: int | None = None) -> Text:
         *repeated,
         f"memory: {short(estimate.peak_memory_bytes)}B at the peak, {short(estimate.stored_bytes)}B of it stored "
         "activations",
-        f"disk:   {short(estimate.spilled_bytes)}B in temporary files (--memory-budget)",
+        f"disk:   {short(estimate.disk_bytes)}B at most in the output folder, saved units included; "
+        f"{short(estimate.spilled_bytes)}B in temporary files (--memory-budget)",
         f"float:  layers: {', '.join(estimate.float_layers) or 'none'}",
         f"        operators: {operators or 'none'}",
         "Nothing was written.",

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from clcalib.config_sources import Table, merge, parse_assignment, read_toml, with_absolute_paths
+from clcalib.config_sources import (
+    CONFIG_FILE,
+    Table,
+    merge,
+    parse_assignment,
+    read_toml,
+    saved_config,
+    with_absolute_paths,
+)
 from clcalib.errors import ArgumentError
 from clcalib.quant.policy import FLOAT, Override
 
@@ -111,6 +119,29 @@ def collect(config: Path | None, assignments: Sequence[str] | None, flags: Table
     settings = [with_absolute_paths(parse_assignment(assignment), here) for assignment in assignments or ()]
     source = str(config) if config is not None else "command line"
     return merge(base, *settings, with_absolute_paths(given(flags), here)), source
+
+
+def collect_saved(folder: Path, assignments: Sequence[str] | None, flags: Table) -> tuple[dict[str, Any], str]:
+    """The same with the configuration that a run left in its folder in place of a TOML.
+
+    Raises:
+        ArgumentError: there is none.
+        ConfigError: an assignment cannot be read.
+    """
+    base, here = saved_config(folder), Path.cwd()
+    if not base:
+        expected, got = "the output folder of an interrupted run", f"{folder}, which has no {CONFIG_FILE}"
+        raise ArgumentError("--resume", expected, got, "begin anew, with --out")
+    settings = [with_absolute_paths(parse_assignment(assignment), here) for assignment in assignments or ()]
+    return merge(base, *settings, with_absolute_paths(given(flags), here)), str(folder / CONFIG_FILE)
+
+
+def refuse_with_resume(config: Path | None, out: Path | None, *, is_dry: bool, overwrite: bool) -> None:
+    """Raise for what makes no sense beside ``--resume``."""
+    for name, is_given in (("CONFIG", config), ("--out", out), ("--dry-run", is_dry), ("--overwrite", overwrite)):
+        if is_given:
+            remedy = "the folder has the settings of its run; leave it out"
+            raise ArgumentError(name, "nothing beside --resume", config or out or name, remedy)
 
 
 def given(flags: Table) -> dict[str, Any]:

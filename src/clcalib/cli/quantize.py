@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,9 @@ from clcalib.cli.flags import (
     UnitPatternOption,
     WeightsOption,
     collect,
+    collect_saved,
     quantization_flags,
+    refuse_with_resume,
     split_names,
     with_patterns,
 )
@@ -41,9 +44,12 @@ from clcalib.config import build
 from clcalib.config_problems import options_model
 from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
-from clcalib.errors import ClcalibWarning
+from clcalib.durable.stop import asked_by, stopping_politely
+from clcalib.errors import ClcalibWarning, StoppedError
+from clcalib.output import is_finished
+from clcalib.pipeline import RECORD_FILE
 from clcalib.report.deployment_table import deployment_table
-from clcalib.report.record import RunRecord
+from clcalib.report.record import RunRecord, read_record
 from clcalib.report.tables import (
     budget_table,
     detection_table,
@@ -62,6 +68,7 @@ EXAMPLES = (
     "clcalib quantize run.toml --recipe brecq --steps 2000 --set quantization.setting=brecq --out runs/brecq\n\n"
     "clcalib quantize run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*' --out b\n\n"
     "clcalib quantize run.toml --dry-run --memory-budget 2GB\n\n"
+    "clcalib quantize --resume runs/a\n\n"
     "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point\n\n"
     "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed\n\n"
     "clcalib quantize run.toml --bits W4A8 --size-budget 200KB --out runs/mixed"
@@ -196,6 +203,15 @@ def quantize(
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FOLDER",
+            help="Go on with the interrupted run in this output folder, with its own settings; nothing finished is "
+            "done again.",
+        ),
+    ] = None,
     is_dry: Annotated[
         bool,
         typer.Option(
@@ -214,6 +230,11 @@ def quantize(
     With --size-budget or --cost-budget the widths of weights are chosen, so
     that they hurt least within it; a width that a pattern names stays.  The
     TOML's section budget has more, such as candidate widths of activations.
+
+    Each finished unit is saved at once, and every minute the one under way.
+    After Ctrl-C, a power cut or a full disk, --resume FOLDER goes on there;
+    the result is the same to the bit.  Flags beside it that change the result
+    are refused; --memory-budget may be another one.
 
     With --max-drop, half of the evaluation images choose the widths and the
     other half report; a figure to publish needs a third set, which took no
@@ -243,7 +264,10 @@ def quantize(
             "overwrite": overwrite,
         },
     }
-    table, source = collect(config, settings, flags)
+    if resume is not None:
+        refuse_with_resume(config, out, is_dry=is_dry, overwrite=bool(overwrite))
+        flags["run"] |= {"out": resume, "overwrite": None}
+    table, source = collect(config, settings, flags) if resume is None else collect_saved(resume, settings, flags)
     table = _with_fitting_options(table, recipe, steps)
     table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
     table = with_patterns(table, bits, float_)
@@ -262,12 +286,25 @@ def quantize(
         rounds = None if parsed.target is None else parsed.target.rounds
         console.print(estimate_text(found, rounds), soft_wrap=False)
         return
-    if quiet:
-        run(parsed, SilentObserver())
-        return
-    with observer_for(console, log) as observer:
-        record = run(parsed, observer)
-    _show(record, parsed.run.out, console)
+    if resume is not None and is_finished(parsed.run.out):
+        log.print(Text(f"the run in {parsed.run.out} is finished; nothing is left to do"), soft_wrap=True)
+        record = read_record(parsed.run.out / RECORD_FILE)
+    else:
+        record = _run(parsed, console, log, is_resumed=resume is not None, is_quiet=quiet)
+    if not quiet:
+        _show(record, parsed.run.out, console)
+
+
+def _run(config: RunConfig, console: Console, log: Console, *, is_resumed: bool, is_quiet: bool) -> RunRecord:
+    """The run; a signal becomes an error with its exit code, when what is finished is saved."""
+    try:
+        with stopping_politely():
+            if is_quiet:
+                return run(config, SilentObserver(), is_resumed=is_resumed)
+            with observer_for(console, log) as observer:
+                return run(config, observer, is_resumed=is_resumed)
+    except KeyboardInterrupt as error:
+        raise StoppedError(str(error) or "interrupted; no result was written", 128 + (asked_by() or SIGINT)) from None
 
 
 def _with_any_folder(table: dict[str, Any]) -> dict[str, Any]:
@@ -317,5 +354,5 @@ def _show(record: RunRecord, out: Path, console: Console) -> None:
         console.print()
     console.print(summary_table([record]))
     console.print()
-    for path in sorted(out.iterdir()):
+    for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
         console.print(Text(str(path)), soft_wrap=True)

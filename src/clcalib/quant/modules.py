@@ -23,7 +23,8 @@ class IntegerWeight(nn.Module):
     def __init__(self, codes: Tensor, parameters: QParams, spec: QuantSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("codes", codes.to(torch.int16))
+        # In one order in memory, as a saved weight comes back: a convolution may add up in the order that it finds.
+        self.register_buffer("codes", codes.to(torch.int16).contiguous())
         self.register_buffer("scale", parameters.scale.clone())
         self.register_buffer("zero_point", parameters.zero_point.clone())
 

@@ -212,7 +212,8 @@ class RunRecord(Frozen):
         target: how widths were raised for the sake of accuracy, or None.
         budget: how widths were chosen within a budget, or None; weight_bits is then only what was asked for.
         submodule: the path of the part that was quantized, or None for the whole model.
-        seconds_per_stage: wall-clock time of each stage, in the order in which they ran.
+        seconds: wall-clock time of all of it; resumptions: how often it went on after a stop.
+        seconds_per_stage: wall-clock time of each stage, in the order in which they ran, since the last stop.
         peak_memory_bytes: the highest resident memory of the process (of the device, where it has its own).
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
         guard_tolerance: by what share a unit's error could be larger than with nearest rounding, which else took its
@@ -241,6 +242,7 @@ class RunRecord(Frozen):
     seed: int
     steps_per_unit: Count
     seconds: float = Field(ge=0.0)
+    resumptions: Count = 0
     seconds_per_stage: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: Count
     stored_bytes: Count = 0

@@ -1,0 +1,110 @@
+"""A run's saved state around its job: opened under a lock, for this very run, on a disk that has room for it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clcalib.durable.lock import folder_lock
+from clcalib.durable.state import RunState, has_state
+from clcalib.errors import ArgumentError, OutputExistsError, StorageError
+from clcalib.identity import identity_of
+from clcalib.job import Job
+from clcalib.quant.spec import PerChannel
+
+_TENSOR = 110  # bytes of a tensor's line in a safetensors header, about
+_VALUES = 600  # bytes of what is saved with a unit, about
+_ROW = 1000  # bytes of a unit in run.json, about
+_FIELD = 160  # bytes of a field of the identity in a manifest, about
+_MANIFESTS = 3  # at a time: two generations, and the one that is being written
+
+
+@contextlib.contextmanager
+def opened_state(job: Job, folder: str | Path | None, *, is_resumed: bool) -> Iterator[RunState | None]:
+    """The saved state of a run, in a folder that is locked meanwhile; None where there is to be none.
+
+    Raises:
+        ArgumentError, OutputExistsError, FolderInUseError, ResumeError, StorageError: see ``pipeline.quantize``.
+    """
+    if folder is None:
+        if is_resumed:
+            raise ArgumentError("state_folder", "the folder of an interrupted run, with is_resumed=True", "None")
+        yield None
+        return
+    folder = Path(folder)
+    with folder_lock(folder):
+        identity = identity_of(job)
+        if has_state(folder) and not is_resumed:
+            raise OutputExistsError(f"{folder} holds the state of a run; go on with it, or delete it to begin anew")
+        if not is_resumed:
+            check_room(job, folder, len(identity))
+            state = RunState.begin(folder, identity)
+        else:
+            state = RunState.resume(folder, identity)
+        yield state
+
+
+def check_room(job: Job, folder: Path, fields: int) -> None:
+    """Raise where the disk has not the room that the state and the saved model need.
+
+    Raises:
+        StorageError: it has not.
+    """
+    needed, free = needed_bytes(job, fields), shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            errno.ENOSPC,
+            f"{folder}: a run of this network needs up to {needed:,} bytes there, and {free:,} are free; make room, or "
+            "name a folder on another disk",
+        )
+
+
+def needed_bytes(job: Job, fields: int | None = None) -> int:
+    """The most bytes that a run has in its output folder at a time.
+
+    These are the codes, scales and zero points of nearest rounding, of the finished units and of the saved model, a
+    byte for each code; while a unit's steps are saved, its parameters with both means of Adam (12 bytes for each
+    weight), twice, for the old file goes when the new one is there; what is left in float; and three manifests.
+
+    Args:
+        job: of the run.
+        fields: of its identity; None for about as many as there are.
+    """
+    units = [_unit_bytes(job, unit.layers) for unit in job.chain.units]
+    steps = [_step_bytes(job, unit.layers) for unit in job.chain.units] if job.recipe.phases else []
+    if job.recipe.last_phase is not None:
+        steps.append(sum(_step_bytes(job, unit.layers) for unit in job.chain.units))
+    quantized = {f"{layer}.weight" for unit in job.chain.units for layer in unit.layers}
+    state = job.chain.module.state_dict()
+    floats = sum(tensor.nbytes + _TENSOR for name, tensor in state.items() if name not in quantized)
+    count = len(job.chain.units)
+    fields = fields if fields is not None else len(job.policy) + 60
+    manifests = _MANIFESTS * (fields * _FIELD + count * 2 * _TENSOR)
+    return int(3 * sum(units) + 2 * max(steps, default=0) + floats + manifests + count * (_VALUES + _ROW))
+
+
+def _unit_bytes(job: Job, layers: Sequence[str]) -> int:
+    """Of a unit's finished quantizers."""
+    sizes = [_size(job, layer) for layer in layers]
+    return sum(count + 8 * channels + 5 * _TENSOR + 8 for count, channels in sizes)
+
+
+def _step_bytes(job: Job, layers: Sequence[str]) -> int:
+    """Of a unit's steps: what is finished, and the parameters under training with two means."""
+    return _unit_bytes(job, layers) + sum(12 * (_size(job, layer)[0] + 1) + 6 * _TENSOR for layer in layers)
+
+
+def _size(job: Job, layer: str) -> tuple[int, int]:
+    """Codes and scales of a layer's weight; nothing where it stays in float."""
+    rows = {row.layer: row for row in job.policy}
+    spec = None if layer not in rows else rows[layer].weight
+    state = job.chain.module.state_dict()
+    if spec is None or f"{layer}.weight" not in state:
+        return 0, 0
+    shape = state[f"{layer}.weight"].shape
+    axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
+    return math.prod(shape), 1 if axis is None else int(shape[axis])
