@@ -1,6 +1,6 @@
 """ONNX files that libraries wrote of the same network, ours among them, in one table of ``clcalib evaluate``.
 
-    python benchmarks/peers/make_venv.py onnxruntime --venvs VENVS
+    python benchmarks/peers/make_venv.py onnxruntime aimet --venvs VENVS
     python benchmarks/peers/onnx_files.py --data DATA --venvs VENVS    # benchmarks/results/peers_onnx.json
     python benchmarks/peers/page.py
 
@@ -34,12 +34,13 @@ from peers.page import TEST_IMAGES
 from peers.run import CALIBRATION_IMAGES, hand_over
 
 SEED = 0
-OURS: tuple[tuple[str, Widths], ...] = (("nearest", (8, 8)), ("fast", (4, 8)), ("fast", (4, 4)))
+OURS: tuple[tuple[str, Widths], ...] = (("nearest", (8, 8)), ("fast", (4, 4)))
 THEIRS: tuple[tuple[str, str, Widths], ...] = (
     ("onnxruntime", "default", (8, 8)),
     ("onnxruntime", "minmax", (8, 8)),
-    ("onnxruntime", "minmax", (4, 8)),
+    ("aimet", "seqmse", (8, 8)),
     ("onnxruntime", "minmax", (4, 4)),
+    ("aimet", "seqmse", (4, 4)),
 )
 RESULT = "peers_onnx"
 

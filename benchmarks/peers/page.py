@@ -64,8 +64,9 @@ Files that libraries wrote of the same network from the same {calibration_images
 on all test images: `clcalib evaluate RUN FILE.onnx ...`, called by `benchmarks/peers/onnx_files.py`
 ([peers_onnx.json](../benchmarks/results/peers_onnx.json)). Ours are calibrated for the target `onnxruntime`, so that
 integer kernels compute all layers; `onnxruntime-default` is ONNX Runtime's own static quantization as its
-documentation begins with, per channel; `onnxruntime-minmax` is the one of the first table, whose placement leaves
-results in float, so that no integer kernel can take a layer in. A simulation computes in float what its file says."""
+documentation begins with, per channel; `onnxruntime-minmax` and `aimet-seqmse` are those of the first table, whose
+placement leaves results in float, so that no integer kernel can take a layer in. A simulation computes in float what
+its file says."""
 
 
 def load(folder: Path = RESULTS) -> Runs:

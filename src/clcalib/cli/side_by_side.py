@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clcalib.config import build
@@ -55,7 +54,7 @@ def side_by_side(paths: Sequence[Path], given: Sequence[Table], runtime: str) ->
     with limited_threads(configs[0].run.threads):
         reference = _float_outputs(configs, images)
         if reference is not None:
-            row = ModelRow("float", f"PyTorch {torch.__version__}", len(images))
+            row = ModelRow("float", "PyTorch", len(images))
             rows.append(dataclasses.replace(row, top1=_top1(reference, images)))
         for path, config in zip(paths, configs, strict=True):
             if isinstance(config, EvaluationConfig):
@@ -131,7 +130,7 @@ def _of_folder(path: Path, config: EvaluationConfig, images: EvaluationSet) -> t
     if is_detector(network, images.images[:1].to(place)):
         raise ArgumentError("OUT", "networks with output (N, classes)", f"a detector in {path}", "evaluate it alone")
     size = (path / TENSORS).stat().st_size
-    row = ModelRow(str(path), f"simulation, PyTorch {torch.__version__}", len(images), file_bytes=size)
+    row = ModelRow(str(path), "simulation", len(images), file_bytes=size)
     return row, logits(network, images.images, device=place)
 
 

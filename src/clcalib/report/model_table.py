@@ -17,7 +17,7 @@ class ModelRow:
 
     Attributes:
         model: its path as it was given; "float" for the float network.
-        computed_by: a runtime and its version, or what simulates the model in float.
+        computed_by: a runtime and its version; "PyTorch" of the float network, "simulation" of a run's folder.
         images: on how many images.
         top1: None without labels.
         agreement: share of images for which it names the class that the reference names; None for the reference.
@@ -42,7 +42,7 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
     table.add_column("model", style="bold", overflow="fold")
     table.add_column("computed by", overflow="fold")
     for heading in ("top-1 [%]", "agreement [%]", "size", "integer layers"):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(Text(heading), justify="right", max_width=9)
     for row in rows:
         size = MISSING if row.file_bytes is None else f"{short(row.file_bytes)}B"
         table.add_row(
