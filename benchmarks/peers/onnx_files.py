@@ -1,7 +1,7 @@
 """ONNX files that libraries wrote of the same network, ours among them, in one table of ``clcalib evaluate``.
 
     python benchmarks/peers/make_venv.py onnxruntime aimet --venvs VENVS
-    python benchmarks/peers/onnx_files.py --data DATA --venvs VENVS    # benchmarks/results/peers_onnx.json
+    python benchmarks/peers/onnx_files.py --data DATA --venvs VENVS --folder FILES   # results/peers_onnx.json
     python benchmarks/peers/page.py
 
 Peers quantize in their own venvs, as in ``run.py``, and leave their file; ours comes from ``clcalib quantize``.  All
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import NETWORKS, ROOT, provenance, write_result
 from peers.adapter import Job
-from peers.grid import VENVS, Widths
+from peers.grid import PEERS, VENVS, Widths
 from peers.make_venv import python_of
 from peers.page import TEST_IMAGES
 from peers.run import CALIBRATION_IMAGES, hand_over
@@ -73,8 +73,8 @@ def ours(folder: Path, method: str, widths: Widths) -> None:
     clcalib(folder, "quantize", *inputs, *settings, *few, "--out", label("clcalib", method, widths), "--threads", "1")
 
 
-def theirs(folder: Path, data: Path, venvs: Path, peer: str, method: str, widths: Widths) -> dict[str, str]:
-    """Let a peer write its file; returns its versions."""
+def theirs(folder: Path, data: Path, venvs: Path, peer: str, method: str, widths: Widths) -> None:
+    """Let a peer write its file."""
     with tempfile.TemporaryDirectory() as out:
         job = Job(peer, method, *widths, SEED, str(data), out, str(folder / f"{label(peer, method, widths)}.onnx"))
         path = Path(out) / "job.json"
@@ -82,33 +82,42 @@ def theirs(folder: Path, data: Path, venvs: Path, peer: str, method: str, widths
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
         command = [python_of(venvs / peer), "-m", f"peers.{peer}", path]
         subprocess.run(command, cwd=ROOT / "benchmarks", env=environment, check=True)
-        versions: dict[str, str] = json.loads((Path(out) / "result.json").read_text())["versions"]
-    return versions
+
+
+def versions(python: Path, peer: str) -> dict[str, str]:
+    """Of the packages that a peer's venv was made for."""
+    names = [requirement.partition("==")[0] for requirement in PEERS[peer].requirements]
+    code = f"import importlib.metadata, json; print(json.dumps({{n: importlib.metadata.version(n) for n in {names}}}))"
+    found: dict[str, str] = json.loads(subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 (clcalib data cifar10)")
     parser.add_argument("--venvs", type=Path, default=VENVS, help="where make_venv.py put the venvs")
+    parser.add_argument("--folder", type=Path, required=True, help="where files go; those that are there are kept")
     arguments = parser.parse_args()
     if not NETWORKS["resnet20"].weights.is_file():
         sys.exit("skipped: the public weights of ResNet-20 are not there")
-    venvs = arguments.venvs.resolve()
+    venvs, folder = arguments.venvs.resolve(), arguments.folder.resolve()
     data = venvs / f"handover-seed{SEED}"
     hand_over(data, arguments.data, SEED)
-    with tempfile.TemporaryDirectory() as name:
-        folder, versions = Path(name), {}
-        images(folder, data)
-        for peer, method, widths in THEIRS:
-            versions[peer] = theirs(folder, data, venvs, peer, method, widths)
-        for method, widths in OURS:
+    folder.mkdir(parents=True, exist_ok=True)
+    images(folder, data)
+    for method, widths in OURS:
+        if not (folder / label("clcalib", method, widths) / "model.onnx").exists():
             ours(folder, method, widths)
-        first = label("clcalib", *OURS[0])
-        files = [f"{label('clcalib', *each)}/model.onnx" for each in OURS]
-        files += [f"{label(*each)}.onnx" for each in THEIRS]
-        every = ("--set", f"data.evaluation_count={TEST_IMAGES}")
-        rows = json.loads(clcalib(folder, "evaluate", first, *files, *every, "--threads", "1", "--json"))
-    found = {"seed": SEED, "calibration_images": CALIBRATION_IMAGES, "rows": rows, "versions": versions}
+    for peer, method, widths in THEIRS:
+        if not (folder / f"{label(peer, method, widths)}.onnx").exists():
+            theirs(folder, data, venvs, peer, method, widths)
+    first = label("clcalib", *OURS[0])
+    files = [f"{label('clcalib', *each)}/model.onnx" for each in OURS]
+    files += [f"{label(*each)}.onnx" for each in THEIRS]
+    every = ("--set", f"data.evaluation_count={TEST_IMAGES}")
+    rows = json.loads(clcalib(folder, "evaluate", first, *files, *every, "--threads", "1", "--json"))
+    found = {"seed": SEED, "calibration_images": CALIBRATION_IMAGES, "rows": rows}
+    found["versions"] = {peer: versions(python_of(venvs / peer), peer) for peer, _, _ in THEIRS}
     print(write_result(RESULT, {**found, **provenance()}))
 
 
