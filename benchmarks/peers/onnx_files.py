@@ -40,7 +40,6 @@ THEIRS: tuple[tuple[str, str, Widths], ...] = (
     ("onnxruntime", "minmax", (8, 8)),
     ("aimet", "seqmse", (8, 8)),
     ("onnxruntime", "minmax", (4, 4)),
-    ("aimet", "seqmse", (4, 4)),
 )
 RESULT = "peers_onnx"
 
