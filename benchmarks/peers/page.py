@@ -65,8 +65,8 @@ on all test images: `clcalib evaluate RUN FILE.onnx ...`, called by `benchmarks/
 ([peers_onnx.json](../benchmarks/results/peers_onnx.json)). Ours are calibrated for the target `onnxruntime`, so that
 integer kernels compute all layers; `onnxruntime-default` is ONNX Runtime's own static quantization as its
 documentation begins with, per channel; `onnxruntime-minmax` and `aimet-seqmse` are those of the first table, whose
-placement leaves results in float, so that no integer kernel can take a layer in. A simulation computes in float what
-its file says."""
+placement leaves results in float, and with them layers that an integer kernel would else compute. A simulation
+computes in float what its file says."""
 
 
 def load(folder: Path = RESULTS) -> Runs:
