@@ -47,6 +47,33 @@ these rules, so nothing changes when the file is written; `clcalib describe --ta
 """
 PROOF = """\
 
+## What is told before calibration
+
+Widths, signs, grids and operators that a target lacks are refused at once.  Then the file is *rehearsed*: quantizers
+get quick ranges, the file is written, loaded in the target's runtime and run with batches of 2, 1 and 3 of the
+calibration images.  What fails there would have failed after calibration, and is an error now.  It says what happened;
+where, if the writer or the runtime tells; which other targets were tried and took the network; and whether it helps
+to leave the layer in float.
+
+```text
+error: target onnxruntime does not take the network, it was tried before calibration: loading the file in ONNX Runtime
+1.32.0 failed (... Could not find an implementation for Erf(13) node with name 'erf'), at aten.erf in smooth, node erf
+what helps:
+  - --target openvino or torch: written and run here just now
+  - --target paper or tensorrt or executorch: not run here, and nothing is known against it
+  - write the operation in another way
+  - leave the operator outside: --submodule PART quantizes a part of the network
+```
+
+* A batch of another size than the captured one that does not run is an error of its own: the batch is baked in.
+* A runtime that is not installed is a warning with the command that installs it; for `tensorrt` and `paper` writing is
+  all that is tried, and a network of token numbers is loaded and not run.
+* `--dry-run` and `clcalib describe --target` do the same, the latter on noise.  With a budget or `--max-drop` it comes
+  before the search and before the first run.  `quantize(..., is_rehearsed=False)` leaves it out.
+* It takes seconds of CPU time, for `torch` some more, as PyTorch's graph is rewritten for its kernels
+  ([rehearsal.json](../benchmarks/results/rehearsal.json)); an error takes as long again for each target that is tried.
+* Codes are not compared: ranges are not the final ones.  What kernels compute is proved after calibration.
+
 ## The proof
 
 Every run for a target whose runtime is installed is checked at once (there is none for `tensorrt`), and `run.json` has

@@ -106,5 +106,7 @@ class ConvolutionTypes(TorchDispatchMode):
 
     def step(self, step: int, losses: Mapping[str, float]) -> None: ...
 
+    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None: ...
+
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         self.__exit__(None, None, None)

@@ -89,7 +89,12 @@ def _name_problems(table: Table) -> Iterator[str]:
             yield unknown_name(f"quantization.{key}", name, valid)
     yield from _guard_problems(table)
     yield from _augmentation_problems(value_at(table, "data", "augment"))
-    if value_at(table, "data", "augment_copies") is not None and value_at(table, "data", "augment") in (None, [], ()):
+    # One copy is the default, which a saved configuration has too.
+    if value_at(table, "data", "augment_copies") not in (None, 1) and value_at(table, "data", "augment") in (
+        None,
+        [],
+        (),
+    ):
         yield "data.augment_copies: expected names in data.augment too (--augment with --augment-copies), got none"
     yield from _transform_problems(table.get("data"))
     yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"), table.get("last_phase"))

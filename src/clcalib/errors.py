@@ -89,11 +89,19 @@ class StoppedError(ClcalibError, RuntimeError):
 
 
 class UnsupportedOperatorError(ClcalibError, NotImplementedError):
-    """A network holds operators that an export format or a target lacks; all of them are told together."""
+    """A network holds operators that an export format or a target lacks; all of them are told together.
 
-    def __init__(self, summary: str, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(f"{summary}: " + "; ".join(problems) if len(problems) == 1 else _listed(summary, problems))
+    Example:
+        >>> print(UnsupportedOperatorError("no file", ["aten.sort in head"], ["target torch takes it"]))
+        no file: aten.sort in head
+        what helps:
+          - target torch takes it
+    """
+
+    def __init__(self, summary: str, problems: Sequence[str], remedies: Sequence[str] = ()) -> None:
+        self.summary, self.problems, self.remedies = summary, tuple(problems), tuple(remedies)
+        text = f"{summary}: {problems[0]}" if len(problems) == 1 else _listed(summary, problems)
+        super().__init__(text + ("\nwhat helps:" if remedies else "") + _lines(remedies))
 
 
 class ClcalibWarning(UserWarning):
@@ -101,7 +109,7 @@ class ClcalibWarning(UserWarning):
 
 
 class RuntimeMissingWarning(ClcalibWarning):
-    """A file was written for a runtime that is not installed here, so it was not tried."""
+    """A file is written for a runtime that is not installed here, so it is not tried."""
 
 
 class KernelDifferenceWarning(ClcalibWarning):
@@ -173,4 +181,8 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def _listed(source: str, problems: Sequence[str]) -> str:
-    return f"{source}: {len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)
+    return f"{source}: {len(problems)} problems:" + _lines(problems)
+
+
+def _lines(entries: Sequence[str]) -> str:
+    return "".join(f"\n  - {entry}" for entry in entries)

@@ -40,10 +40,11 @@ from clcalib.errors import ClcalibWarning, ConstantChannelWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import is_detector
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
-from clcalib.export.deployed import check_operators, round_to_target
+from clcalib.export.deployed import round_to_target
+from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
-from clcalib.quant.insert import QuantizedChain, chain_policy, insert_quantizers
+from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 from clcalib.quant.reparameterize import reparameterize_layer_norm
@@ -227,6 +228,7 @@ def prepare(
     spill_folder: str | Path | None,
     is_guarded: bool,
     guard_tolerance: float | None,
+    is_rehearsed: bool,
     observer: Observer,
     clock: StageClock,
 ) -> Job:
@@ -259,10 +261,12 @@ def prepare(
     chain.module.to(place)
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
-    if runtime is not None:
-        check_operators(chain, runtime)
-    policy = chain_policy(chain, bits, setting, overrides, first_last_bits, grids, runtime)
+    widths = Widths(chain, bits, setting, overrides, first_last_bits, grids)
+    policy = widths.policy(runtime)
     observer.policy(policy)
+    if runtime is not None and is_rehearsed:
+        clock.stage("rehearsal")
+        rehearse(widths, runtime, images)
     return Job(
         chain=chain,
         policy=policy,

@@ -6,12 +6,13 @@ a weight are one choice; units whose layers read the same tensor get the same wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from clcalib.capture.outputs import output_nodes
 from clcalib.checks import check_arguments, checked_device, checked_grids, range_rule
 from clcalib.data.calibration import CalibrationSet
 from clcalib.errors import ArgumentError, ClcalibWarning
+from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.pipeline import QuantizationResult, quantize
 from clcalib.quant.allocation import check_solver
 from clcalib.quant.policy import Bits, Overrides
@@ -131,26 +133,35 @@ def choose_widths(
     given = inspect.signature(quantize).bind(model, calibration, recipe=recipe, bits=bits, **options)
     given.apply_defaults()
     settings = given.arguments
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClcalibWarning)  # the run tells them
-        _check(budget, settings)
-        first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
-        observer.stage("widths")
-        chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
-        _check_target(target_of(settings["target"]), budget, pairs)
-        plan = plan_widths(
-            chain,
-            pairs,
-            setting=settings["setting"],
-            overrides=overrides,
-            first_last_bits=settings["first_last_bits"],
-            grids=checked_grids(settings["softmax_grid"], settings["gelu_grid"]),
-        )
+    edges = settings["setting"], overrides, settings["first_last_bits"]
+    grids = checked_grids(settings["softmax_grid"], settings["gelu_grid"])
+    with torch.random.fork_rng(devices=[]):
+        with _silent():
+            _check(budget, settings)
+            first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
+            target = target_of(settings["target"])
+            observer.stage("widths")
+            chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
+            _check_target(target, budget, pairs)
+            plan = plan_widths(chain, pairs, *edges, grids=grids, target=target)
         images = calibration.images[: max(budget.images, RANGE_IMAGES)].to(settings["device"])
-        found = search_widths(chain, plan, budget, images, (first, second), observer)
+        if target is not None and settings["is_rehearsed"]:
+            observer.stage("rehearsal")
+            rehearse(Widths(chain, _widest(bits, pairs[-1]), *edges, grids), target, images)
+        with _silent():
+            placement = None if target is None else target.placement
+            found = search_widths(chain, plan, budget, images, (first, second), observer, placement)
     own = plan.overrides(found.chosen, with_inputs=bool(budget.activations), with_weights=bool(budget.weights))
     # What a pattern names comes behind and wins; what it leaves open stays as chosen.
     return WidthChoice(_widest(bits, pairs[-1]), laid_under(own, overrides), found.record, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without warnings that the run tells."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClcalibWarning)
+        yield
 
 
 def _check(budget: object, settings: Mapping[str, Any]) -> None:

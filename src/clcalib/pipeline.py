@@ -118,6 +118,7 @@ def quantize(
     spill_folder: str | Path | None = None,
     is_guarded: bool = True,
     guard_tolerance: float | None = None,
+    is_rehearsed: bool = True,
     state_folder: str | Path | None = None,
     is_resumed: bool = False,
     observer: Observer | None = None,
@@ -169,6 +170,8 @@ def quantize(
         guard_tolerance: as a share of the error with nearest rounding, how much larger the other one may be.  None: 0
             on held-out images where the loss looks at the unit only; 0.05 on calibration images, and where a term looks
             behind the unit (prediction, contrastive, Fisher weights), as the error inside is not all that counts then.
+        is_rehearsed: whether the file of a ``target`` is first written, loaded and run with quick ranges
+            (``export/rehearsal.py``), so that what its runtime refuses is told in seconds.
         state_folder: where finished units are saved as the run goes on, and every minute the one under way, so that an
             interrupted run loses a minute at most.  None saves nothing.  It is for this run alone, and stays until you
             delete it.
@@ -182,10 +185,14 @@ def quantize(
 
     Raises:
         ClcalibError: the model, the images or a setting cannot be used; told before any optimisation.
+        UnsupportedOperatorError: the target cannot take the network; told before any optimisation, with what helps.
         StorageError: the state cannot be saved; what was saved before still is.
         FolderInUseError: another process works in ``state_folder``.
         ResumeError: there is nothing to go on with, or an argument is another one than it was.
         OutputExistsError: ``state_folder`` holds the state of another run, and ``is_resumed`` is false.
+
+    Warns:
+        RuntimeMissingWarning: what writes or runs the target's file is not installed; told before any optimisation.
 
     Example:
         >>> import clcalib, torch
@@ -224,6 +231,7 @@ def quantize(
             spill_folder=spill_folder,
             is_guarded=is_guarded,
             guard_tolerance=guard_tolerance,
+            is_rehearsed=is_rehearsed,
             observer=observer,
             clock=clock,
         )

@@ -59,9 +59,7 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> R
         Interrupted: by Ctrl-C or a signal; says how to go on.
     """
     check_goal(config)
-    target = target_of(config.quantization.target)
-    if target is not None:
-        require_writer(target)
+    target = _check_writer(config)
     out = config.run.out
     check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)
     with occupied(out), limited_threads(config.run.threads):
@@ -123,8 +121,9 @@ def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path 
 
 
 def dry_run(config: RunConfig, observer: Observer) -> Estimate:
-    """Say what ``run`` would take and leave in float; nothing is written."""
+    """Say what ``run`` would take and leave in float, and what its target would refuse; nothing is written."""
     check_goal(config)
+    _check_writer(config)
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)
@@ -135,6 +134,14 @@ def dry_run(config: RunConfig, observer: Observer) -> Estimate:
         found = estimate(model, **settings, bits=choice.bits, overrides=choice.overrides)
         stages = {"widths": choice.seconds, **found.seconds_per_stage}
         return dataclasses.replace(found, seconds_per_stage=stages, budget=choice.record)
+
+
+def _check_writer(config: RunConfig) -> Target | None:
+    """The target; raises where what writes its file is not installed."""
+    target = target_of(config.quantization.target)
+    if target is not None:
+        require_writer(target)
+    return target
 
 
 def check_goal(config: RunConfig) -> None:

@@ -105,7 +105,8 @@ def quantize_to_target(
     own, tried, best = dict(overrides or {}), list[TargetRound](), None
     for number in range(rounds):
         observer.stage(f"round {number + 1} of at most {rounds}")
-        result = attempt(own, f"round-{number}")
+        # Later rounds have other widths of the same graph, which the first one rehearsed.
+        result = attempt(own, f"round-{number}", **({} if number == 0 else {"is_rehearsed": False}))
         drop = search.drop(result.model)
         best = (drop, result) if best is None or drop < best[0] else best
         tried.append(search.round(result, drop, calibration.images[:SENSITIVITY_IMAGES].to(device)))
@@ -208,6 +209,7 @@ def _check_reachable(
     drops = []
     for number, host in enumerate((Recipe("nearest", unit=recipe.unit), recipe)):
         more = {"recipe": host, "evaluation": None, "measured_images": 0, "observer": SilentObserver()}
+        more["is_rehearsed"] = False
         drops.append(search.drop(attempt(widest, f"widest-{number}", **more).model))
         if drops[-1] <= max_drop:
             return

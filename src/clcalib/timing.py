@@ -79,6 +79,10 @@ class TimingObserver:
         """Pass it on."""
         self._listener.correcting(done, count)
 
+    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
+        """Pass it on."""
+        self._listener.unit_recalled(index, count, name, error_before, error_after)
+
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         """Note the time."""
         self.units[-1].end = self._clock()

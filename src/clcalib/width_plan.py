@@ -19,6 +19,7 @@ from clcalib.quant.insert import chain_policy
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Override, Overrides, build_policy
 from clcalib.quant.reads import find_reads
 from clcalib.quant.spec import Grid
+from clcalib.quant.targets import Target
 
 Width = int | Literal["default"] | None
 REASON = "chosen within the budget"
@@ -102,11 +103,12 @@ def laid_under(chosen: Mapping[str, Override], overrides: Overrides | None) -> O
 def plan_widths(
     chain: Chain,
     pairs: Sequence[Bits],
-    *,
     setting: str,
     overrides: Overrides | None,
     first_last_bits: EdgeBits,
+    *,
     grids: Mapping[str, Grid] | None = None,
+    target: Target | None = None,
 ) -> WidthPlan:
     """Find out what there is to choose.
 
@@ -117,8 +119,13 @@ def plan_widths(
         overrides: the same.
         first_last_bits: the same.
         grids: the same.
+        target: the same; tensors that its kernels need quantized beside those that layers read have their widths from
+            it, and are no choice.
+
+    Raises:
+        ArgumentError: as ``chain_policy`` raises it.
     """
-    policies = tuple(chain_policy(chain, pair, setting, overrides, first_last_bits, grids) for pair in pairs)
+    policies = tuple(chain_policy(chain, pair, setting, overrides, first_last_bits, grids, target) for pair in pairs)
     probes = [
         build_policy(
             chain.layers,

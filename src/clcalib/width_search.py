@@ -30,6 +30,7 @@ from clcalib.quant.allocation import Allocation, Option, allocate, least_uses
 from clcalib.quant.condense import Histogram
 from clcalib.quant.cost import bit_operations_at_8_bits
 from clcalib.quant.insert import insert_quantizers
+from clcalib.quant.placement import Placement
 from clcalib.quant.policy import FLOAT_BITS
 from clcalib.quant.ranges import RangeRule
 from clcalib.quant.spec import MAXIMUM_BITS, MINIMUM_BITS, QParams, QuantSpec
@@ -116,6 +117,7 @@ def search_widths(
     images: Tensor,
     rules: tuple[RangeRule, RangeRule],
     observer: Observer,
+    placement: Placement | None = None,
 ) -> Found:
     """Measure the candidates of a plan and choose among them.
 
@@ -126,6 +128,7 @@ def search_widths(
         images: what is shown; ranges of activations are found from them too  # shape: (N, ...)
         rules: of the ranges of weights and of activations.
         observer: told of each pair of widths and of each unit.
+        placement: of the target that the plan was made for.
 
     Raises:
         ArgumentError: the budget cannot be kept; told before anything is measured.
@@ -133,7 +136,7 @@ def search_widths(
     full = bit_operations_at_8_bits(chain)
     bounds = [budget.bytes, None if budget.cost is None else math.floor(budget.cost * full)]
     _check_reachable(plan, bounds, full)
-    measured = measure_widths(chain, plan, images, budget.images, rules, observer)
+    measured = measure_widths(chain, plan, images, budget.images, rules, observer, placement)
     values = [
         [sum(getattr(measured[number][unit], budget.measure) for unit in group.units) for number in group.pairs]
         for group in plan.groups
@@ -158,6 +161,7 @@ def measure_widths(
     count: int,
     rules: tuple[RangeRule, RangeRule],
     observer: Observer,
+    placement: Placement | None = None,
 ) -> list[dict[int, Sensitivity]]:
     """For each pair of widths of a plan, the sensitivity of every unit to which it is a candidate, by its number.
 
@@ -168,6 +172,7 @@ def measure_widths(
         count: sensitivities are measured on the first of them.
         rules: of the ranges of weights and of activations.
         observer: told of each pair and each unit.
+        placement: of the target that the plan was made for.
     """
     weight_rule, numbers = _remembered(rules[0]), {unit.name: index for index, unit in enumerate(chain.units)}
     found: list[dict[int, Sensitivity]] = []
@@ -177,7 +182,7 @@ def measure_widths(
         if not units:
             found.append({})
             continue
-        quantized = insert_quantizers(chain, policy, weight_rule)
+        quantized = insert_quantizers(chain, policy, weight_rule, placement)
         round_alone(chain, quantized, images, rules[1])
 
         def told(index: int, name: str) -> None:

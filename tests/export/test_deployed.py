@@ -223,8 +223,9 @@ def test_operators_that_cannot_be_written_are_told_before_calibration() -> None:
             grid = F.affine_grid(torch.eye(2, 3).expand(x.shape[0], 2, 3), [x.shape[0], 4, 6, 6], align_corners=False)
             return F.grid_sample(self.conv(x), grid, align_corners=False).flatten(1)
 
-    with pytest.raises(UnsupportedOperatorError, match=r"(?s)target onnxruntime.*grid_sampl"):
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)target onnxruntime.*grid_sampl") as raised:
         calibrated(Odd().eval(), "onnxruntime", 8, 8)
+    assert any(remedy.startswith("--target torch") for remedy in raised.value.remedies)
 
 
 def test_the_float_file_is_the_float_network(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from clcalib.quant.targets import target_of
 def quantized() -> clcalib.QuantizationResult:
     calibration = clcalib.CalibrationSet.from_tensor(images())
     recipe, bits = clcalib.recipes.nearest(), clcalib.Bits(8, 8)
-    return clcalib.quantize(tiny(), calibration, recipe=recipe, bits=bits, target="executorch", measured_images=0)
+    settings = {"target": "executorch", "measured_images": 0, "is_rehearsed": False}
+    return clcalib.quantize(tiny(), calibration, recipe=recipe, bits=bits, **settings)  # type: ignore[arg-type]
 
 
 def test_results_of_all_layers_are_quantized() -> None:

@@ -49,7 +49,7 @@ class Mixed(nn.Module):
 
 def quantized(model: nn.Module, bits: int = 8) -> clcalib.QuantizationResult:
     calibration = clcalib.CalibrationSet.from_tensor(images())
-    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch"}
+    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch", "is_rehearsed": False}
     return clcalib.quantize(model, calibration, bits=clcalib.Bits(bits, 8), **settings)  # type: ignore[arg-type]
 
 
@@ -204,6 +204,19 @@ def test_narrow_weights_are_computed_as_they_are(tmp_path: Path) -> None:
     record = deploy(quantized(tiny(), bits=3), tmp_path / "model.pt2", evaluation).record.deployment
     assert record is not None
     assert (record.integer_layers, record.max_code_difference) == (4, 0)
+
+
+def test_a_sum_with_the_images_themselves_is_computed_whatever_their_layout(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason=NEEDS_TORCHAO)
+    shown = torch.randn(48, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    calibration, block = clcalib.CalibrationSet.from_tensor(shown), tiny().block
+    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch"}
+    result = clcalib.quantize(block, calibration, bits=clcalib.Bits(8, 8), **settings)  # type: ignore[arg-type]
+    write_program(result.quantized, tmp_path / "model.pt2", TORCH)
+    lowered = x86.lower(x86.load_program(tmp_path / "model.pt2"), shown[:4])
+    channels_last = lowered(shown[:4].contiguous(memory_format=torch.channels_last))[x86.OUTPUT]
+    assert torch.equal(lowered(shown[:4])[x86.OUTPUT], channels_last)
+    torch.testing.assert_close(channels_last, result.model(shown[:4]), rtol=0, atol=1.01 * steps(result))
 
 
 @pytest.mark.slow

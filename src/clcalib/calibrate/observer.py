@@ -24,6 +24,9 @@ class Observer(Protocol):
 
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None: ...
 
+    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
+        """A unit that an earlier process finished; nothing is done for it."""
+
 
 class SilentObserver:
     """Shows nothing."""
@@ -45,3 +48,6 @@ class SilentObserver:
 
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         """Ignore the end of a unit."""
+
+    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
+        """Ignore a unit that was finished earlier."""

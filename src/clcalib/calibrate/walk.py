@@ -111,8 +111,7 @@ class Walk:
             saved = self.journal.recall(self.journal.name(index), self.quantized)
             if saved is not None:
                 trace = UnitTrace.from_values(saved.values["trace"])
-                self.observer.unit_started(index, count, trace.name, trace.kind, 0)
-                self.observer.unit_finished(index, trace.name, trace.error_before, trace.error_after)
+                self.observer.unit_recalled(index, count, trace.name, trace.error_before, trace.error_after)
                 yield trace
                 continue
             for earlier in range(passed, index):

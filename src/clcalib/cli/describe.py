@@ -31,9 +31,9 @@ from clcalib.config import build
 from clcalib.config_sections import ModelConfig
 from clcalib.data.sources import load_calibration
 from clcalib.errors import ArgumentError
+from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.model_source import load_model
-from clcalib.quant.insert import chain_policy
-from clcalib.quant.targets import target_of
+from clcalib.quant.targets import Target, target_of
 from clcalib.report.tables import description_table, policy_table
 
 EXAMPLES = (
@@ -70,12 +70,17 @@ def describe(
     word of a layer's type there (@depthwise, @linear); the last one that fits
     wins, over the 8 bits of the first and last layer too.  clcalib quantize
     takes the same flags.
+
+    With --target the file is written, loaded and run once with quick ranges,
+    so that what the runtime refuses is told here.
     """
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
-    widths = quantization_flags(bits, first_last_bits, unit_pattern, target=target)
-    flags = {"model": {"entry": model, "weights": weights, "submodule": submodule}, "quantization": widths}
+    flags = {
+        "model": {"entry": model, "weights": weights, "submodule": submodule},
+        "quantization": quantization_flags(bits, first_last_bits, unit_pattern, target=target),
+    }
     table, source = collect(config, settings, flags)
     parsed = build(ModelConfig, with_patterns(table, bits, float_), source)
     size = _image_shape(shape, parsed)
@@ -90,18 +95,25 @@ def describe(
         if shape is None or error.argument not in _IMAGES:
             raise
         raise error.under("--shape") from error
-    policy = chain_policy(
-        chain,
-        section.bits(),
-        section.setting,
-        section.layer_overrides(),
-        section.edge_bits(),
-        target=target_of(section.target),
-    )
+    own = target_of(section.target)
+    widths = Widths(chain, section.bits(), section.setting, section.layer_overrides(), section.edge_bits())
+    policy = widths.policy(own)
     console = Console(highlight=False)
     console.print(description_table(describe_chain(chain)))
     console.print()
     console.print(policy_table(policy))
+    if own is not None:
+        _rehearse(widths, own, images, console)
+
+
+def _rehearse(widths: Widths, target: Target, images: torch.Tensor, console: Console) -> None:
+    """Try the target out on noise, which unlike zeros gives every tensor a range."""
+    if images.is_floating_point():
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    console.print()
+    if rehearse(widths, target, images):
+        how = "written" if target.runtime is None else "written, loaded and run"
+        console.print(f"target {target.name}: {how} just now, on noise and with quick ranges")
 
 
 def _image_shape(shape: str | None, config: ModelConfig) -> tuple[int, ...]:

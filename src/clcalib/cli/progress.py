@@ -29,6 +29,7 @@ class RunProgress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._first_start: float | None = None
+        self._recalled = 0
         self._unit_start = 0.0
         self._phase_start = 0
         self.index = 0
@@ -48,6 +49,11 @@ class RunProgress:
         self.steps_done = self._phase_start = 0
         self.losses = {}
         self.corrected = (0, 0)
+
+    def recall_unit(self, index: int, count: int, name: str) -> None:
+        """A unit was finished by an earlier process, and takes no time."""
+        self._recalled += 1
+        self.index, self.count, self.name, self.steps, self.steps_done = index, count, name, 0, 0
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         """A step is done; a phase that counts from zero again is added to the ones before."""
@@ -72,9 +78,10 @@ class RunProgress:
     @property
     def seconds_left(self) -> float | None:
         """An estimate for all units, or None as long as there is nothing to go by."""
-        if self._first_start is None or self.fraction == 0.0:
+        own = self.fraction - self._recalled / self.count if self.count else 0.0  # the share done by this process
+        if self._first_start is None or own <= 0.0:
             return None
-        return (self._clock() - self._first_start) * (1.0 - self.fraction) / self.fraction
+        return (self._clock() - self._first_start) * (1.0 - self.fraction) / own
 
 
 class PlainObserver:
@@ -117,6 +124,12 @@ class PlainObserver:
         """Print the unit's line."""
         self.progress.steps_done = self.progress.steps
         self.log.print(_unit_line(self.progress, name, error_before, error_after), soft_wrap=True)
+
+    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
+        """Print the unit's line."""
+        self.progress.recall_unit(index, count, name)
+        line = _unit_line(self.progress, name, error_before, error_after, "saved earlier")
+        self.log.print(line, soft_wrap=True)
 
 
 class LiveObserver(PlainObserver):
@@ -189,10 +202,11 @@ def _unit_bar(progress: RunProgress) -> tuple[ProgressBar, str]:
     return _bar(progress.steps_done, progress.steps), steps
 
 
-def _unit_line(progress: RunProgress, name: str, before: float, after: float) -> Text:
+def _unit_line(progress: RunProgress, name: str, before: float, after: float, note: str | None = None) -> Text:
     width = len(str(progress.count))
     head = f"unit {progress.index + 1:>{width}} of {progress.count}  "
-    return Text(f"{head}{name:<24} error {before:.3g} -> {after:.3g}  {duration(progress.unit_seconds)}")
+    note = duration(progress.unit_seconds) if note is None else note
+    return Text(f"{head}{name:<24} error {before:.3g} -> {after:.3g}  {note}")
 
 
 def _losses(losses: Mapping[str, float]) -> str:

@@ -227,6 +227,10 @@ def quantize(
     model.pt2, which is checked in it at once.  clcalib describe shows what --bits and
     --float patterns mean for a network, and --dry-run what a run takes.
 
+    With --target the file is first tried out with quick ranges, before
+    calibration and in a dry run too, so that what the runtime refuses is
+    told in seconds.
+
     With --size-budget or --cost-budget the widths of weights are chosen, so
     that they hurt least within it; a width that a pattern names stays.  The
     TOML's section budget has more, such as candidate widths of activations.

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from clcalib.data.decode import read_json, read_rgb
+from clcalib.data.decode import png, read_json, read_rgb
 from clcalib.errors import DataError
+from clcalib.files import write_atomically
 
 MEAN = (0.485, 0.456, 0.406)
 STANDARD_DEVIATION = (0.229, 0.224, 0.225)
@@ -95,8 +95,8 @@ def write_split(folder: Path, split: Literal["train", "test"], images: Tensor, l
     sheets, label_file = FILES[split]
     for name, part in zip(sheets, images.chunk(len(sheets)), strict=True):
         rows = part.permute(0, 2, 3, 1).reshape(len(part), 1024, 3)
-        Image.fromarray(np.ascontiguousarray(rows.numpy())).save(folder / name)
-    (folder / label_file).write_text(json.dumps(labels) + "\n", encoding="utf-8")
+        write_atomically(folder / name, png(np.ascontiguousarray(rows.numpy())))
+    write_atomically(folder / label_file, (json.dumps(labels) + "\n").encode())
 
 
 def content_digest(path: Path) -> str:

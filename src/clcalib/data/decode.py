@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,3 +70,10 @@ def read_json(path: Path) -> object:
     except (OSError, ValueError) as error:
         raise DataError("path", "a readable JSON file", f"{path} ({error})") from error
     return content
+
+
+def png(pixels: np.ndarray[Any, Any], **options: Any) -> bytes:
+    """An image (H, W, 3) or (H, W) uint8 as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG", **options)
+    return content.getvalue()

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from clcalib.data.decode import read_json, read_rgb
+from clcalib.data.decode import png, read_json, read_rgb
 from clcalib.errors import DataError
+from clcalib.files import write_atomically
 
 _Positive = Annotated[int, Field(ge=1)]
 _FromZero = Annotated[int, Field(ge=0)]
@@ -107,8 +107,8 @@ def write_sheet(path: Path, tiles: Tensor, index: SheetIndex) -> list[Path]:
     for number, name in enumerate(names):
         part = tiles[number * per_sheet : (number + 1) * per_sheet]
         written.append(path.with_name(name))
-        Image.fromarray(_join(part, index.columns).numpy()).save(written[-1], optimize=True)
-    path.write_text(_as_json(index), encoding="utf-8")
+        write_atomically(written[-1], png(_join(part, index.columns).numpy(), optimize=True))
+    write_atomically(path, _as_json(index).encode())
     return [*written, path]
 
 

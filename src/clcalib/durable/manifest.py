@@ -52,11 +52,16 @@ class Manifest(_Strict):
 
     def write(self, folder: Path) -> Path:
         """Write it under the name of its generation; return the path."""
-        path = folder / f"manifest-{self.generation:06d}.json"
+        path = manifest_path(folder, self.generation)
         body = self.model_dump(mode="json")
         content = {"sha256": _digest(body), **body}
         write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
         return path
+
+
+def manifest_path(folder: Path, generation: int) -> Path:
+    """Where the manifest of a generation is."""
+    return folder / f"manifest-{generation:06d}.json"
 
 
 def generation_of(path: Path) -> int | None:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clcalib.durable.manifest import Entry, Manifest, generation_of, read_manifest
+from clcalib.durable.manifest import Entry, Manifest, generation_of, manifest_path, read_manifest
 from clcalib.durable.payload import Payload
 from clcalib.errors import DamagedStateWarning, ResumeError, StorageError
 from clcalib.files import write_atomically
@@ -64,6 +64,7 @@ class RunState:
             DamagedStateWarning: the newest manifest cannot be read, so that the one before is taken.
         """
         manifest = newest_manifest(folder)
+        _check_older(folder, manifest)
         if problems := _differences(manifest.identity, identity):
             raise ResumeError(
                 f"{folder} is of a run with other settings: {'; '.join(problems)}; give the settings that it began "
@@ -126,20 +127,19 @@ class RunState:
         content, generation = payload.to_bytes(), self._manifest.generation + 1
         digest = hashlib.sha256(content).hexdigest()
         entry = Entry(file=f"{name}.{generation:06d}.safetensors", size=len(content), sha256=digest)
-        write_atomically(self.folder / entry.file, content)
-        self._check(self.folder / entry.file, entry)
-        if self._refused.pop(name, digest) != digest:
-            self._forget(before)
-        entries = {key: value for key, value in self._manifest.entries.items() if key not in (name, instead_of)}
-        self._publish(
-            self._manifest.model_copy(
-                update={
-                    "generation": generation,
-                    "entries": {**entries, name: entry},
-                    "seconds": self._before + self._clock() - self._start,
-                }
-            )
-        )
+        path = self.folder / entry.file
+        write_atomically(path, content)
+        try:
+            self._check(path, entry)
+            if self._refused.pop(name, digest) != digest:
+                self._forget(before)
+            entries = {key: value for key, value in self._manifest.entries.items() if key not in (name, instead_of)}
+            seconds = self._before + self._clock() - self._start
+            update = {"generation": generation, "entries": {**entries, name: entry}, "seconds": seconds}
+            self._publish(self._manifest.model_copy(update=update))
+        except StorageError:
+            path.unlink(missing_ok=True)  # nothing refers to it
+            raise
 
     @property
     def _manifest(self) -> Manifest:
@@ -188,22 +188,40 @@ def newest_manifest(folder: Path) -> Manifest:
         ResumeError: there is none.
 
     Warns:
-        DamagedStateWarning: a newer one is damaged.
+        DamagedStateWarning: a manifest is damaged or missing.
     """
-    paths = [path for path in folder.iterdir() if generation_of(path) is not None] if folder.is_dir() else []
-    problems = []
-    for path in sorted(paths, key=lambda path: generation_of(path) or 0, reverse=True):
-        try:
-            manifest = read_manifest(path)
-        except (OSError, ValueError) as error:
-            problems.append(f"{path} is damaged: {error}")
-            continue
-        for problem in problems:
-            message = f"{problem}; the state saved before it is taken"
-            warnings.warn(message, DamagedStateWarning, stacklevel=3)
-        return manifest
-    found = "; ".join(problems) or f"{folder} holds no saved state"
-    raise ResumeError(f"{found}; begin anew")
+    found, problems = _manifests_in(folder)
+    if not found:
+        told = "; ".join(problems) or f"{folder} holds no saved state"
+        raise ResumeError(f"{told}; begin anew")
+    manifest = found[max(found)]
+    problems += _missing(folder, found)
+    for problem in problems:
+        message = f"{problem}; generation {manifest.generation} of the state is taken"
+        warnings.warn(message, DamagedStateWarning, stacklevel=3)
+    return manifest
+
+
+def _manifests_in(folder: Path) -> tuple[dict[int, Manifest], list[str]]:
+    """The manifests that are whole, by generation, and what is wrong with the others."""
+    found, problems = dict[int, Manifest](), list[str]()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if generation_of(path) is not None:
+            try:
+                manifest = read_manifest(path)
+                found[manifest.generation] = manifest
+            except (OSError, ValueError) as error:
+                problems.append(f"{path} is damaged: {error}")
+    return found, problems
+
+
+def _missing(folder: Path, found: Mapping[int, Manifest]) -> list[str]:
+    """Manifests that must have been there: the one before the newest, and that of a newer file."""
+    newest = max(found)
+    newer = {int(path.name.split(".")[-2]) for path in folder.glob("*.*.safetensors")}
+    wanted = {newest - 1, *(number for number in newer if number > newest)} - {-1}
+    paths = [manifest_path(folder, number) for number in sorted(wanted) if number not in found]
+    return [f"{path} is missing, as after an end within a save" for path in paths if not path.exists()]
 
 
 def discard(folder: Path) -> None:
@@ -213,6 +231,23 @@ def discard(folder: Path) -> None:
     if folder.exists():
         folder.rename(finished)
     shutil.rmtree(finished, ignore_errors=True)
+
+
+def _check_older(folder: Path, newest: Manifest) -> None:
+    """Tell what is damaged of files that only an older generation refers to; nothing is lost by it.
+
+    Those of the newest are checked when they are read.
+    """
+    for manifest in _manifests_in(folder)[0].values():
+        for name, entry in manifest.entries.items():
+            if newest.entries.get(name) != entry:
+                try:
+                    _verified(folder / entry.file, entry)
+                except FileNotFoundError:
+                    continue  # it was tidied away
+                except (OSError, ValueError) as error:
+                    message = f"{folder / entry.file} is damaged: {error}; it is of an older generation, and not needed"
+                    warnings.warn(message, DamagedStateWarning, stacklevel=3)
 
 
 def _verified(path: Path, entry: Entry) -> bytes:

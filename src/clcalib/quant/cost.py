@@ -50,11 +50,16 @@ def layer_bytes(chain: Chain, policy: Sequence[LayerPolicy]) -> dict[str, int]:
 
 
 def bit_operations(chain: Chain, policy: Sequence[LayerPolicy]) -> dict[str, int]:
-    """The bit operations for one image of every layer and product; an einsum, whose sums are not known, counts 0."""
+    """The bit operations for one image of every layer and product; an einsum, whose sums are not known, counts 0.
+
+    Rows of other tensors, which a target's kernels need quantized, have none.
+    """
     macs, products = layer_macs(chain), set(chain.products)
     of_images = {read.name for read in find_reads(chain.module) if read.tensor.name == chain.input_name}
     found = {}
     for row in policy:
+        if row.layer not in macs:
+            continue
         first = _bits(row.right if row.layer in products else row.weight)
         found[row.layer] = macs[row.layer] * first * (IMAGE_BITS if row.layer in of_images else _bits(row.input))
     return found

@@ -29,7 +29,15 @@ from clcalib.export.program.operators import operators
 from clcalib.export.runtimes.layers import LayerReport
 
 _WEIGHTED = ("conv", "linear", "mm", "matmul")  # in names of operators
-_NOT_COUNTED = ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel", "sym_size", "alias", "clone")
+_NOT_COUNTED = (
+    "quantize_per_tensor",
+    "dequantize_per_tensor",
+    "dequantize_per_channel",
+    "sym_size",
+    "alias",
+    "clone",
+    "contiguous",
+)
 _VIEWS = ("view", "reshape", "permute", "slice", "expand", "unsqueeze", "squeeze", "select", "t", "transpose")
 _INTEGER = (torch.uint8, torch.int8)
 OUTPUT = "output"
@@ -134,6 +142,7 @@ def lower(program: ExportedProgram, images: Tensor) -> LoweredProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making, about torch's own graphs
         module = lowering(program.module(), (images,))
+    _with_channels_last_sums(module.graph)
     module.recompile()
     return LoweredProgram(module, len(images))
 
@@ -176,6 +185,19 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _with_channels_last_sums(graph: fx.Graph) -> None:
+    """Bring what a kernel adds to its result into the layout that it asks for; only images may come in another one."""
+    for node in list(graph.nodes):
+        if str(node.target) == "onednn.qconv2d_pointwise.binary":
+            names = [argument.name for argument in node.target._schema.arguments]
+            summand = node.args[names.index("qaccum")]
+            with graph.inserting_before(node):
+                call = torch.ops.aten.contiguous.default
+                tensor = graph.call_function(call, (summand,), {"memory_format": torch.channels_last})
+            tensor.meta = {key: value for key, value in summand.meta.items() if key != "custom"}
+            node.replace_input_with(summand, tensor)
 
 
 def _mark(node: fx.Node) -> str:
