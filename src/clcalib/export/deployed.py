@@ -29,10 +29,10 @@ from clcalib.quant.targets import TARGETS, Target
 
 PAPER = TARGETS["paper"]
 _RULES = {
-    "paper": OnnxRules(is_packed=True, is_bias_integer=False),
-    "onnxruntime": OnnxRules(is_packed=True, are_codes_integer=True),
-    "openvino": OnnxRules(is_packed=True, are_codes_integer=True),
-    "tensorrt": OnnxRules(is_bias_integer=False),
+    "paper": OnnxRules(is_packed=True, is_bias_integer=False, is_compact=True),
+    "onnxruntime": OnnxRules(is_packed=True, are_codes_integer=True, is_compact=True, channel_multiple=4),
+    "openvino": OnnxRules(is_packed=True, are_codes_integer=True, is_compact=True),
+    "tensorrt": OnnxRules(is_bias_integer=False, is_compact=True),
 }
 _BIASES = {**_RULES, "executorch": OnnxRules()}  # XNNPACK adds int32 too; PyTorch's kernels add floats
 _EXECUTORCH = "executorch"
@@ -168,7 +168,7 @@ def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:
         UnsupportedOperatorError: an operator cannot be written.
     """
     if is_onnx(target):
-        write_atomically(path, emit(chain).model.SerializeToString())
+        write_atomically(path, emit(chain, rules=OnnxRules(is_compact=True)).model.SerializeToString())
     else:
         _save(emit_float_program(chain), path, {})
 

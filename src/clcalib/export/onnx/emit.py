@@ -25,6 +25,7 @@ from clcalib.capture.products import find_products
 from clcalib.errors import ArgumentError, UnsupportedOperatorError
 from clcalib.export.onnx.call import Call, Names
 from clcalib.export.onnx.codes import write_move
+from clcalib.export.onnx.compact import compacted
 from clcalib.export.onnx.model import Port, make_model, require_onnx
 from clcalib.export.onnx.naming import port_of, value_names
 from clcalib.export.onnx.operators import builder_of, title_of
@@ -125,6 +126,7 @@ def emit(
     if problems:
         raise UnsupportedOperatorError("the network cannot be written as ONNX", [str(problem) for problem in problems])
     outputs = [port_of(node, names, rules) for node in output_nodes(chain.module.graph)]
+    writer = compacted(writer, [name for name, _, _ in outputs])
     inputs: list[Port] = [(rules.input_name, value_of(image).dtype, (rules.batch_name, *shape))]
     model = make_model(writer, inputs, outputs, "clcalib", _narrow_codes(writer) | dict(metadata or {}))
     found = (dict(writer.codes), dict(writer.reference_codes), dict(writer.layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,11 @@ class OnnxModel:
     size: int
     opset: int
 
-    def image_input(self) -> ImageInput:
-        """The input that images go to.
+    def image_input(self, shape: Sequence[int] | None = None) -> ImageInput:
+        """The input that images go to; ``shape`` is that of every batch, where it is known.
 
         Raises:
-            ArgumentError: there are several inputs or none, or it does not take float32.
+            ArgumentError: there are several inputs or none, it does not take float32, or no batch of this shape.
         """
         constants = {tensor.name for tensor in self.proto.graph.initializer}
         inputs = [value for value in self.proto.graph.input if value.name not in constants]
@@ -88,7 +89,11 @@ class OnnxModel:
         if kind != "float":
             raise ArgumentError(self.name, "an input of float32, as images are", f"{kind} in {inputs[0].name!r}")
         sizes = (size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
-        return ImageInput(inputs[0].name, tuple(size if size is None or size > 0 else None for size in sizes))
+        found = ImageInput(inputs[0].name, tuple(size if size is None or size > 0 else None for size in sizes))
+        if shape is None:
+            return found
+        found.check("shape", tuple(shape))
+        return ImageInput(found.name, tuple(shape))
 
     def whole(self) -> Any:
         """A copy of the proto with the values of external tensors in it."""
