@@ -32,6 +32,7 @@ from clcalib.errors import (
     misfits,
 )
 from clcalib.files import write_atomically
+from clcalib.quant.biases import bias_of, further_biases, separate_biases
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.packing import pack, unpack
@@ -175,6 +176,8 @@ def load_chain(folder: Path, model: nn.Module) -> Loaded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
         quantized = insert_quantizers(chain, policy, RANGE_RULES["minmax"], placement)
+    further = further_biases(quantized.chain.module)
+    separate_biases(quantized.chain.module, [name for name in further if f"float/{name}" in tensors])
     _restore(quantized, tensors, description["code_shapes"], folder)
     return Loaded(chain, quantized, part, target)
 
@@ -193,6 +196,8 @@ def _misfits(chain: Chain, code_shapes: dict[str, Any], tensors: dict[str, Tenso
     """Every tensor that is missing, too many, or of another shape than the float architecture has."""
     own = {name: tensor.shape for name, tensor in chain.module.state_dict().items()}
     saved = {(layer if layer in own else f"{layer}.weight"): shape for layer, shape in code_shapes.items()}
+    further = {name: str(bias_of(node).target) for name, node in further_biases(chain.module).items()}
+    own |= {name: own[bias] for name, bias in further.items() if f"float/{name}" in tensors}
     saved |= {name.removeprefix("float/"): t.shape for name, t in tensors.items() if name.startswith("float/")}
     return misfits(own, saved)
 

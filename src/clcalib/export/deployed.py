@@ -16,8 +16,8 @@ from clcalib.errors import UnsupportedOperatorError
 from clcalib.export.onnx.emit import Emitted, emit, least_weight_scales, round_biases, unsupported
 from clcalib.export.onnx.model import require_onnx
 from clcalib.export.onnx.rules import OnnxRules
-from clcalib.export.program.emit import emit_float_program, emit_program
-from clcalib.export.program.executorch import LARGEST_BATCH, partition, require_executorch
+from clcalib.export.program.emit import emit_float_program, emit_program, grids_of
+from clcalib.export.program.executorch import LARGEST_BATCH, PteCodes, PteNetwork, partition, require_executorch
 from clcalib.export.program.operators import operators
 from clcalib.export.runtimes import LayerReport
 from clcalib.files import write_atomically
@@ -151,6 +151,13 @@ def write_pte(quantized: QuantizedChain, path: Path) -> tuple[LayerReport, ...]:
     found = partition(emit_program(quantized, is_signed=True, largest_batch=LARGEST_BATCH))
     write_atomically(path, found.content)
     return found.layers
+
+
+def pte_with_codes(quantized: QuantizedChain, file: PteNetwork, largest_batch: int) -> PteCodes:
+    """A written .pte file beside the same program that returns its codes too."""
+    shifts = {name: grid.shift for name, grid in grids_of(quantized, is_signed=True).items()}
+    program = emit_program(quantized, is_signed=True, largest_batch=largest_batch, returned_codes=list(shifts))
+    return PteCodes(file, PteNetwork(partition(program).content), shifts)
 
 
 def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:
