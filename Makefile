@@ -10,11 +10,12 @@ SOURCES := src tests examples $(wildcard benchmarks)
 # A cheap example is one that needs no download and is done in seconds; it is run as it stands.
 CHEAP_EXAMPLES := $(wildcard examples/quick_*.py)
 
-.PHONY: help venv demo test test-slow lint format types examples data clean
+.PHONY: help venv demo test test-slow test-hard lint format types examples data clean
 
 help:
 	@echo "make demo       quantize the embedded network with and without the contrastive term (minutes)"
 	@echo "make test       all tests but the slow ones; make test-slow: those too"
+	@echo "make test-hard  the batteries of kills, damages, malicious files and bad numbers in full (an hour)"
 	@echo "make lint       ruff; make format: let ruff repair; make types: mypy --strict on src"
 	@echo "make examples   run the cheap examples"
 	@echo "make data       bring the full CIFAR-10 into data/cifar10 (downloads 140 MB)"
@@ -48,6 +49,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST)
+
+test-hard: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/reliability.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -1,4 +1,7 @@
-"""Write ``benchmarks/results/deploy.json`` and ``docs/deployment.md`` from the runs of ``deploy.py``."""
+"""Write ``benchmarks/results/deploy.json`` and ``docs/deployment.md`` from the runs of ``deploy.py``.
+
+The page ends with what ``torch_program.py`` found.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from clcalib.quant.targets import TARGETS
 from common import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "deployment.md"
+TORCH_PROGRAM = RESULTS / "torch_program.json"
 NAMES = {
     "resnet20": "ResNet-20",
     "mobilenet_v2": "MobileNetV2",
@@ -29,6 +33,7 @@ clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed  
 clcalib export runs/deployed --float float.onnx --out deployed.onnx              # again, and the float network
 clcalib bench float.onnx deployed.onnx                                           # speed, size, memory, kernels
 clcalib evaluate deployed.onnx --evaluation images/                              # any ONNX file, ours or not
+clcalib evaluate runs/deployed deployed.onnx theirs.onnx --evaluation images/    # several in one table
 ```
 
 From Python, with `from clcalib.deployment import deploy`: `quantize(..., target="onnxruntime")` and then
@@ -84,10 +89,11 @@ processors; 4-bit weights make the file smaller.  What each runtime needs was me
 [runtimes.md](runtimes.md).
 
 `torch` writes `model.pt2`, an exported program (`clcalib.export.program.x86.load_program` loads it, `lower` puts
-oneDNN's integer kernels into it, `torch.compile` does the same) and is compared like the others; `executorch` writes
-`model.pte`, of which only the outputs are compared, as codes inside of it cannot be seen.  The tables below have the
-two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm were written for
-`onnxruntime` and compared as well.
+oneDNN's integer kernels into it, `torch.compile` does the same) and is compared like the others.  `executorch` writes
+`model.pte`, inside of which codes cannot be seen; the same program is therefore written once more, with all codes among
+its outputs, and these are compared (XNNPACK chooses the same kernels for it), while logits are those of `model.pte`.
+The tables below have the two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvision and timm
+were written for `onnxruntime` and compared as well.
 
 ## Measured
 
@@ -95,16 +101,26 @@ two runtimes of ONNX files.  [Architectures](deployment_coverage.md) of torchvis
 
 
 def write(folder: Path) -> None:
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = cells(folder)
     write_atomically(RESULTS / "deploy.json", (json.dumps({"cells": rows}, indent=1) + "\n").encode())
+    write_atomically(PAGE, page(rows).encode())
+    print(PAGE)
+
+
+def cells(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def page(rows: list[dict[str, Any]]) -> str:
     text = INTRODUCTION + "\n".join(_target(name) for name in TARGETS) + "\n" + PROOF
     for network in NAMES:
         own = [row for row in rows if row["network"] == network]
         if own:
             text += _section(network, own)
     text += _conditions(rows)
-    write_atomically(PAGE, text.encode())
-    print(PAGE)
+    if TORCH_PROGRAM.is_file():
+        text += _torch_program(json.loads(TORCH_PROGRAM.read_text()))
+    return text
 
 
 def _target(name: str) -> str:
@@ -156,6 +172,28 @@ def _conditions(rows: list[dict[str, Any]]) -> str:
         "median over rounds in which float and quantized network take turns in the same runtime; above 1 is faster.  "
         "*Same class*: on how many images runtime and simulation name the same one.  The images of the larger networks "
         "are those of [imagenet.md](imagenet.md), the first of its evaluation images.\n"
+    )
+
+
+def _torch_program(found: dict[str, Any]) -> str:
+    """What ``torch_program.py`` measured."""
+    record = found["deployment"]
+    layers = record["integer_layers"] + record["float_layers"]
+    share = 100 * record["agreement"]
+    text = (
+        f"\n### PyTorch's own kernels\n\n{NAMES[found['network']]}, {found['bits']}, `{found['recipe']}`, target "
+        f"`torch`, under `torch.compile`: {record['integer_layers']} of {layers} layers in integers, codes differ by "
+        f"at most {record['max_code_difference']}, the same class on {share:.2f} % of {record['images']:,} images "
+        "([torch_program.json](../benchmarks/results/torch_program.json)).\n\n"
+        "| batch | speed-up, CPU time | lowest to highest round | speed-up, wall time |\n| --- | --- | --- | --- |\n"
+    )
+    for batch, row in found["batches"].items():
+        spread = f"{row['cpu_lowest']:.2f}x to {row['cpu_highest']:.2f}x"
+        text += f"| {batch} | {row['cpu_speedup']:.2f}x | {spread} | {row['speedup']:.2f}x |\n"
+    return text + (
+        f"\nFloat and int8 program are both compiled by Inductor and take turns for {found['rounds']} rounds; PyTorch "
+        f"{found['lowered_by']}, {found['machine']}, {found['threads']} thread.  The machine was busy with other work, "
+        "so that the ratio of CPU times says more than that of wall times.\n"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SHARED = {"__init__", "adapter", "grid", "make_venv", "page", "run"}
+SHARED = {"__init__", "adapter", "grid", "make_venv", "onnx_files", "page", "run"}
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the benchmarks are not part of this copy")
 
 

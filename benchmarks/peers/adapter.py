@@ -32,7 +32,7 @@ BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: a method of a peer at two widths."""
+    """One run: a method of a peer at two widths; ``keep`` is where its ONNX file goes, "" for nowhere."""
 
     peer: str
     method: str
@@ -41,6 +41,7 @@ class Job:
     seed: int
     data: str
     out: str
+    keep: str = ""
 
 
 def batches(images: Tensor, size: int = BATCH) -> Iterator[Tensor]:

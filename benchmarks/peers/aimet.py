@@ -9,6 +9,7 @@ from peers.adapter import EDGE_BITS, FIRST, LAST, Job, Predict, Tensor, batches,
 
 declare_vision_operators()
 
+import aimet_torch.onnx as aimet_onnx
 import torch
 from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
 from aimet_torch.batch_norm_fold import fold_all_batch_norms
@@ -74,6 +75,10 @@ def quantize(model: nn.Module, calibration: Tensor, job: Job) -> Predict:
                 quantized(batch)
 
     sim.compute_encodings(forward)
+    if job.keep:
+        names = {"input_names": ["image"], "output_names": ["logits"], "dynamic_axes": {"image": {0: "batch"}}}
+        settings = {"opset_version": 21, "dynamo": False, "prequantize_constants": True}  # weights as integers
+        aimet_onnx.export(sim.model, calibration[:2], job.keep, **names, **settings)
     return sim.model.eval()
 
 

@@ -21,6 +21,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "peers.md"
 TEST_IMAGES = 10_000
 SEED = 0
 
+ONNX_FILES = RESULTS.parent / "peers_onnx.json"
+
 Runs = dict[str, dict[str, Any]]  # by name_of
 
 INTRODUCTION = """\
@@ -55,6 +57,16 @@ LIMITS = """\
 * **CPU seconds** are process time on one thread of a busy machine, without imports and without testing. They say what
   is cheap and what is not, no more.
 * Several of these libraries aim at 8 bits and at export to hardware, where they do what clcalib does not."""
+
+
+ONNX_INTRODUCTION = """\
+Files that libraries wrote of the same network from the same {calibration_images:,} images, all computed by one runtime
+on all test images: `clcalib evaluate RUN FILE.onnx ...`, called by `benchmarks/peers/onnx_files.py`
+([peers_onnx.json](../benchmarks/results/peers_onnx.json)). Ours are calibrated for the target `onnxruntime`, so that
+integer kernels compute all layers; `onnxruntime-default` is ONNX Runtime's own static quantization as its
+documentation begins with, per channel; `onnxruntime-minmax` and `aimet-seqmse` are those of the first table, whose
+placement leaves results in float, and with them layers that an integer kernel would else compute. A simulation
+computes in float what its file says."""
 
 
 def load(folder: Path = RESULTS) -> Runs:
@@ -169,6 +181,24 @@ def failures(runs: Runs) -> list[str]:
     return ["", "## What did not run", "", *lines, *failed] if lines or failed else []
 
 
+def onnx_files() -> list[str]:
+    """What ``onnx_files.py`` found: everyone's files in one runtime."""
+    if not ONNX_FILES.is_file():
+        return []
+    found = json.loads(ONNX_FILES.read_text())
+    lines = ["", "## As ONNX files, in one table", "", ONNX_INTRODUCTION.format(**found), ""]
+    heads = ["model", "computed by", "top-1 [%]", "agreement with float [%]", "file [kB]", "layers in integers"]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in found["rows"]:
+        agreement = "-" if row["agreement"] is None else f"{100 * row['agreement']:.2f}"
+        size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1000:.0f}"
+        counts = (row["integer_layers"], row["float_layers"])
+        layers = "-" if None in counts else f"{counts[0]} of {sum(counts)}"
+        top1 = f"{100 * row['top1']:.2f}"
+        lines.append(f"| {row['model']} | {row['computed_by']} | {top1} | {agreement} | {size} | {layers} |")
+    return lines
+
+
 def page(runs: Runs) -> str:
     done = [run for run in runs.values() if "top1" in run]
     typical = 90.0
@@ -187,6 +217,7 @@ def page(runs: Runs) -> str:
             *(verdict(runs, widths) for widths in WIDTHS),
             "",
             LIMITS.format(noise=noise(typical), typical=typical),
+            *onnx_files(),
             *failures(runs),
             "",
             "## What is quantized where",

@@ -16,7 +16,7 @@ from clcalib.capture.running import images_at_once
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, KernelDifferenceWarning, MissingPackageError, RuntimeMissingWarning
 from clcalib.evaluate.accuracy import agreement, top1
-from clcalib.export.deployed import is_onnx, onnx_rules, write_onnx, write_program, write_pte
+from clcalib.export.deployed import is_onnx, onnx_rules, pte_with_codes, write_onnx, write_program, write_pte
 from clcalib.export.onnx.emit import Emitted, with_rounded_biases
 from clcalib.export.program import executorch
 from clcalib.export.program.emit import grids_of
@@ -29,6 +29,7 @@ from clcalib.pipeline import QuantizationResult
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord, FloatOperationRecord, TensorRecord
+from clcalib.report.environment import collected_warnings
 
 CHECKED_IMAGES = 512  # of the evaluation images, on which codes are compared
 
@@ -49,7 +50,7 @@ def deploy(
         count: of them, as many as are compared.
 
     Returns:
-        The same result, with ``record.deployment``.
+        The same result, with ``record.deployment``, and with what is warned of here among ``record.warnings``.
 
     Raises:
         MissingPackageError: the package that writes the file is not installed.
@@ -63,8 +64,11 @@ def deploy(
     # What a runtime is given lies on the CPU, whatever the network was calibrated on.
     quantized = result.quantized.copy()
     quantized.chain.module.cpu()
-    record = deployment_of(quantized, target, Path(path), evaluation, count)
-    return dataclasses.replace(result, record=result.record.model_copy(update={"deployment": record}))
+    with collected_warnings() as messages:
+        record = deployment_of(quantized, target, Path(path), evaluation, count)
+    told = tuple(dict.fromkeys((*result.record.warnings, *messages)))
+    update = {"deployment": record, "warnings": told}
+    return dataclasses.replace(result, record=result.record.model_copy(update=update))
 
 
 def deployment_of(
@@ -122,7 +126,7 @@ def _written(quantized: QuantizedChain, target: Target, path: Path) -> Callable[
 
 
 def _load_onnx(quantized: QuantizedChain, path: Path, emitted: Emitted, runtime: Runtime, target: Target) -> _Loaded:
-    simulated = with_rounded_biases(quantized.chain, onnx_rules(target))  # those of layers that are called twice too
+    simulated = with_rounded_biases(quantized.chain, onnx_rules(target))  # those that are read elsewhere too
 
     def compare(images: Tensor) -> Roundtrip:
         session = runtime.session(read_model(with_codes(emitted)), torch.get_num_threads())
@@ -144,10 +148,13 @@ def _load_program(quantized: QuantizedChain, path: Path) -> _Loaded:
 
 
 def _load_pte(quantized: QuantizedChain, path: Path, layers: tuple[LayerReport, ...]) -> _Loaded:
-    network = PteNetwork(path)
+    network = PteNetwork(path.read_bytes())
+    # At least two: torch.export takes a batch of one for a fixed one.
+    batch = min(executorch.LARGEST_BATCH, max(2, images_at_once(quantized.chain.module)))
 
     def compare(images: Tensor) -> Roundtrip:
-        return compare_codes(quantized.chain, network, network.arrays, images, batch_size=executorch.LARGEST_BATCH)
+        found = pte_with_codes(quantized, network, batch)
+        return compare_codes(quantized.chain, found, found.arrays, images, batch_size=batch)
 
     return _Loaded("ExecuTorch", executorch.version(), layers, compare)
 

@@ -66,9 +66,9 @@ def check_room(job: Job, folder: Path, fields: int) -> None:
 def needed_bytes(job: Job, fields: int | None = None) -> int:
     """The most bytes that a run has in its output folder at a time.
 
-    These are the codes, scales and zero points of nearest rounding, of the finished units and of the saved model, a
-    byte for each code; while a unit's steps are saved, its parameters with both means of Adam (12 bytes for each
-    weight), twice, for the old file goes when the new one is there; what is left in float; and three manifests.
+    These are the codes, scales and zero points of nearest rounding, of the finished units and in the end of the saved
+    model, a byte for each code; while a unit's steps are saved, its parameters with both means of Adam (12 bytes for
+    each weight), three times, for two generations stay while a third is written; what is left in float; and manifests.
 
     Args:
         job: of the run.
@@ -84,7 +84,8 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
     count = len(job.chain.units)
     fields = fields if fields is not None else len(job.policy) + 60
     manifests = _MANIFESTS * (fields * _FIELD + count * 2 * _TENSOR)
-    return int(3 * sum(units) + 2 * max(steps, default=0) + floats + manifests + count * (_VALUES + _ROW))
+    last = max(3 * max(steps, default=0), sum(units) + max(steps, default=0))  # at the largest unit, or at the end
+    return int(2 * sum(units) + last + floats + manifests + count * (_VALUES + _ROW))
 
 
 def _unit_bytes(job: Job, layers: Sequence[str]) -> int:

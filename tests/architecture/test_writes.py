@@ -1,4 +1,4 @@
-"""One helper writes every file that is left behind; who else opens a file to write stands in a short list, with a why."""
+"""One helper writes every file that is left behind; who else opens one to write stands in a short list, with a why."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def test_a_run_for_a_target_leaves_the_file_and_the_proof(deployed: Path, capsys
     assert (record.deployment.images, record.deployment.agreement) == (20, 1)
     assert record.deployment.max_code_difference is not None
     assert record.deployment.max_code_difference <= 1
+
+
+def test_a_runtime_that_is_not_there_is_told_and_recorded(
+    workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    arguments = ["quantize", "run.toml", "--bits", "W8A8", "--target", "onnxruntime", "--quiet"]
+    assert main([*arguments, "--recipe", "nearest", "--out", "runs/e"]) == 0
+    early, late = read_record("runs/e/run.json").warnings
+    assert "pip install" in early
+    assert "was written and not tried" in late
+    told = capsys.readouterr().err.splitlines()
+    assert [f"warning: {message}" in told for message in (early, late)] == [True, True]
 
 
 def test_what_was_written_is_shown_and_measured_again(workplace: Path, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -117,6 +118,61 @@ def test_a_configuration_of_another_program_beside_the_file_is_not_read(models: 
     assert "quantized.onnx" in capsys.readouterr().out
 
 
+def test_a_run_and_files_of_anyone_share_one_table(models: Path, capsys: Capture) -> None:
+    arguments = ["quantize", "run.toml", "--recipe", "nearest", "--bits", "W8A8", "--target", "onnxruntime"]
+    assert main([*arguments, "--out", "out", "--quiet"]) == 0
+    capsys.readouterr()
+    together = ["evaluate", "quantized.onnx", "out", "out/model.onnx", "--threads", "1"]
+    assert main(together) == 0
+    printed = capsys.readouterr().out
+    assert "20 evaluation images; agreement with float" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    assert main([*together, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in rows] == ["float", "quantized.onnx", "out", "out/model.onnx"]
+    content = load_file("evaluation.safetensors")
+    floats, labels = logits(_network(models), content["images"]), content["labels"]
+    theirs = logits(session("quantized.onnx").network(), content["images"])
+    assert (rows[0]["top1"], rows[0]["agreement"]) == (top1(floats, labels), None)
+    assert (rows[1]["top1"], rows[1]["agreement"]) == (top1(theirs, labels), agreement(theirs, floats))
+    assert (rows[2]["top1"], rows[2]["agreement"]) == (rows[3]["top1"], rows[3]["agreement"])
+    assert rows[2]["computed_by"].startswith("simulation")
+    assert rows[3]["computed_by"].startswith("ONNX Runtime")
+    assert [(row["integer_layers"], row["float_layers"]) for row in rows] == [
+        (None, None),
+        (3, 0),
+        (None, None),
+        (3, 0),
+    ]
+    assert rows[3]["file_bytes"] == Path("out/model.onnx").stat().st_size
+    assert {row["images"] for row in rows} == {20}
+
+
+def test_without_a_float_network_the_first_model_is_the_reference(models: Path, capsys: Capture) -> None:
+    arguments = ["evaluate", "float.onnx", "quantized.onnx", "--evaluation", "evaluation.safetensors", "--json"]
+    assert main(arguments) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    images = load_file("evaluation.safetensors")["images"]
+    outputs = [logits(session(name).network(), images) for name in ("float.onnx", "quantized.onnx")]
+    assert (first["agreement"], second["agreement"]) == (None, agreement(outputs[1], outputs[0]))
+    assert (first["integer_layers"], first["float_layers"]) == (0, 3)
+
+
+def test_models_of_runs_on_different_images_need_images_for_all(models: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--recipe", "nearest", "--quiet", "--out", "a"]) == 0
+    shutil.copytree("a", "b")
+    config = json.loads(Path("b/config.json").read_text())
+    config["data"]["evaluation_count"] = 10
+    Path("b/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["evaluate", "a", "b"]) == 2
+    assert "data.evaluation_count: expected the same images for all models" in capsys.readouterr().err
+    assert main(["evaluate", "a", "b", "--set", "data.evaluation_count=10", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["images"]) for row in rows] == [("float", 10), ("a", 10), ("b", 10)]
+    assert rows[1]["agreement"] == rows[2]["agreement"]
+
+
 def write_others(folder: Path) -> None:
     """ONNX files that are wrong in some way."""
     (folder / "text.onnx").write_text("hello")
@@ -143,6 +199,11 @@ EVALUATION = ("--evaluation", "evaluation.safetensors")
         (["evaluate", "float.onnx", *EVALUATION, "--runtime", "onyx"], "--runtime: expected one of onnxruntime"),
         (["evaluate", "float.onnx", *EVALUATION, "--weights", "net.safetensors"], "model.entry: missing"),
         (["evaluate", ".", "--runtime", "openvino"], "--runtime: expected an ONNX file"),
+        (["evaluate"], "Missing argument"),
+        (["evaluate", "float.onnx", "half.onnx", *EVALUATION], "half.onnx: not an ONNX file, or a damaged one"),
+        (["evaluate", "float.onnx", "small.onnx", *EVALUATION], "expected images of shape 3 x 4 x 4, got 3 x 8 x 8"),
+        (["evaluate", "float.onnx", "quantized.onnx"], "--evaluation: expected the path"),
+        (["evaluate", "float.onnx", "nowhere"], "expected the output folder of a run"),
         (["bench", "float.onnx", "nowhere.onnx"], "there is no such file"),
         (["bench", "float.onnx", "half.onnx"], "half.onnx: not an ONNX file, or a damaged one"),
         (["bench", "float.onnx", "small.onnx"], "quantized_model: expected an input of 3 x 8 x 8"),

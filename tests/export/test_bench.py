@@ -52,7 +52,9 @@ def test_a_slower_model_has_the_ratio_of_its_calls(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench.time, "process_time", lambda: 2 * now[0])
 
     class Engine:
-        def session(self, seconds: float, threads: int) -> Session:
+        def session(self, seconds: float, threads: int, shape: tuple[int, ...]) -> Session:
+            assert shape == (5, 3)
+
             def execute(batch: Array) -> list[Array]:
                 now[0] += seconds
                 return [batch]

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 import clcalib
 from clcalib.deployment import deploy
-from clcalib.errors import KernelDifferenceWarning, RuntimeMissingWarning, UnsupportedOperatorError
+from clcalib.errors import CheckpointError, KernelDifferenceWarning, RuntimeMissingWarning, UnsupportedOperatorError
+from clcalib.export.checkpoint import load_chain
 from clcalib.export.deployed import onnx_rules, write_float, write_onnx
-from clcalib.export.onnx.emit import emit, round_biases
+from clcalib.export.onnx.emit import emit, round_biases, with_rounded_biases
 from clcalib.export.roundtrip import compare_codes, with_codes
 from clcalib.export.runtimes import LayerCounts, integer_report, session
 from clcalib.pipeline import QuantizationResult
@@ -115,8 +116,52 @@ def test_biases_are_what_kernels_add_and_rounding_twice_is_rounding_once() -> No
     assert not torch.equal(after["fc.bias"], tiny().fc.bias)
 
 
-def test_a_wrong_kernel_is_found() -> None:
-    quantized = calibrated(tiny(), "onnxruntime", 8, 8).quantized
+class Shared(nn.Module):
+    """One convolution called three times, on tensors of different ranges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.shared(F.relu(self.first(x))))
+        return self.last(F.relu(self.shared(F.relu(self.shared(3 * x)))).mean((2, 3)))
+
+
+def test_each_call_of_a_layer_has_the_bias_that_its_kernel_adds_and_a_saved_model_has_it_too(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model = Shared().eval()
+    result = calibrated(model, "onnxruntime", 4, 8)
+    state = result.quantized.chain.module.state_dict()
+    first, *further = (state[f"shared.bias{ending}"] for ending in ("", "_of_call_2", "_of_call_3"))
+    assert all(0 < float((first - other).abs().max()) < 0.1 for other in further)
+    rounded = with_rounded_biases(result.quantized.chain, onnx_rules(TARGETS["onnxruntime"]))
+    torch.testing.assert_close(rounded.module(IMAGES), result.model(IMAGES), rtol=0, atol=0)
+    result.save(tmp_path / "run")
+    torch.testing.assert_close(clcalib.load(tmp_path / "run", model)(IMAGES), result.model(IMAGES), rtol=0, atol=0)
+    loaded = load_chain(tmp_path / "run", model).quantized
+    emitted = write_onnx(loaded, tmp_path / "model.onnx", TARGETS["onnxruntime"])
+    found = compare_codes(loaded.chain, emitted, session(with_codes(emitted), threads=1), IMAGES)
+    assert found.max_code_difference <= 1
+    torch.testing.assert_close(result.float_state_dict(model)["shared.bias"], first)
+    assert "shared.bias_of_call_2" not in model.state_dict()
+
+
+def test_runs_that_were_saved_with_one_bias_for_all_calls_are_still_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model = Shared().eval()
+    calibrated(model, "torch", 8, 8).save(tmp_path / "run")  # its kernels add floats
+    loaded = load_chain(tmp_path / "run", model)
+    assert [name for name in loaded.quantized.chain.module.state_dict() if "of_call" in name] == []
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_chain(tmp_path / "run", tiny())
+
+
+def test_a_wrong_kernel_is_found_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = calibrated(tiny(), "onnxruntime", 8, 8)
+    quantized = result.quantized
     emitted = emit(quantized.chain, rules=onnx_rules(TARGETS["onnxruntime"]))
     name = next(name for name in quantized.activations.values() if "conv2_output" in name)
     own = quantized.chain.module.get_submodule(name)
@@ -126,6 +171,11 @@ def test_a_wrong_kernel_is_found() -> None:
     found = compare_codes(broken.chain, emitted, session(with_codes(emitted), threads=1), IMAGES)
     assert found.max_code_difference > 1
     assert found.parting is not None
+    monkeypatch.setattr("clcalib.deployment.with_rounded_biases", lambda chain, rules: broken.chain)
+    evaluation = clcalib.EvaluationSet.from_tensor(IMAGES)
+    with pytest.warns(KernelDifferenceWarning, match="do not trust the file"):
+        record = deploy(result, tmp_path / "model.onnx", evaluation).record
+    assert "do not trust the file" in record.warnings[-1]
 
 
 def test_the_record_has_the_proof(tmp_path: Path) -> None:
@@ -148,7 +198,10 @@ def test_a_missing_runtime_costs_the_proof_and_not_the_file(tmp_path: Path, monk
     result = calibrated(tiny(), "onnxruntime", 8, 8)
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.warns(RuntimeMissingWarning, match=r"pip install .clcalib\[onnxruntime\]"):
-        found = deploy(result, tmp_path / "model.onnx").record.deployment
+        record = deploy(result, tmp_path / "model.onnx").record
+    assert sum("pip install" in message for message in record.warnings) == 1
+    assert record.warnings[:-1] == result.record.warnings
+    found = record.deployment
     assert found is not None
     assert found.runtime is None
     assert (tmp_path / "model.onnx").is_file()
@@ -185,8 +238,6 @@ def test_the_float_file_is_the_float_network(tmp_path: Path) -> None:
 def test_a_loaded_run_is_deployed_as_the_first_one_was(tmp_path: Path) -> None:
     result, model = calibrated(tiny(), "onnxruntime", 4, 4), tiny()
     result.save(tmp_path / "run")
-    from clcalib.export.checkpoint import load_chain
-
     loaded = load_chain(tmp_path / "run", model)
     assert loaded.target is TARGETS["onnxruntime"]
     for name, quantized in (("first", result.quantized), ("second", loaded.quantized)):

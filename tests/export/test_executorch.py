@@ -12,7 +12,11 @@ from tests.tiny import images, tiny
 import clcalib
 from clcalib.deployment import deploy
 from clcalib.errors import MissingPackageError
-from clcalib.export.deployed import require_writer
+from clcalib.export.deployed import pte_with_codes, require_writer, write_pte
+from clcalib.export.program.executorch import PteNetwork
+from clcalib.export.roundtrip import compare_codes
+from clcalib.quant.modules import ActivationQuantizer
+from clcalib.quant.spec import QParams
 from clcalib.quant.targets import target_of
 
 
@@ -45,8 +49,28 @@ def test_xnnpack_computes_all_layers_and_gives_what_was_calibrated(tmp_path: Pat
     record = deploy(result, tmp_path / "model.pte", evaluation).record.deployment
     assert record is not None
     assert (record.integer_layers, record.float_layers) == (4, 0)
-    assert record.max_code_difference is None
+    assert len(record.tensors) == len(result.quantized.activations)
+    assert record.max_code_difference is not None
+    assert record.max_code_difference <= 1
     scale = result.quantized.activation("fc:output").scale
     assert isinstance(scale, torch.Tensor)
     assert record.largest_output_difference is not None
     assert record.largest_output_difference <= 1.01 * float(scale)
+
+
+@pytest.mark.slow
+def test_a_wrong_kernel_of_xnnpack_is_found(tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="the optional package that writes .pte files")
+    chain = quantized().quantized
+    write_pte(chain, tmp_path / "model.pte")
+    file = PteNetwork((tmp_path / "model.pte").read_bytes())
+    found = pte_with_codes(chain, file, largest_batch=32)
+    broken = chain.copy()
+    name = next(name for name in chain.activations.values() if "conv2_output" in name)
+    own = chain.chain.module.get_submodule(name)
+    assert isinstance(own, ActivationQuantizer)
+    broken.replace(name, ActivationQuantizer(QParams(own.scale * 0.9, own.zero_point), own.spec))
+    differences = compare_codes(broken.chain, found, found.arrays, images(40), batch_size=32).tensors
+    assert next(row.name for row in differences if row.own > 1) == "conv2d_2"
+    batch = images(8)
+    torch.testing.assert_close(found.with_codes(batch)[-1], file(batch)[-1], rtol=0, atol=0)  # the same kernels

@@ -112,6 +112,19 @@ def test_the_file_says_for_what_and_of_what_it_is_and_tells_no_paths(
     assert str(Path(__file__).parent.parent).encode() not in content
 
 
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_codes_that_are_asked_for_are_returned_too(result: clcalib.QuantizationResult, is_signed: bool) -> None:
+    grids = grids_of(result.quantized, is_signed=is_signed)
+    *codes, output = emit_program(result.quantized, is_signed=is_signed, returned_codes=list(grids)).module()(images(4))
+    torch.testing.assert_close(output, emit_program(result.quantized, is_signed=is_signed).module()(images(4)))
+    chain = result.quantized.chain
+    simulated = chain.subgraph((chain.input_name,), list(grids))(images(4))
+    for (name, grid), own, values in zip(grids.items(), codes, simulated, strict=True):
+        wanted = torch.round(values / grid.scale) + grid.zero_point
+        assert float((own.float() - wanted).abs().max()) <= 1, name  # a value in the middle may go to either
+        assert float((own.float() != wanted).float().mean()) < 0.05, name
+
+
 def test_every_quantizer_is_named_by_one_node(result: clcalib.QuantizationResult) -> None:
     marks = [node.meta.get("custom", {}).get(MARK) for node in emit_program(result.quantized).graph.nodes]
     assert sorted(filter(None, marks)) == sorted(result.quantized.activations.values())

@@ -64,6 +64,18 @@ def test_a_wrong_batch_is_refused(runtime: str) -> None:
 
 
 @ALL
+def test_a_shape_that_is_known_changes_no_output_and_is_the_only_one_then(runtime: str) -> None:
+    fixed, free = (session(residual_network(), runtime, threads=1, shape=shape) for shape in ((4, 3, 8, 8), None))
+    assert fixed.input.shape == (4, 3, 8, 8)
+    for name, value in free(IMAGES).items():
+        np.testing.assert_allclose(fixed(IMAGES)[name], value, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ArgumentError, match="in a batch of 4"):
+        fixed(IMAGES[:2])
+    with pytest.raises(ArgumentError, match="shape: expected images of shape 3 x 8 x 8"):
+        session(residual_network(), runtime, shape=(4, 3, 9, 9))
+
+
+@ALL
 def test_a_fixed_batch_takes_any_number_of_images_as_a_network(runtime: str) -> None:
     make = QdqBuilder((64,), batch=3)
     fixed = make.bytes(make.gemm(make.image()))

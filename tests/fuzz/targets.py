@@ -161,13 +161,13 @@ def _onnx_models() -> list[bytes]:
     return contents
 
 
-def _run_onnx(path: Path) -> None:
+def _run_onnx(path: Path, runtime: str = "onnxruntime") -> None:
     model = read_model(path)
-    session = RUNTIMES["onnxruntime"].session(model, 1)
+    session = RUNTIMES[runtime].session(model, 1)
     shape = [size or 1 for size in session.input.shape]
     if np.prod(shape, dtype=float) < 1e6:
         session(np.zeros(shape, np.float32))
-    integer_report(path)
+    integer_report(path, runtime)
 
 
 def _read_run_config(path: Path) -> None:
@@ -240,6 +240,7 @@ TARGETS: dict[str, Target] = {
     "webp": Target("a.webp", lambda path: read_image(path, TRANSFORM), _images("WEBP")),
     "bmp": Target("a.bmp", lambda path: read_image(path, TRANSFORM), _images("BMP")),
     "onnx": Target("model.onnx", _run_onnx, _onnx_models),
+    "onnx_openvino": Target("model.onnx", lambda path: _run_onnx(path, "openvino"), _onnx_models),
     "toml": Target("run.toml", _read_run_config, lambda: [TOML.encode()], _toml_folder),
     "model_json": Target(
         "model.json", lambda path: load_chain(path.parent, network()), _seed_of("model.json"), _saved_folder

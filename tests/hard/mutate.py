@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -10,6 +11,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+
+import onnx
 
 _ODD_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 64) - 1)
 _ODD_TEXTS = (
@@ -143,9 +146,45 @@ def _safetensors(seed: bytes, chance: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + seed[8 + size :]
 
 
+def _onnx(seed: bytes, chance: random.Random) -> bytes:
+    """Fields of the graph with other values, in a message that is sound."""
+    model = onnx.load_model_from_string(seed)
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        with contextlib.suppress(IndexError):  # of a node that has lost what is changed
+            _change_field(model, chance)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _change_field(model: onnx.ModelProto, chance: random.Random) -> None:
+    node, other, tensor = (
+        chance.choice(each) for each in (model.graph.node, model.graph.node, model.graph.initializer)
+    )
+    kind = model.graph.input[0].type.tensor_type
+    size = chance.choice(kind.shape.dim)
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: node.input.__setitem__(0, chance.choice(["", *other.input])),
+        lambda: node.output.__setitem__(0, chance.choice(["", "x", *other.output])),
+        lambda: setattr(node, "op_type", chance.choice(["", "Loop", "Conv", "Relu", other.op_type])),
+        node.input.pop,
+        node.output.pop,
+        lambda: model.graph.node.remove(node),
+        lambda: node.attribute.extend([*other.attribute]),
+        lambda: setattr(tensor, "data_type", chance.randrange(30)),
+        lambda: tensor.dims.extend([chance.choice((0, 1, -1, 7))]),
+        lambda: setattr(tensor, "raw_data", tensor.raw_data[: chance.randrange(9)]),
+        lambda: setattr(size, "dim_value", chance.choice((0, -1, 1, 3, 1 << 20, 1 << 62))),
+        lambda: setattr(model.opset_import[0], "version", chance.choice((-1, 0, 1, 9, 999))),
+        lambda: setattr(kind, "elem_type", chance.randrange(30)),
+        lambda: model.graph.output.extend([*model.graph.input]),
+    )
+    chance.choice(changes)()
+
+
 _SPECIAL: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "png": _png,
     "pt_zip": _zip,
+    **dict.fromkeys(("onnx", "onnx_openvino"), _onnx),
     **dict.fromkeys(("safetensors", "model_tensors", "image_tensors"), _safetensors),
     **dict.fromkeys(("toml", "model_json", "run_json", "config_json", "sheet_json"), _text),
 }

@@ -166,8 +166,8 @@ def check(work: Work, folder: Path, call: int, error: type[BaseException]) -> in
     with stopped_at(call, error) as calls:
         try:
             work(model, folder)
-        except BaseException as own:
-            caught = own
+        except BaseException as own_error:
+            caught = own_error
     if caught is not None:
         chain = [caught, caught.__cause__, caught.__context__]
         assert any(call > 0 and "stopped by the test" in str(one) for one in chain), repr(caught)

@@ -106,7 +106,8 @@ def test_what_breaks_twice_is_named_and_the_unit_keeps_its_best_state(host, valu
     units = [unit.name for unit in result.record.units]
     if host == "brecq":
         units = units[1:]  # it leaves the first one alone
-    phases = 2 if host == "brecq" else 1
+    # The second phase of brecq has one step, which is no later than its beginning.
+    phases = 2 if host == "brecq" and at == 0 else 1
     assert len(told) == len(units) * phases
     step = round(at * STEPS)
     for unit, message in zip((unit for unit in units for _ in range(phases)), told, strict=True):
@@ -125,7 +126,7 @@ def test_what_breaks_at_speed_is_done_again_slower(host) -> None:
     result, told = run(broken(recipe, BreaksAtSpeed(90.0)))
     check_kept(result)
     assert len(told) == len(result.record.units)
-    assert all("the loss BreaksAtSpeed is nan at step 1" in message for message in told)
+    assert all("the loss BreaksAtSpeed is nan at step " in message for message in told)
     assert all("was done again in float32, at 0.1 of its rates" in message for message in told)
 
 

@@ -18,6 +18,7 @@ Source: PD-Quant (Liu et al., CVPR 2023); the loss on statistics is that of Zero
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from clcalib.calibrate.store import RowState, RowsWriter
 from clcalib.capture.chain import Chain
 from clcalib.capture.fold import NormStatistics, norm_statistics
 from clcalib.capture.running import State
+from clcalib.errors import NonFiniteLossWarning
 from clcalib.fused.squared import mean_squared_error
 
 SMALLEST_GAMMA = 1e-4  # below it, rounding errors of the folded layer would be read as errors of the statistics
@@ -67,6 +69,9 @@ def corrected(
 
     Returns:
         stores of the same shapes; inputs that no norm sees, and whole numbers, are those of ``state``.
+
+    Warns:
+        NonFiniteLossWarning: a batch whose correction is not finite stays as it was.
     """
     unit = chain.units[index]
     named = {node.name: node for node in chain.module.graph.nodes}
@@ -82,11 +87,22 @@ def corrected(
         at: RowsWriter(space, count, float_dtype=float_dtype, is_channels_last=state[at].is_channels_last)
         for at in moved
     }
+    left = 0
     for start in range(0, count, settings.batch_size):
         values = tuple(rows.slice(start, start + settings.batch_size) for rows in state)
-        for at, value in zip(moved, _corrected_batch(body, targets, values, moved, settings), strict=True):
+        found = _corrected_batch(body, targets, values, moved, settings)
+        if not all(bool(torch.isfinite(value).all()) for value in found):
+            found, left = [values[at] for at in moved], left + len(found[0])
+        for at, value in zip(moved, found, strict=True):
             writers[at].append(value)
         report(min(start + settings.batch_size, count), count)
+    if left:
+        warnings.warn(
+            f"unit {unit.name}: the correction of distributions gives values that are not finite for {left} of {count} "
+            "images, which stay as they were; look for extreme statistics in the unit's batch norms",
+            NonFiniteLossWarning,
+            stacklevel=2,
+        )
     done = {at: writer.finish() for at, writer in writers.items()}
     return tuple(done.get(at, rows) for at, rows in enumerate(state))
 

@@ -1,7 +1,10 @@
-"""``clcalib evaluate``: how good a saved model or any ONNX file is, on any images."""
+"""``clcalib evaluate``: how good a saved model or any ONNX file is, or several side by side, on any images."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,27 +24,21 @@ from clcalib.cli.flags import (
     WeightsOption,
     given,
 )
+from clcalib.cli.side_by_side import config_beside, float_logits, images_of, is_onnx_file, side_by_side
 from clcalib.config import build
-from clcalib.config_sections import EvaluationConfig, ModelSection, OnnxEvaluationConfig
-from clcalib.config_sources import (
-    CONFIG_FILE,
-    over_saved,
-    parse_assignment,
-    saved_config,
-    with_absolute_paths,
-    without_nulls,
-)
+from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig
+from clcalib.config_sources import over_saved, parse_assignment, saved_config, with_absolute_paths
 from clcalib.data.calibration import EvaluationSet
-from clcalib.errors import ArgumentError, UnusableFileError
+from clcalib.errors import ArgumentError
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections, is_detector
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
-from clcalib.reading.content import read_json
+from clcalib.report.model_table import model_table
 from clcalib.report.tables import accuracy_table, detection_table
-from clcalib.run import evaluation_images, limited_threads
+from clcalib.run import limited_threads
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -49,14 +46,14 @@ EXAMPLES = (
     "clcalib evaluate runs/w4a4 --evaluation data/cifar10 --threads 1\n\n"
     "clcalib evaluate runs/w4a4 --model net.py:build --weights net.safetensors --evaluation images/\n\n"
     "clcalib evaluate quantized.onnx --evaluation images/ --runtime openvino\n\n"
-    "clcalib evaluate quantized.onnx --evaluation images/ --model net.py:build --weights net.safetensors"
+    "clcalib evaluate quantized.onnx --evaluation images/ --model net.py:build --weights net.safetensors\n\n"
+    "clcalib evaluate runs/w8a8 runs/w8a8/model.onnx theirs.onnx --evaluation images/"
 )
-ONNX = ".onnx"
 
 
 def evaluate(
-    saved: Annotated[
-        Path, typer.Argument(metavar="OUT|MODEL.onnx", help="The output folder of a run, or an ONNX file.")
+    models: Annotated[
+        list[Path], typer.Argument(metavar="OUT|MODEL.onnx", help="Output folders of runs, and ONNX files.")
     ],
     *,
     model: ModelOption = None,
@@ -72,8 +69,13 @@ def evaluate(
             "--score-threshold", min=0.0, max=1.0, metavar="SCORE", help="Of a detector: from which score boxes count."
         ),
     ] = SCORE_THRESHOLD,
+    is_json: Annotated[bool, typer.Option("--json", help="Print a list with a row for each model as JSON.")] = False,
 ) -> None:
     """Load a saved model or any ONNX file and print its top-1 accuracy and its agreement with the float network.
+
+    Several of them, ours or not, share one table, with the size of each file
+    and how many of its layers the runtime computes in integers.  All see the
+    same images, those of the first that names some.
 
     Of a detector (boxes, labels and scores for each image) it prints how many
     of the float network's boxes are found too.
@@ -95,15 +97,22 @@ def evaluate(
     assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
     given_here = [*assigned, with_absolute_paths(given(flags), here)]
     console = Console(highlight=False)
-    if saved.is_file() or saved.suffix == ONNX:
-        _evaluate_onnx(
-            saved, over_saved(_config_beside(saved), saved.parent, *given_here), runtime or "onnxruntime", console
-        )
+    if runtime is not None and not any(is_onnx_file(path) for path in models):
+        raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {models[0]}", "leave it out")
+    if len(models) > 1 or is_json:
+        rows = side_by_side(models, given_here, runtime or "onnxruntime")
+        if is_json:
+            sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        else:
+            console.print(model_table(rows))
         return
-    if runtime is not None:
-        raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {saved}", "leave it out")
+    (saved,) = models
+    if is_onnx_file(saved):
+        table = over_saved(config_beside(saved), saved.parent, *given_here)
+        _evaluate_onnx(saved, table, runtime or "onnxruntime", console)
+        return
     config = build(EvaluationConfig, over_saved(saved_config(saved), saved, *given_here), str(saved))
-    images = _images(config)
+    images = images_of(config)
     with limited_threads(config.run.threads):
         float_model, place = load_model(config.model), config.run.device
         quantized, has_weights = load(saved, float_model).to(place), config.model.weights is not None
@@ -133,35 +142,12 @@ def _evaluate_onnx(path: Path, table: dict[str, Any], runtime: str, console: Con
     config = build(OnnxEvaluationConfig, table, str(path))
     engine, read = runtime_named(runtime, "--runtime"), read_model(path)
     session = engine.session(read, config.run.threads)
-    images = _images(config)
+    images = images_of(config)
     with limited_threads(config.run.threads):
         outputs = logits(session.network(), images.images)
-        float_outputs = None if config.model is None else _float_logits(config.model, images, config.run.device)
+        float_outputs = None if config.model is None else float_logits(config.model, images, config.run.device)
     console.print(accuracy_table(_rows(path.name, outputs, float_outputs, images.labels), len(images)))
     console.print(Text(f"{path.name} ran in {engine.title} {engine.version()}"), soft_wrap=True)
-
-
-def _float_logits(model: ModelSection, images: EvaluationSet, device: str) -> Tensor | None:
-    """Outputs of the float network; None where it has no trained weights."""
-    return None if model.weights is None else logits(load_model(model).to(device), images.images, device=device)
-
-
-def _images(config: EvaluationConfig | OnnxEvaluationConfig) -> EvaluationSet:
-    images = evaluation_images(config)
-    if images is None:
-        raise ArgumentError("--evaluation", "the path of the evaluation images", "none")
-    return images
-
-
-def _config_beside(path: Path) -> dict[str, Any]:
-    """The configuration of the run that an ONNX file lies beside; an empty table for a file of anyone else."""
-    try:
-        saved = read_json(path.parent / CONFIG_FILE)
-    except (OSError, UnusableFileError):
-        return {}
-    if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("model", "data", "run")):
-        return {}
-    return {section: without_nulls(values) for section, values in saved.items()}
 
 
 def _rows(

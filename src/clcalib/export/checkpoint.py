@@ -34,6 +34,7 @@ from clcalib.errors import (
 from clcalib.export.checkpoint_description import FORMAT, Description, read_description
 from clcalib.export.checkpoint_tensors import policy_problems, tensor_problems
 from clcalib.files import write_atomically
+from clcalib.quant.biases import bias_of, further_biases, separate_biases
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.packing import pack, unpack
@@ -180,6 +181,8 @@ def load_chain(folder: Path, model: nn.Module) -> Loaded:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClcalibWarning)  # of weights that are replaced at once
             quantized = insert_quantizers(chain, description.policy, RANGE_RULES["minmax"], placement)
+        further = further_biases(quantized.chain.module)
+        separate_biases(quantized.chain.module, [name for name in further if f"float/{name}" in tensors])
         others = _other_state(quantized)
         if problems := tensor_problems(quantized, others, description.code_shapes, tensors):
             raise CheckpointError(f"{folder / TENSORS} does not fit its {DESCRIPTION}: {'; '.join(problems)}")
@@ -201,6 +204,8 @@ def _misfits(chain: Chain, code_shapes: Mapping[str, Shape], tensors: dict[str, 
     saved: dict[str, Shape] = {
         (layer if layer in own else f"{layer}.weight"): shape for layer, shape in code_shapes.items()
     }
+    further = {name: str(bias_of(node).target) for name, node in further_biases(chain.module).items()}
+    own |= {name: own[bias] for name, bias in further.items() if f"float/{name}" in tensors}
     saved |= {name.removeprefix("float/"): tuple(t.shape) for name, t in tensors.items() if name.startswith("float/")}
     return misfits(own, saved)
 

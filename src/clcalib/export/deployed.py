@@ -16,8 +16,8 @@ from clcalib.errors import UnsupportedOperatorError
 from clcalib.export.onnx.emit import Emitted, emit, least_weight_scales, round_biases, unsupported
 from clcalib.export.onnx.model import require_onnx
 from clcalib.export.onnx.rules import OnnxRules
-from clcalib.export.program.emit import emit_float_program, emit_program
-from clcalib.export.program.executorch import LARGEST_BATCH, partition, require_executorch
+from clcalib.export.program.emit import emit_float_program, emit_program, grids_of
+from clcalib.export.program.executorch import LARGEST_BATCH, PteCodes, PteNetwork, partition, require_executorch
 from clcalib.export.program.operators import operators
 from clcalib.export.runtimes import LayerReport
 from clcalib.files import write_atomically
@@ -29,10 +29,10 @@ from clcalib.quant.targets import TARGETS, Target
 
 PAPER = TARGETS["paper"]
 _RULES = {
-    "paper": OnnxRules(is_packed=True, is_bias_integer=False),
-    "onnxruntime": OnnxRules(is_packed=True, are_codes_integer=True),
-    "openvino": OnnxRules(is_packed=True, are_codes_integer=True),
-    "tensorrt": OnnxRules(is_bias_integer=False),
+    "paper": OnnxRules(is_packed=True, is_bias_integer=False, is_compact=True),
+    "onnxruntime": OnnxRules(is_packed=True, are_codes_integer=True, is_compact=True, channel_multiple=4),
+    "openvino": OnnxRules(is_packed=True, are_codes_integer=True, is_compact=True),
+    "tensorrt": OnnxRules(is_bias_integer=False, is_compact=True),
 }
 _BIASES = {**_RULES, "executorch": OnnxRules()}  # XNNPACK adds int32 too; PyTorch's kernels add floats
 _EXECUTORCH = "executorch"
@@ -153,6 +153,13 @@ def write_pte(quantized: QuantizedChain, path: Path) -> tuple[LayerReport, ...]:
     return found.layers
 
 
+def pte_with_codes(quantized: QuantizedChain, file: PteNetwork, largest_batch: int) -> PteCodes:
+    """A written .pte file beside the same program that returns its codes too."""
+    shifts = {name: grid.shift for name, grid in grids_of(quantized, is_signed=True).items()}
+    program = emit_program(quantized, is_signed=True, largest_batch=largest_batch, returned_codes=list(shifts))
+    return PteCodes(file, PteNetwork(partition(program).content), shifts)
+
+
 def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:
     """Write a float chain in the form of a target; the file that a quantized one is timed against.
 
@@ -161,7 +168,7 @@ def write_float(chain: Chain, path: Path, target: Target | None = None) -> None:
         UnsupportedOperatorError: an operator cannot be written.
     """
     if is_onnx(target):
-        write_atomically(path, emit(chain).model.SerializeToString())
+        write_atomically(path, emit(chain, rules=OnnxRules(is_compact=True)).model.SerializeToString())
     else:
         _save(emit_float_program(chain), path, {})
 

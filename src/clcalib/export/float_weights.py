@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from clcalib.capture.fold import FoldedNorm, folded_norm
 from clcalib.capture.graph import is_convolution, is_linear
 from clcalib.errors import ArgumentError, first_of, misfits
+from clcalib.quant.biases import is_further_bias
 from clcalib.quant.insert import QuantizedChain, tensor_at
 
 _CONSTANT = "_constant_"  # begins the names of what capture computed from parameters; it changes no parameter
@@ -36,7 +37,8 @@ def float_state_dict(quantized: QuantizedChain, model: nn.Module, prefix: str = 
         prefix: of the part of the model that is quantized, such as ``"backbone."``.
 
     Returns:
-        All names of ``model.state_dict()``; float32 copies, on the device of the model's.
+        All names of ``model.state_dict()``; float32 copies, on the device of the model's.  Of a bias that a target's
+        kernels round anew for each call of its layer, it is the value of the first call.
 
     Raises:
         ArgumentError: the model is another one, or a value has no parameter of its own: a weight that is computed from
@@ -64,7 +66,8 @@ def _values(quantized: QuantizedChain) -> dict[str, Tensor]:
     norms = [norm for node in module.graph.nodes if _is_layer(node) and (norm := folded_norm(node)) is not None]
     moved = {norm.folded_bias for norm in norms if norm.layer_bias is None}  # into the batch norm that they came from
     for name, tensor in module.state_dict().items():
-        if name.rpartition(".")[0] not in owned and not name.startswith(_CONSTANT) and name not in moved:
+        is_own = not name.startswith(_CONSTANT) and not is_further_bias(name)  # it has a parameter of its own
+        if is_own and name.rpartition(".")[0] not in owned and name not in moved:
             _put(values, name, tensor)
     for layer in quantized.weights:
         _put(values, quantized.sources[layer], quantized.weight(layer)())

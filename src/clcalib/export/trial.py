@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -200,12 +198,9 @@ def _try_program(quantized: QuantizedChain, images: Tensor, watch: _Watch) -> No
 def _try_pte(quantized: QuantizedChain, images: Tensor, watch: _Watch) -> None:
     with watch.step("writing the .pte file"):
         content = partition(emit_program(quantized, is_signed=True, largest_batch=LARGEST_BATCH)).content
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pte"
-        path.write_bytes(content)
-        with watch.step("loading the file in ExecuTorch"):
-            network = PteNetwork(path)
-        watch.run("ExecuTorch", network, quantized.chain.module, images)
+    with watch.step("loading the file in ExecuTorch"):
+        network = PteNetwork(content)
+    watch.run("ExecuTorch", network, quantized.chain.module, images)
 
 
 def _places(floating: Chain, quantized: QuantizedChain, emitted: Emitted) -> dict[str, str]:

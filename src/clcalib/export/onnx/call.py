@@ -41,6 +41,16 @@ class Call:
         self.padding: Tensor | None = None  # what is put around codes, where the operator works on these
         self._arguments = _arguments(node)
 
+    def at(self, node: fx.Node) -> Call:
+        """Another node of the same graph."""
+        return Call(self.writer, node, self._names)
+
+    def reading(self, name: str, node: fx.Node) -> Call:
+        """The same node with another tensor as one of its arguments."""
+        other = self.at(self.node)
+        other._arguments[name] = node
+        return other
+
     def __getitem__(self, name: str) -> Any:
         return self._arguments[name]
 
@@ -163,19 +173,26 @@ class Call:
     def step(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Write an operator whose value only this node reads."""
         output = self.writer.reserve(f"{self.node.name}/{operator}")
-        self.writer.step(operator, inputs, (output,), self.place(output), **attributes)
+        self.writer.step(operator, inputs, (output,), self._title(operator, output), **attributes)
         return output
 
     def end(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Write the operator that makes the node's value; ``name`` of the step instead of its place."""
         output = self._names[self.node]
         assert isinstance(output, str)
-        return self.writer.step(operator, inputs, (output,), name or self.place(self.node.name), **attributes)
+        title = name or self._title(operator, self.node.name)
+        return self.writer.step(operator, inputs, (output,), title, **attributes)
 
     def end_several(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Write the operator that makes all values of a node with several results, also those that nothing reads."""
         outputs = [output or self.writer.reserve(f"{self.node.name}/unread") for output in self.outputs]
         return self.writer.step(operator, inputs, outputs, self.place(self.node.name), **attributes)
+
+    def _title(self, operator: str, label: str) -> str:
+        """The name of a step; what a quantizer becomes goes without in a compact graph, but for clips of its codes."""
+        if not self.writer.rules.is_compact or self.node.op != "call_module":
+            return self.place(label)
+        return self.place(operator) if operator == "Clip" else ""
 
     def place(self, label: str) -> str:
         """A label behind the path of the module that the node arose in."""

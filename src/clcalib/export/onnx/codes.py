@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.export.onnx.call import Builder, Call, Names
+from clcalib.export.onnx.movement import PADS
 from clcalib.export.onnx.pooling import whole_factors
 from clcalib.export.onnx.writer import Codes, Writer
 from clcalib.quant.functional import quantize
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.placement import MOVES, clamp_limits, pads_with_numbers, plain_name
-
-_PADS = ("pad", "constant_pad_nd")
 
 
 def write_codes(call: Call, source: str, quantizer: ActivationQuantizer) -> None:
@@ -71,7 +70,7 @@ def write_move(writer: Writer, node: fx.Node, names: Names, build: Builder) -> b
     moved = tuple(writer.reserve(f"{value}/codes") if value else "" for value in values)
     inner = {**names, source: codes.name, node: moved if isinstance(names[node], tuple) else moved[0]}
     call = Call(writer, node, inner)
-    if name in _PADS:
+    if name in PADS:
         dtype = torch.int8 if codes.quantizer.spec.is_signed else torch.uint8
         call.padding = codes.quantizer.zero_point.reshape(()).to(dtype)
     build(call)
@@ -80,6 +79,16 @@ def write_move(writer: Writer, node: fx.Node, names: Names, build: Builder) -> b
             writer.stored[value] = Codes(own, codes.numbers, codes.quantizer)
             writer.step("DequantizeLinear", (own, *codes.numbers), (value,), "")
     return True
+
+
+def with_zero_channels(call: Call, argument: str, count: int) -> str:
+    """The value of an argument that is dequantized from codes, with channels of zeros behind its own."""
+    writer, codes = call.writer, call.writer.stored[call.tensor(argument)]
+    sizes = [0] * call.rank(argument)
+    filled = call.step("Pad", codes.name, call.sizes([*sizes, 0, count, *sizes[2:]]), codes.numbers[1])
+    output = writer.reserve(f"{call.node.name}/filled")
+    writer.step("DequantizeLinear", (filled, *codes.numbers), (output,), "")
+    return output
 
 
 def scale_behind(call: Call, argument: str) -> Tensor | None:

@@ -25,12 +25,14 @@ from clcalib.capture.products import find_products
 from clcalib.errors import ArgumentError, UnsupportedOperatorError
 from clcalib.export.onnx.call import Call, Names
 from clcalib.export.onnx.codes import write_move
+from clcalib.export.onnx.compact import compacted
 from clcalib.export.onnx.model import Port, make_model, require_onnx
 from clcalib.export.onnx.naming import port_of, value_names
 from clcalib.export.onnx.operators import builder_of, title_of
 from clcalib.export.onnx.quantizers import write_activation, write_weight
 from clcalib.export.onnx.rules import OnnxRules
 from clcalib.export.onnx.writer import UnsupportedError, Writer
+from clcalib.quant.biases import bias_of, further_biases, separate_biases
 from clcalib.quant.insert import Unquantized, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 
@@ -124,6 +126,7 @@ def emit(
     if problems:
         raise UnsupportedOperatorError("the network cannot be written as ONNX", [str(problem) for problem in problems])
     outputs = [port_of(node, names, rules) for node in output_nodes(chain.module.graph)]
+    writer = compacted(writer, [name for name, _, _ in outputs])
     inputs: list[Port] = [(rules.input_name, value_of(image).dtype, (rules.batch_name, *shape))]
     model = make_model(writer, inputs, outputs, "clcalib", _narrow_codes(writer) | dict(metadata or {}))
     found = (dict(writer.codes), dict(writer.reference_codes), dict(writer.layers))
@@ -160,14 +163,20 @@ def least_weight_scales(chain: Chain, rules: OnnxRules = _DEFAULT) -> dict[str, 
 
 
 def round_biases(chain: Chain, rules: OnnxRules = _DEFAULT) -> None:
-    """The same in place, where nothing else reads a bias; rounding twice is rounding once."""
-    writer = _write(chain, rules, {})[0]
-    nodes = {node.name: node for node in chain.module.graph.nodes}
-    biases = [nodes[name].args[2] for name in writer.biases]
-    targets = Counter(str(bias.target) for bias in biases)
-    for name, bias in zip(writer.biases, biases, strict=True):
+    """The same in place, where only layers read a bias; rounding twice is rounding once.
+
+    A layer that is called more than once gets a bias for each call (``quant/biases.py``), as their steps differ.
+    """
+    values = _write(chain, rules, {})[0].biases
+    layers = [node for node in chain.module.graph.nodes if node.name in values]
+    rounded = {str(bias_of(layer).target) for layer in layers}
+    further = further_biases(chain.module)
+    separate_biases(chain.module, [name for name, node in further.items() if str(bias_of(node).target) in rounded])
+    targets = Counter(str(bias_of(layer).target) for layer in layers)
+    for layer in layers:
+        bias = bias_of(layer)
         if targets[str(bias.target)] == 1 and len(bias.users) == 1:
-            tensor_at(chain.module, str(bias.target)).copy_(writer.biases[name])
+            tensor_at(chain.module, str(bias.target)).copy_(values[layer.name])
 
 
 def _write(chain: Chain, rules: OnnxRules, weights: Mapping[str, str]) -> tuple[Writer, Names, list[Unsupported]]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, fx
 
 from clcalib.capture.graph import layer_name
 from clcalib.export.onnx.call import Call
-from clcalib.export.onnx.codes import scale_behind
-from clcalib.export.onnx.quantizers import LARGEST_BIAS_CODE, write_bias, write_weight
+from clcalib.export.onnx.codes import scale_behind, with_zero_channels
+from clcalib.export.onnx.movement import zeros_around
+from clcalib.export.onnx.quantizers import LARGEST_BIAS_CODE, is_symmetric, write_bias, write_weight
 from clcalib.export.onnx.writer import UnsupportedError
 from clcalib.quant.insert import tensor_at
 from clcalib.quant.modules import IntegerWeight
 from clcalib.quant.spec import PerChannel, PerTensor
 
 _MARGIN = 1.001  # for what dividing rounds
+_LARGEST_FILLED = 25  # pixels of a kernel up to which channels of zeros cost less than they gain (docs/runtimes.md)
 
 
 def convolution(call: Call) -> None:
@@ -26,20 +30,56 @@ def convolution(call: Call) -> None:
     if call.rank("input") != rank + 2:
         raise UnsupportedError("an input without a batch dimension")
     stride, dilation = call.numbers("stride", rank), call.numbers("dilation", rank)
-    attributes = {
-        "kernel_shape": [int(size) for size in weight_shape[2:]],
-        "strides": stride,
-        "dilations": dilation,
-        "group": int(call["groups"]),
-        "pads": _pads(call, rank, dilation),
-    }
-    if is_transposed:
+    kernel, pads = [int(size) for size in weight_shape[2:]], _pads(call, rank, dilation)
+    if not is_transposed:
+        call, pads = _with_pad_in_front(call, pads, [d * (size - 1) for d, size in zip(dilation, kernel, strict=True)])
+    # What the format takes where nothing is said need not be said; the weight has the kernel's shape.
+    attributes: dict[str, object] = {} if call.writer.rules.is_compact else {"kernel_shape": kernel}
+    attributes |= {} if set(stride) == {1} else {"strides": stride}
+    attributes |= {} if set(dilation) == {1} else {"dilations": dilation}
+    attributes |= {} if call["groups"] == 1 else {"group": int(call["groups"])}
+    attributes |= {"pads": pads} if any(pads) else {}
+    if is_transposed and any(call.numbers("output_padding", rank)):
         attributes["output_padding"] = call.numbers("output_padding", rank)
-    weight, bias = _weight(call, "weight"), _bias(call, can_be_integer=not is_transposed)
+    missing = 0 if is_transposed else _missing_channels(call, kernel)
+    weight, bias = _weight(call, "weight", zero_channels=missing), _bias(call, can_be_integer=not is_transposed)
     if is_transposed and bias and call.writer.rules.are_codes_integer:
         _end_transposed(call, weight, bias, rank, **attributes)
         return
-    _end_layer(call, "ConvTranspose" if is_transposed else "Conv", call.tensor("input"), weight, bias, **attributes)
+    source = with_zero_channels(call, "input", missing) if missing else call.tensor("input")
+    _end_layer(call, "ConvTranspose" if is_transposed else "Conv", source, weight, bias, **attributes)
+
+
+def _with_pad_in_front(call: Call, pads: list[int], reach: list[int]) -> tuple[Call, list[int]]:
+    """The layer as it reads what a pad with zeros in front of it reads, which its kernel then pads.
+
+    Args:
+        call: the layer.
+        pads: its own, before and behind each axis.
+        reach: pixels of an axis that the kernel covers, less one; a wider pad stays an operator.
+    """
+    node = call["input"]
+    around = zeros_around(call.at(node)) if node.op == "call_function" else None
+    if around is None or any(side[0] or side[1] for side in around):
+        return call, pads
+    more = [*around[0][2:], *around[1][2:]]
+    sums = [own + other for own, other in zip(pads, more, strict=True)]
+    if min(more) < 0 or any(total > limit for total, limit in zip(sums, reach * 2, strict=True)):
+        return call, pads
+    (source, *_) = node.all_input_nodes
+    return call.reading("input", source), sums
+
+
+def _missing_channels(call: Call, kernel: list[int]) -> int:
+    """How many channels of zeros a convolution of images needs for the kernel that takes a multiple of some number."""
+    rules, channels = call.writer.rules, int(call.value("weight").shape[1])
+    weight = _module_at(call, call["weight"])
+    is_small = 1 < math.prod(kernel) <= _LARGEST_FILLED
+    if channels >= rules.channel_multiple or call["groups"] != 1 or not is_small:
+        return 0
+    if scale_behind(call, "input") is None or not isinstance(weight, IntegerWeight) or not is_symmetric(weight, rules):
+        return 0
+    return rules.channel_multiple - channels
 
 
 def _end_transposed(call: Call, weight: str, bias: str, rank: int, **attributes: object) -> None:
@@ -120,11 +160,11 @@ def _layer(call: Call) -> str:
     return f"{name}#{count + 1}" if count else name
 
 
-def _weight(call: Call, argument: str, is_transposed: bool = False) -> str:
+def _weight(call: Call, argument: str, is_transposed: bool = False, zero_channels: int = 0) -> str:
     node = call[argument]
     module = _module_at(call, node)
     if isinstance(module, IntegerWeight):
-        return write_weight(call, str(node.target), module, is_transposed)
+        return write_weight(call, str(node.target), module, is_transposed, zero_channels)
     if not is_transposed:
         return call.tensor(argument)
     if isinstance(node, fx.Node) and node.op == "get_attr":

@@ -8,8 +8,10 @@ from torch import fx
 from clcalib.capture.graph import symbol_of, value_of
 from clcalib.export.onnx.call import Call, fixed
 from clcalib.export.onnx.writer import UnsupportedError
+from clcalib.quant.placement import pads_with_numbers, plain_name
 
 LARGEST = 2**63 - 1
+PADS = ("pad", "constant_pad_nd")
 
 
 def reshape(call: Call) -> None:
@@ -148,10 +150,7 @@ def flip(call: Call) -> None:
 
 def pad(call: Call) -> None:
     """Values around a tensor: ``pad``, ``constant_pad_nd``, ``reflection_pad``, ``replication_pad``."""
-    given, rank = call.numbers("pad" if "pad" in call else "padding"), call.rank("self")
-    before, after = [0] * rank, [0] * rank
-    for place in range(len(given) // 2):  # PyTorch counts from the last axis
-        before[rank - 1 - place], after[rank - 1 - place] = int(given[2 * place]), int(given[2 * place + 1])
+    before, after = _amounts(call)
     name = str(call.node.target)
     mode = "reflect" if "reflection" in name else "replicate" if "replication" in name else call.get("mode", "constant")
     onnx_mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
@@ -159,6 +158,22 @@ def pad(call: Call) -> None:
     if mode == "constant" and call.padding is not None:
         value = [call.constant(call.padding)]
     call.end("Pad", call.tensor("self"), call.sizes(before + after), *value, mode=onnx_mode)
+
+
+def _amounts(call: Call) -> tuple[list[int], list[int]]:
+    """How much a pad puts before and behind each axis."""
+    given, rank = call.numbers("pad" if "pad" in call else "padding"), call.rank("self")
+    before, after = [0] * rank, [0] * rank
+    for place in range(len(given) // 2):  # PyTorch counts from the last axis
+        before[rank - 1 - place], after[rank - 1 - place] = int(given[2 * place]), int(given[2 * place + 1])
+    return before, after
+
+
+def zeros_around(call: Call) -> tuple[list[int], list[int]] | None:
+    """How many zeros a pad puts before and behind each axis; None for any other operator, mode or value."""
+    if plain_name(call.node) not in PADS or pads_with_numbers(call.node) or call.get("mode", "constant") != "constant":
+        return None
+    return _amounts(call)
 
 
 def index_select(call: Call) -> None:

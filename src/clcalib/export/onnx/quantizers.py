@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clcalib.export.onnx.call import ONNX_TYPES, Call
 from clcalib.export.onnx.codes import write_codes
@@ -80,7 +81,20 @@ def _write_twin(call: Call, source: str, quantizer: ActivationQuantizer) -> None
     call.end("Where", is_below, *sides)
 
 
-def write_weight(call: Call, name: str, weight: IntegerWeight, is_transposed: bool = False) -> str:
+def is_symmetric(weight: IntegerWeight, rules: OnnxRules) -> bool:
+    """Whether the codes of a weight as they are stored are signed, without zero points."""
+    return container(weight.spec, rules) == torch.int8 and not bool((weight.zero_point - _shift(weight, rules)).any())
+
+
+def _shift(weight: IntegerWeight, rules: OnnxRules) -> int:
+    """What is taken off the codes so that they fit into their type."""
+    is_moved = container(weight.spec, rules) == torch.int8 and not weight.spec.is_signed
+    return weight.spec.middle if is_moved else 0
+
+
+def write_weight(
+    call: Call, name: str, weight: IntegerWeight, is_transposed: bool = False, zero_channels: int = 0
+) -> str:
     """Write codes and DequantizeLinear; returns the value of the float weight.
 
     Args:
@@ -88,15 +102,18 @@ def write_weight(call: Call, name: str, weight: IntegerWeight, is_transposed: bo
         name: of the module, for readable names.
         weight: the codes.
         is_transposed: whether the two axes of a linear weight change places, as MatMul wants them.
+        zero_channels: input channels of zeros behind those of the weight, which ``is_symmetric``.
     """
     spec, dtype = weight.spec, container(weight.spec, call.writer.rules)
-    shift = spec.middle if dtype == torch.int8 and not spec.is_signed else 0
+    shift = _shift(weight, call.writer.rules)
     codes, scale = weight.codes - shift, weight.scale
     zero_point = weight.zero_point - shift
     axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
     if is_transposed:
         codes, name = codes.mT, f"{name}/transposed"
         axis = None if axis is None else 1 - axis
+    if zero_channels:
+        codes, name = pad(codes, (0, 0) * (codes.dim() - 2) + (0, zero_channels)), f"{name}/filled"
     scale, zero_point = (value.flatten() if axis is not None else value.reshape(()) for value in (scale, zero_point))
     writer = call.writer
     if name in writer.weights:
@@ -128,11 +145,8 @@ def write_bias(call: Call, layer: str, bias: Tensor, input_scale: Tensor, weight
         return None
     codes, scale = found
     writer = call.writer
-    inputs = (
-        writer.constant(f"{layer}.bias/codes", codes),
-        writer.constant(f"{layer}.bias/scale", scale),
-        writer.constant(f"{layer}.bias/zero_point", torch.zeros_like(codes)),
-    )
+    # Without a zero point, which is 0 then: here no kernel asks for it.
+    inputs = writer.constant(f"{layer}.bias/codes", codes), writer.constant(f"{layer}.bias/scale", scale)
     output = writer.reserve(f"{layer}.bias/values")
     writer.step("DequantizeLinear", inputs, (output,), "", axis=0)
     writer.biases[call.node.name] = codes.to(scale.dtype) * scale

@@ -26,6 +26,10 @@ class OnnxRules:
         are_codes_integer: whether codes of all widths are integers of 8 bits, as integer kernels read: QuantizeLinear
             and, for fewer bits, a Clip of its codes; clamps and what only moves values work on the codes too.
             Otherwise quantizers of fewer than 8 bits are written in float, operator for operator as simulated.
+        is_compact: whether equal constants share one initializer, the tensors inside have short names, and what can be
+            inferred is left out.  Layers, other operators of the network and the graph's ends keep their names.
+        channel_multiple: a convolution of codes with fewer input channels than this gets channels of zeros up to it,
+            where it covers 2 to 25 pixels and its weight is symmetric; ONNX Runtime's faster kernel takes 4.
         input_name, output_name: of the graph's ends; a network with several outputs keeps the names of its nodes.
         batch_name: the free dimension.
 
@@ -42,6 +46,8 @@ class OnnxRules:
     is_packed: bool = False
     is_bias_integer: bool = True
     are_codes_integer: bool = False
+    is_compact: bool = False
+    channel_multiple: int = 1
     input_name: str = "input"
     output_name: str = "logits"
     batch_name: str = "batch"
@@ -54,6 +60,8 @@ class OnnxRules:
             raise ArgumentError(
                 "ir_version", f"a whole number from {lowest} for opset {self.opset}", repr(self.ir_version)
             )
+        if type(self.channel_multiple) is not int or self.channel_multiple < 1:
+            raise ArgumentError("channel_multiple", "a whole number above 0", repr(self.channel_multiple))
         for name in ("input_name", "output_name", "batch_name"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ArgumentError(name, "a name that is not empty", repr(getattr(self, name)))

@@ -10,6 +10,7 @@ to either.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,11 @@ class Grid:
 
 @torch.no_grad()
 def emit_program(
-    quantized: QuantizedChain, *, is_signed: bool = False, largest_batch: int | None = None
+    quantized: QuantizedChain,
+    *,
+    is_signed: bool = False,
+    largest_batch: int | None = None,
+    returned_codes: Sequence[str] = (),
 ) -> ExportedProgram:
     """Write a calibrated chain in reference form, with a free batch dimension.
 
@@ -64,6 +69,8 @@ def emit_program(
         quantized: calibrated, on the CPU; not changed.
         is_signed: whether codes of activations are int8, -128 .. 127, instead of uint8; the grid is the same.
         largest_batch: that the program must take; None for any.
+        returned_codes: nodes of activation quantizers (``grids_of``) whose codes the program returns too, in this
+            order, in front of its outputs.
 
     Returns:
         The program.  Codes of weights are int8, their scales float32, biases as they are.
@@ -73,7 +80,10 @@ def emit_program(
         UnsupportedOperatorError: the operators cannot express a quantizer.
         MissingPackageError: PyTorch has the operators no more.
     """
-    return _exported(reference_module(quantized, is_signed=is_signed), quantized.chain, largest_batch)
+    module = reference_module(quantized, is_signed=is_signed)
+    if returned_codes:
+        module = _with_codes(module, returned_codes)
+    return _exported(module, quantized.chain, largest_batch)
 
 
 @torch.no_grad()
@@ -108,6 +118,15 @@ def reference_module(quantized: QuantizedChain, *, is_signed: bool = False) -> f
     module.graph.eliminate_dead_code()
     module.graph.lint()
     # Built anew from the graph, the module holds what the graph reads and nothing else.
+    return fx.GraphModule(module, module.graph, class_name="Quantized").eval()
+
+
+def _with_codes(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """The same graph, which returns the codes that quantizers make too."""
+    makers = {(node.meta.get("custom") or {}).get(MARK): node for node in module.graph.nodes}
+    end = module.graph.output_node()
+    own = end.args[0] if isinstance(end.args[0], list | tuple) else (end.args[0],)
+    end.args = ((*(makers[name] for name in names), *own),)
     return fx.GraphModule(module, module.graph, class_name="Quantized").eval()
 
 

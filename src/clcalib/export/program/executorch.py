@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,31 +92,59 @@ def partition(program: ExportedProgram) -> Partitioned:
 
 
 class PteNetwork:
-    """A .pte file in ExecuTorch's runtime.  It shows outputs and no codes: they stay inside of XNNPACK."""
+    """A .pte file in ExecuTorch's runtime.
 
-    codes: Mapping[str, str] = {}
-    outputs = (OUTPUT,)
+    Args:
+        content: of the file.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: bytes) -> None:
         require_executorch()
         from executorch.runtime import Runtime
 
         with _silent():
-            self._method: Any = Runtime.get().load_program(str(path)).load_method("forward")
+            self._program: Any = Runtime.get().load_program(content)  # owns the memory that holds the content
+            self._method: Any = self._program.load_method("forward")
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The last output.
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """All outputs.
 
         Args:
-            images: at most ``LARGEST_BATCH``  # shape: (N, ...)
+            images: at most as many as the program was written for  # shape: (N, ...)
         """
         with _silent():
-            result: Tensor = self._method.execute([images.contiguous()])[-1]
-        return result.clone()
+            outputs: list[Tensor] = self._method.execute([images.contiguous()])
+        return [output.clone() for output in outputs]  # the runtime uses the memory again
+
+
+@dataclass(frozen=True)
+class PteCodes:
+    """A written file, and beside it the same program with all codes among its outputs, for ``compare_codes``.
+
+    Codes stay inside of XNNPACK otherwise.  Both programs have the same kernels; the last output is the file's own.
+
+    Attributes:
+        file: as it was written.
+        with_codes: of ``partition(emit_program(..., returned_codes=list(shifts)))``.
+        shifts: quantizer -> shift that its codes have in the program.
+    """
+
+    file: PteNetwork
+    with_codes: PteNetwork
+    shifts: Mapping[str, int]
+    outputs: tuple[str, ...] = (OUTPUT,)
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Each quantizer's name twice."""
+        return {name: name for name in self.shifts}
 
     def arrays(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[np.generic]]:
-        """The same for ``compare_codes``."""
-        return {OUTPUT: self(torch.from_numpy(images)).numpy()}
+        """Codes by the names of their quantizers, without the shift, and the last output as ``OUTPUT``."""
+        batch = torch.from_numpy(images)
+        found = zip(self.shifts.items(), self.with_codes(batch), strict=False)  # outputs stand behind the codes
+        codes = {name: (value.short() - shift).numpy() for (name, shift), value in found}
+        return {**codes, OUTPUT: self.file(batch)[-1].numpy()}
 
 
 def _reports(program: ExportedProgram, *, is_delegated: bool) -> Iterator[LayerReport]:

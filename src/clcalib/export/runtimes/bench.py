@@ -169,7 +169,7 @@ def _time(
     engine: Runtime, models: tuple[OnnxModel, OnnxModel], shape: tuple[int, ...], threads: int, rounds: int
 ) -> Timing:
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    sessions = [engine.session(model, threads) for model in models]
+    sessions = [engine.session(model, threads, shape) for model in models]
     calls = [_calls(session, images) for session in sessions]
     walls: list[tuple[float, float]] = []
     processors: list[tuple[float, float]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,12 @@ class OnnxModel:
     size: int
     opset: int
 
-    def image_input(self) -> ImageInput:
-        """The input that images go to.
+    def image_input(self, shape: Sequence[int] | None = None) -> ImageInput:
+        """The input that images go to; ``shape`` is that of every batch, where it is known.
 
         Raises:
-            ArgumentError: there are several inputs or none, or it does not take float32, or is larger than any image.
+            ArgumentError: there are several inputs or none, it does not take float32, no batch of this shape, or it is
+                larger than any image.
         """
         constants = {tensor.name for tensor in self.proto.graph.initializer}
         inputs = [value for value in self.proto.graph.input if value.name not in constants]
@@ -94,11 +96,14 @@ class OnnxModel:
         kind = kinds.get(tensor.elem_type, f"type {tensor.elem_type}")
         if kind != "float":
             raise ArgumentError(self.name, "an input of float32, as images are", f"{kind} in {inputs[0].name!r}")
-        sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
-        shape = tuple(size if size is None or size > 0 else None for size in sizes)
-        if math.prod(size for size in shape if size is not None) > _MOST_VALUES:
-            raise ArgumentError(self.name, f"an input of at most {_MOST_VALUES} values", written(shape))
-        return ImageInput(inputs[0].name, shape)
+        sizes = (size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
+        found = ImageInput(inputs[0].name, tuple(size if size is None or size > 0 else None for size in sizes))
+        if math.prod(size for size in found.shape if size is not None) > _MOST_VALUES:
+            raise ArgumentError(self.name, f"an input of at most {_MOST_VALUES} values", written(found.shape))
+        if shape is None:
+            return found
+        found.check("shape", tuple(shape))
+        return ImageInput(found.name, tuple(shape))
 
     def whole(self) -> Any:
         """A copy of the proto with the values of external tensors in it."""

@@ -52,19 +52,20 @@ class OpenVino:
         """Of the installed package, without its build."""
         return str(package("openvino").__version__).partition("-")[0]
 
-    def session(self, model: OnnxModel, threads: int | None = None) -> Session:
+    def session(self, model: OnnxModel, threads: int | None = None, shape: Sequence[int] | None = None) -> Session:
         """Load a model.
 
         Args:
             model: what was read.
             threads: of inference; as many as the machine has cores by default.
+            shape: of every batch; without it, sizes are worked out again in every call.
 
         Raises:
-            ArgumentError: it has several inputs, or none of float32.
+            ArgumentError: it has several inputs, or none of float32, or takes no batch of this shape.
             CheckpointError: it cannot be loaded.
         """
-        image_input = model.image_input()
-        compiled = self._compile(model, model.source, threads)
+        image_input = model.image_input(shape)
+        compiled = self._compile(model, model.source, threads, shape)
         request = compiled.create_infer_request()
         names = tuple(output.any_name if output.names else f"output {i}" for i, output in enumerate(compiled.outputs))
 
@@ -91,12 +92,16 @@ class OpenVino:
         kernels = [kernel for kernel in kernels if kernel.kind not in _SILENT]
         return tuple(_report(graph, node, _of_node(kernels, node, graph)) for node in graph.operations())
 
-    def _compile(self, model: OnnxModel, source: str | bytes, threads: int | None) -> Any:
+    def _compile(
+        self, model: OnnxModel, source: str | bytes, threads: int | None, shape: Sequence[int] | None = None
+    ) -> Any:
         core = package("openvino").Core()
         settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
         settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         try:
             read = core.read_model(source) if isinstance(source, str) else core.read_model(source, b"")
+            if shape is not None:
+                read.reshape(list(shape))
             return core.compile_model(read, "CPU", settings)
         except Exception as error:  # a RuntimeError of any kind of trouble
             raise load_failure(model, self.title, self.version(), error) from None

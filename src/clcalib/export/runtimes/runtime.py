@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Protocol
 
 from clcalib.errors import ArgumentError
@@ -27,8 +28,8 @@ class Runtime(Protocol):
     def version(self) -> str:
         """Of the installed package."""
 
-    def session(self, model: OnnxModel, threads: int | None = None) -> Session:
-        """Load a model on the CPU."""
+    def session(self, model: OnnxModel, threads: int | None = None, shape: Sequence[int] | None = None) -> Session:
+        """Load a model on the CPU; ``shape`` is that of every batch to come, where it is known."""
 
     def layers(self, model: OnnxModel) -> tuple[LayerReport, ...]:
         """What became of each operation of a model."""
@@ -49,13 +50,21 @@ def runtime_named(name: str, argument: str = "runtime") -> Runtime:
     return RUNTIMES[name]
 
 
-def session(model: ModelSource, runtime: str = "onnxruntime", *, threads: int | None = None) -> Session:
+def session(
+    model: ModelSource,
+    runtime: str = "onnxruntime",
+    *,
+    threads: int | None = None,
+    shape: Sequence[int] | None = None,
+) -> Session:
     """Load an ONNX model, quantized or float, on the CPU.
 
     Args:
         model: its path, or its bytes.
         runtime: a key of ``RUNTIMES``.
         threads: as many as the machine has cores by default.
+        shape: of every batch (N, ...) to come, where it is known; OpenVINO is faster then, by a tenth of a millisecond
+            a call on small networks.
 
     Returns:
         A function from a batch (N, ...) float32 to the outputs by name.
@@ -65,7 +74,7 @@ def session(model: ModelSource, runtime: str = "onnxruntime", *, threads: int | 
         CheckpointError: the file is damaged, or the runtime cannot load it.
         MissingPackageError: the runtime is not installed.
     """
-    return runtime_named(runtime).session(read_model(model), threads)
+    return runtime_named(runtime).session(read_model(model), threads, shape)
 
 
 def integer_report(model: ModelSource, runtime: str = "onnxruntime") -> tuple[LayerReport, ...]:

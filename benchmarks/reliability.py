@@ -1,0 +1,143 @@
+"""The full batteries of kills, damages, malicious files and bad numbers, and what saving costs: one JSON and one page.
+
+    make test-hard                                # all of it: about an hour on two cores
+    python benchmarks/reliability.py cost         # only what saving costs, and whether the room is estimated well
+    python benchmarks/reliability.py page         # only docs/reliability.md anew, from the JSON
+
+The batteries are tests (``tests/hard``), in their full size; each leaves its figures.  What saving costs is measured on
+the embedded ResNet-20 with the default recipe: the share of the run's time that is spent in saves, and how many bytes
+the output folder has at most, against what was estimated before.  Writes ``benchmarks/reliability.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import clcalib
+from clcalib.config import build
+from clcalib.config_sections import RunConfig
+from clcalib.config_sources import merge, read_toml
+from clcalib.durable import state as durable_state
+from clcalib.durable.state import RunState
+from clcalib.files import write_atomically
+from clcalib.run import dry_run, run
+from common import ROOT, provenance
+from reliability_page import page
+
+PATH = ROOT / "benchmarks" / "reliability.json"
+CONFIG = ROOT / "examples" / "demo" / "demo.toml"
+RUNS = 3
+
+
+class Meter:
+    """Times every save, and looks how large the folder has become."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seconds, self.saves, self.largest = folder, 0.0, 0, 0
+
+    def __enter__(self) -> Meter:
+        self.put, self.write = RunState.put, write_atomically
+
+        def put(state: RunState, *arguments: Any, **named: Any) -> None:
+            start = time.perf_counter()
+            self.put(state, *arguments, **named)
+            self.seconds += time.perf_counter() - start
+            self.saves += 1
+
+        def write(path: Path, content: bytes) -> None:
+            self.write(path, content)
+            sizes = [file.stat().st_size for file in self.folder.rglob("*") if file.is_file()]
+            self.largest = max(self.largest, sum(sizes))
+
+        RunState.put = put  # type: ignore[method-assign]
+        durable_state.write_atomically = write
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        RunState.put = self.put  # type: ignore[method-assign]
+        durable_state.write_atomically = self.write
+
+
+def config_of(out: Path, **recipe: Any) -> RunConfig:
+    changes = {"run": {"out": str(out), "threads": 1, "seed": 0}, "quantization": {"weights": 2, "activations": 4}}
+    return build(RunConfig, merge(read_toml(CONFIG), changes, {"recipe": recipe} if recipe else {}), str(CONFIG))
+
+
+def share_of_saves() -> dict[str, Any]:
+    """What saves take of whole runs, the default recipe being as it is and a snapshot due every minute."""
+    rows = []
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory(dir=ROOT) as folder, Meter(Path(folder)) as meter:
+            start, cpu = time.perf_counter(), time.process_time()
+            run(config_of(Path(folder) / "out"), clcalib.calibrate.observer.SilentObserver())
+            seconds = time.perf_counter() - start
+            rows.append(
+                {
+                    "run_seconds": round(seconds, 1),
+                    "run_cpu_seconds": round(time.process_time() - cpu, 1),
+                    "save_seconds": round(meter.seconds, 3),
+                    "saves": meter.saves,
+                }
+            )
+    worst = max(row["save_seconds"] / row["run_seconds"] for row in rows)
+    return {"largest_share_of_run": round(worst, 4), "runs": rows}
+
+
+def room() -> dict[str, Any]:
+    """The most bytes that a run's folder has, with a snapshot before each step, against the estimate."""
+    from clcalib import pipeline
+    from clcalib.calibrate.journal import Journal
+
+    rows = []
+    for name, own in {"fast": {"name": "fast", "steps": 4}, "adaround": {"name": "adaround", "steps": 4}}.items():
+        with tempfile.TemporaryDirectory(dir=ROOT) as folder, Meter(Path(folder)) as meter:
+            config = config_of(Path(folder) / "out", **own)
+            estimated = dry_run(config, clcalib.calibrate.observer.SilentObserver()).disk_bytes
+            before, pipeline.Journal = pipeline.Journal, lambda state: Journal(state, snapshot_seconds=0.0)
+            try:
+                run(config, clcalib.calibrate.observer.SilentObserver())
+            finally:
+                pipeline.Journal = before
+            rows.append({"recipe": name, "estimated": estimated, "largest": meter.largest})
+    return {"ratio": [round(row["estimated"] / row["largest"], 3) for row in rows], "runs": rows}
+
+
+def batteries() -> tuple[list[dict[str, Any]], str]:
+    """Run the tests in their full size; their figures, and pytest's last line."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures"
+        own = {"CLCALIB_HARD": "1", "CLCALIB_FIGURES": str(figures), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "tests/hard", "-n", os.environ.get("WORKERS", "2")]
+        finished = subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)
+        sys.stdout.write(finished.stdout)
+        if finished.returncode != 0:
+            sys.exit(finished.returncode)
+        rows = [json.loads(line) for line in figures.read_text().splitlines()]
+    return sorted(rows, key=lambda row: (row["name"], json.dumps(row))), finished.stdout.strip().splitlines()[-1]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    what = sys.argv[1] if len(sys.argv) > 1 else "all"
+    result = json.loads(PATH.read_text()) if PATH.exists() else {}
+    if what in ("all", "batteries"):
+        figures, summary = batteries()
+        result |= {"figures": figures, "pytest": summary, "batteries": provenance()}
+    if what in ("all", "cost"):
+        result["cost"] = {**share_of_saves(), "room": room(), "provenance": provenance()}
+    if what != "page":
+        write_atomically(PATH, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(ROOT / "docs" / "reliability.md", page(result).encode())
+
+
+if __name__ == "__main__":
+    main()
