@@ -18,6 +18,7 @@ from clcalib.objectives.local import in_batch
 from tests.hard.figures import IS_FULL, record
 from tests.tiny import images, tiny
 
+pytestmark = pytest.mark.usefixtures("exported_once")
 TEMPERATURES = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 WIDTH = 8
 

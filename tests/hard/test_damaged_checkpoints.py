@@ -19,6 +19,7 @@ from clcalib.errors import CheckpointError
 from tests.hard.figures import IS_FULL, record
 from tests.tiny import images, tiny
 
+pytestmark = pytest.mark.usefixtures("exported_once")
 Tensors = dict[str, Tensor]
 
 

@@ -187,10 +187,10 @@ def test_the_caller_finds_everything_as_it_was(name: str, tmp_path: Path) -> Non
     saved(tmp_path)
     calls = check(ENTRIES[name], tmp_path, 0, RuntimeError)
     places = random.Random(name)
-    for _ in range(size(2, 12)):
+    for _ in range(size(1, 12)):
         for error in (RuntimeError, KeyboardInterrupt):
             check(ENTRIES[name], tmp_path, places.randint(1, calls), error)
-    record("global state", entry=name, calls=calls, stopped=2 * size(2, 12), changed=0)
+    record("global state", entry=name, calls=calls, stopped=2 * size(1, 12), changed=0)
 
 
 def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

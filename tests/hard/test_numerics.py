@@ -6,7 +6,6 @@ result and a warning that names the matter; a case without a matter ends with a 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import warnings
@@ -18,13 +17,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import fx
 
 import clcalib
 from clcalib.calibrate.observer import SilentObserver
-from clcalib.capture import chain
 from clcalib.errors import ClcalibError, ClcalibWarning, SmallCalibrationWarning, WorseThanNearestWarning
-from clcalib.report.environment import model_digest
 from tests.hard.bad_numbers import CASES, Case, Numbers
 from tests.hard.figures import IS_FULL, record
 
@@ -125,21 +121,6 @@ def sqnr(numbers: Numbers, result: clcalib.QuantizationResult) -> float:
     floats, own = numbers.model(rows).double(), result.model(rows).double()
     assert torch.isfinite(own).all()
     return 10 * math.log10(float(floats.square().sum()) / max(float((floats - own).square().sum()), 1e-300))
-
-
-@pytest.fixture
-def exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The export of a network, most of the time of such short runs, is done once for all runs of a case."""
-    known: dict[str, fx.GraphModule] = {}
-
-    def trace(model: torch.nn.Module, example: torch.Tensor) -> fx.GraphModule:
-        key = model_digest(model)
-        if key not in known:
-            known[key] = original(model, example)
-        return copy.deepcopy(known[key])
-
-    original = chain.trace
-    monkeypatch.setattr(chain, "trace", trace)
 
 
 @pytest.mark.usefixtures("exported_once")

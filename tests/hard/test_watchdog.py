@@ -18,6 +18,7 @@ from tests.calibrate.emulated_graph import EmulatedGraphs
 from tests.hard.figures import IS_FULL, record
 from tests.tiny import images, tiny
 
+pytestmark = pytest.mark.usefixtures("exported_once")
 STEPS = 6
 HOSTS = {
     "adaround": lambda: clcalib.recipes.adaround(steps=STEPS),

@@ -17,7 +17,8 @@ from clcalib.quant.spec import PerChannel, QuantSpec
 from tests.hard.figures import record, size
 from tests.tiny import images, tiny
 
-CASES = size(3, 60)
+pytestmark = pytest.mark.usefixtures("exported_once")
+CASES = size(2, 60)
 KINDS = [(False, False), (True, True), (False, True)]  # symmetric, signed
 VALUES = {"zero": 0.0, "-0": -0.0, "constant": 0.3, "1e-12": 1e-12, "denormal": 1e-40}
 
