@@ -2,6 +2,7 @@
 
     make test-hard                                # all of it: about an hour on two cores
     python benchmarks/reliability.py cost         # only what saving costs, and whether the room is estimated well
+    python benchmarks/reliability.py reduced FILE # the figures that `make test` left: CLCALIB_FIGURES=FILE make test
     python benchmarks/reliability.py page         # only docs/reliability.md anew, from the JSON
 
 The batteries are tests (``tests/hard``), in their full size; each leaves its figures.  What saving costs is measured on
@@ -131,7 +132,12 @@ def main() -> None:
     result = json.loads(PATH.read_text()) if PATH.exists() else {}
     if what in ("all", "batteries"):
         figures, summary = batteries()
-        result |= {"figures": figures, "pytest": summary, "batteries": provenance()}
+        result |= {"size": "full", "figures": figures, "pytest": summary, "batteries": provenance()}
+    if what == "reduced":
+        rows = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
+        figures = sorted(rows, key=lambda row: (row["name"], json.dumps(row)))
+        result |= {"size": "reduced", "figures": figures, "batteries": provenance()}
+        result.pop("pytest", None)
     if what in ("all", "cost"):
         result["cost"] = {**share_of_saves(), "room": room(), "provenance": provenance()}
     if what != "page":

@@ -184,6 +184,8 @@ def page(result: dict[str, Any]) -> str:
         "",
     ]
     figures = result.get("figures", [])
+    if result.get("size") == "reduced":
+        lines += ["**The figures below are those of the reduced batteries**; the full ones have not been run yet.", ""]
     for key, promise, test, told in PROMISES:
         if not promise:
             lines += ["", f"## {key}", "", "| promise | test | figure |", "| --- | --- | --- |"]

@@ -106,7 +106,7 @@ def test_killed_at_random_times(tmp_path):
     start = time.monotonic()
     expected, _ = digest_in(tmp_path / "whole"), shutil.rmtree(state)
     assert code_of(started(Task(state, **often_saved))) == 0
-    seconds, tries = time.monotonic() - start, size(10, 200)
+    seconds, tries = time.monotonic() - start, size(5, 200)
     kills, inside, lost, wrong = 0, 0, 0, 0
     for _ in range(tries):
         shutil.rmtree(state)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fuzz.targets import TARGETS
 from tests.hard.figures import IS_FULL, record, size
-from tests.hard.worker import MOST_SECONDS, outcomes
+from tests.hard.worker import MOST_SECONDS, MOST_WAITED, outcomes
 
 ROOT = Path(__file__).parents[2]
 # 10,000 in all: 1,000 of each kind of file, the four files of a saved network being one kind.
@@ -40,7 +40,7 @@ def from_outside(kind: str, count: int) -> list[dict[str, object]]:
         begun = [line["begins"] for line in lines if "begins" in line]
         first = (begun[-1] if begun else first) + 1
         if len(found) < first:  # the last one that began never ended
-            found.append({"number": first - 1, "outcome": "death", "traceback": how, "seconds": 0.0})
+            found.append({"number": first - 1, "outcome": "death", "traceback": how, "seconds": 0.0, "waited": 0.0})
     return found
 
 
@@ -65,3 +65,4 @@ def test_damaged_files_are_read_or_refused(kind: str) -> None:
     assert len(found) == count
     assert counts["refused"] > count // 20, "the damage is too small to test anything"
     assert slowest < MOST_SECONDS
+    assert max(float(str(line["waited"])) for line in found) < MOST_WAITED

@@ -17,7 +17,8 @@ from pathlib import Path
 from tests.fuzz.targets import TARGETS
 from tests.hard.mutate import mutant
 
-MOST_SECONDS = 5.0
+MOST_SECONDS = 5.0  # of the processor
+MOST_WAITED = 60.0  # by the clock, on a machine that does other things as well
 
 
 def outcomes(kind: str, numbers: range) -> Iterator[dict[str, object]]:
@@ -30,13 +31,13 @@ def outcomes(kind: str, numbers: range) -> Iterator[dict[str, object]]:
         for number in numbers:
             data = mutant(kind, seeds[number % len(seeds)], number)
             yield {"begins": number}
-            start, result = time.perf_counter(), {"number": number}
+            start, worked, result = time.perf_counter(), time.process_time(), {"number": number}
             try:
                 answer = target.attack(data, folder)
                 result["outcome"] = "read" if answer == "read" else "refused"
             except Exception:
                 result |= {"outcome": "defect", "traceback": traceback.format_exc()}
-            result["seconds"] = time.perf_counter() - start
+            result |= {"seconds": time.process_time() - worked, "waited": time.perf_counter() - start}
             yield result
 
 

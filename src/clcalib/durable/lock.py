@@ -14,6 +14,7 @@ from clcalib.errors import FolderInUseError
 from clcalib.files import storage_error
 
 LOCK_FILE = ".lock"
+_LOOKS, _PAUSE = 10, 0.05  # for the name of the holder
 
 
 @contextlib.contextmanager
@@ -101,9 +102,10 @@ def _write_holder(handle: int) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, as far as the file says."""
-    try:
-        found = json.loads(path.read_bytes()[:4096])
-        return f"process {found['process']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "another process"
+    """Who holds the lock, as far as the file says; who has it since this moment may not have written it yet."""
+    for _ in range(_LOOKS):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(path.read_bytes()[:4096])
+            return f"process {found['process']} on {found['host']} since {found['since']}"
+        time.sleep(_PAUSE)
+    return "another process"
