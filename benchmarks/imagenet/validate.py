@@ -21,11 +21,11 @@ from torch import Tensor
 
 import clcalib
 from clcalib.config import RunConfig
+from clcalib.config_sources import CONFIG_FILE
 from clcalib.data.decode import read_image
 from clcalib.data.folder import list_images
 from clcalib.evaluate.accuracy import logits
 from clcalib.model_source import load_model
-from clcalib.run import CONFIG_FILE
 
 
 def batches(folder: Path, config: RunConfig, size: int) -> Iterator[tuple[Tensor, Tensor]]:
