@@ -2,7 +2,7 @@
 
     make test-hard                                # all of it: about an hour on two cores
     python benchmarks/reliability.py cost         # only what saving costs, and whether the room is estimated well
-    python benchmarks/reliability.py reduced FILE # the figures that `make test` left: CLCALIB_FIGURES=FILE make test
+    python benchmarks/reliability.py figures FILE SIZE COMMIT  # of tests run by themselves, with CLCALIB_FIGURES=FILE
     python benchmarks/reliability.py page         # only docs/reliability.md anew, from the JSON
 
 The batteries are tests (``tests/hard``), in their full size; each leaves its figures.  What saving costs is measured on
@@ -126,18 +126,27 @@ def batteries() -> tuple[list[dict[str, Any]], str]:
     return sorted(rows, key=lambda row: (row["name"], json.dumps(row))), finished.stdout.strip().splitlines()[-1]
 
 
+def with_figures(before: list[dict[str, Any]], file: str, size: str, commit: str) -> list[dict[str, Any]]:
+    """The figures of some batteries anew, the others as they were."""
+    lines = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    found = [{**row, "size": size, "commit": commit} for row in lines]
+    names = {row["name"] for row in found}
+    rows = [row for row in before if row["name"] not in names] + found
+    return sorted(rows, key=lambda row: (row["name"], json.dumps(row)))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     what = sys.argv[1] if len(sys.argv) > 1 else "all"
     result = json.loads(PATH.read_text()) if PATH.exists() else {}
     if what in ("all", "batteries"):
         figures, summary = batteries()
-        result |= {"size": "full", "figures": figures, "pytest": summary, "batteries": provenance()}
-    if what == "reduced":
-        rows = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
-        figures = sorted(rows, key=lambda row: (row["name"], json.dumps(row)))
-        result |= {"size": "reduced", "figures": figures, "batteries": provenance()}
-        result.pop("pytest", None)
+        own = {"size": "full", "commit": provenance()["commit"]}
+        result |= {"figures": [{**row, **own} for row in figures], "pytest": summary}
+    if what in ("all", "batteries", "figures"):
+        result["machine"] = {key: value for key, value in provenance().items() if key != "commit"}
+    if what == "figures":
+        result["figures"] = with_figures(result.get("figures", []), *sys.argv[2:5])
     if what in ("all", "cost"):
         result["cost"] = {**share_of_saves(), "room": room(), "provenance": provenance()}
     if what != "page":

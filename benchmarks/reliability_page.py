@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
+UNCOUNTED = ("name", "case", "problems", "size", "commit")
 
 
 def total(rows: Rows, key: str) -> int:
-    return sum(int(row.get(key) or 0) for row in rows)
+    """The sum of a figure; of a list, its length counts."""
+    values = (row.get(key) or 0 for row in rows)
+    return sum(len(value) if isinstance(value, list) else int(value) for value in values)
 
 
 def most(rows: Rows, key: str) -> float:
@@ -39,7 +42,7 @@ def damages(rows: Rows) -> str:
 
 def pieces(rows: Rows) -> str:
     recipes = len({(row["recipe"], row["contrastive"]) for row in rows})
-    return f"{recipes} recipes with and without the term, {total(rows, 'pieces')} interruptions: all equal"
+    return f"{recipes} pairs of recipe and term, {total(rows, 'pieces')} interruptions: all equal"
 
 
 def signals(rows: Rows) -> str:
@@ -113,7 +116,7 @@ PROMISES: Sequence[tuple[str, str, str, Callable[[Rows], str]]] = (
         "configurations",
         "No configuration brings another error than one that says what to do",
         "test_configurations.py",
-        lambda rows: ", ".join(f"{value} {key}" for key, value in rows[0].items() if key != "name"),
+        lambda rows: ", ".join(f"{value} {key}" for key, value in rows[0].items() if key not in UNCOUNTED),
     ),
     (
         "onnx_paths",
@@ -128,7 +131,7 @@ PROMISES: Sequence[tuple[str, str, str, Callable[[Rows], str]]] = (
         "test_numerics.py",
         lambda rows: (
             f"{len(rows)} kinds of bad numbers, "
-            f"{sum(total([row], key) for row in rows for key in row if key not in ('name', 'case', 'problems'))} runs, "
+            f"{sum(total([row], key) for row in rows for key in row if key not in UNCOUNTED)} runs, "
             f"{total(rows, 'problems')} problems"
         ),
     ),
@@ -179,19 +182,18 @@ def page(result: dict[str, Any]) -> str:
         "# Reliability: promise, test and figure",
         "",
         "Written by `benchmarks/reliability.py` from `benchmarks/reliability.json`.  `make test-hard` runs the",
-        "batteries of `tests/hard` in their full size and writes both; `make test` runs them reduced.  What is",
-        "trusted and what is not says [SECURITY.md](../SECURITY.md).",
+        "batteries of `tests/hard` in their full size and writes both; `make test` runs them reduced, and a figure",
+        "marked so is of that size.  What is trusted and what is not says [SECURITY.md](../SECURITY.md).",
         "",
     ]
     figures = result.get("figures", [])
-    if result.get("size") == "reduced":
-        lines += ["**The figures below are those of the reduced batteries**; the full ones have not been run yet.", ""]
     for key, promise, test, told in PROMISES:
         if not promise:
-            lines += ["", f"## {key}", "", "| promise | test | figure |", "| --- | --- | --- |"]
+            lines += ["", f"## {key}", "", "| promise | test | figure | size, commit |", "| --- | --- | --- | --- |"]
             continue
         rows = [row for row in figures if row["name"] == key]
-        lines.append(f"| {promise} | `{test}` | {told(rows) if rows else 'not run'} |")
+        sizes = ", ".join(sorted({f"{row['size']}, {row['commit']}" for row in rows})) or "-"
+        lines.append(f"| {promise} | `{test}` | {told(rows) if rows else 'not run'} | {sizes} |")
     lines += ["", *cost(result.get("cost")), *runs(result)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -220,8 +222,5 @@ def cost(found: dict[str, Any] | None) -> list[str]:
 
 
 def runs(result: dict[str, Any]) -> list[str]:
-    told = []
-    for name, where in (("batteries", result.get("batteries")), ("cost", (result.get("cost") or {}).get("provenance"))):
-        if where is not None:
-            told.append(f"The {name}: torch {where['torch']}, {where['machine']}, commit {where['commit']}.")
-    return told
+    places = (("batteries", result.get("machine")), ("cost", (result.get("cost") or {}).get("provenance")))
+    return [f"The {name}: torch {where['torch']}, {where['machine']}." for name, where in places if where is not None]

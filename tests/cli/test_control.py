@@ -33,6 +33,7 @@ def test_describe_shows_the_widths_that_flags_and_toml_give(workplace: Path, cap
         ["0", "conv2d", "6", "float", "override 0"],
         ["3", "conv2d", "4", "8", "override 3"],
         ["7", "linear", "float", "float", "override @linear"],
+        ["7", "linear", "15", "override @linear"],  # of the table of what stays in float
     ]
 
 

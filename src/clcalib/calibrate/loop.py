@@ -69,7 +69,7 @@ def optimise(
     if not step.trained:
         return
     steps: Steps = DeviceSteps(step) if data.target.device.type in RECORDERS else HostSteps(step)
-    is_cheap = isinstance(steps, HostSteps) and data.target.device.type == "cpu"
+    is_cheap = isinstance(steps, HostSteps) and is_read_without_waiting(data.target.device)
     optimizers = [group.optimizer for group in step.trained]
     first = 0 if saves is None else saves.restore(optimizers)
     with steps.running():
@@ -85,6 +85,11 @@ def optimise(
                     report(number, losses)
             if is_watched or is_last:
                 check_trained(step, number)
+
+
+def is_read_without_waiting(device: torch.device) -> bool:
+    """Whether a number is read off a tensor there without waiting for steps that are queued."""
+    return device.type == "cpu"
 
 
 class Saves(Protocol):

@@ -35,6 +35,7 @@ from clcalib.export.checkpoint_description import FORMAT, Description, read_desc
 from clcalib.export.checkpoint_tensors import policy_problems, tensor_problems
 from clcalib.files import write_atomically
 from clcalib.quant.biases import bias_of, further_biases, separate_biases
+from clcalib.quant.grids import range_shape
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.packing import pack, unpack
@@ -239,8 +240,9 @@ def _restore(quantized: QuantizedChain, tensors: dict[str, Tensor], shapes: Mapp
         codes = unpack(tensors[f"codes/{layer}"], spec.bits, math.prod(shape), spec.is_signed).reshape(shape)
         quantized.replace(name, IntegerWeight(codes, _parameters(tensors, "weight", layer, shape), spec))
     for layer, name in quantized.activations.items():
-        parameters = _parameters(tensors, "input", layer, ())
-        quantized.replace(name, ActivationQuantizer(parameters, quantized.activation(layer).spec))
+        spec = quantized.activation(layer).spec
+        parameters = _parameters(tensors, "input", layer, range_shape(spec))
+        quantized.replace(name, ActivationQuantizer(parameters, spec))
     for name, tensor in _other_state(quantized).items():
         tensor.copy_(tensors[f"float/{name}"])
 

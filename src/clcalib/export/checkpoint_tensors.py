@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from clcalib.capture.graph import weighted_nodes
 from clcalib.errors import first_of, misfits
+from clcalib.quant.grids import range_shape
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.packing import packed_bytes
 from clcalib.quant.placement import Placement
@@ -75,5 +76,6 @@ def _kinds(
         shape = tuple(weight.scale.shape)
         kinds |= {f"weight_{name}/{layer}": (torch.float32, shape) for name in _PARAMETERS}
     for layer in quantized.activations:
-        kinds |= {f"input_{name}/{layer}": (torch.float32, ()) for name in _PARAMETERS}
+        shape = range_shape(quantized.activation(layer).spec)
+        kinds |= {f"input_{name}/{layer}": (torch.float32, shape) for name in _PARAMETERS}
     return kinds | {f"float/{name}": (tensor.dtype, tuple(tensor.shape)) for name, tensor in others.items()}

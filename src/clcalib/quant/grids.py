@@ -112,6 +112,11 @@ def activation_range(tensor: Tensor | Histogram, spec: QuantSpec, rule: RangeRul
     return QParams(scale, torch.zeros_like(scale))
 
 
+def range_shape(spec: QuantSpec) -> tuple[int, ...]:
+    """The shape of the scale and zero point that ``activation_range`` finds; a twin grid has a step for either sign."""
+    return (2,) if spec.grid == "twin" else ()
+
+
 def _counted(tensor: Tensor) -> tuple[Tensor, Tensor]:  # -> (1, N) twice
     values, counts = condense(tensor.detach().float().reshape(1, -1))
     return values, torch.ones_like(values) if counts is None else counts
