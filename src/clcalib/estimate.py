@@ -29,7 +29,6 @@ from clcalib.evaluate.detection import detections
 from clcalib.job import Job, Outcome, prepare
 from clcalib.keeping import needed_bytes
 from clcalib.modes import usual_modes
-from clcalib.objectives.batch import Need
 from clcalib.pipeline import quantize
 from clcalib.quant.policy import TENSOR, LayerPolicy
 from clcalib.report.environment import StageClock, collected_warnings, peak_memory
@@ -205,7 +204,7 @@ def _stages(
     found["reconstruction"] += sum(more[:count])
     if "last phase" in found:
         found["last phase"] += sum(more[count:])
-    found["keys"] *= len(job.images) / len(short.images) if job.recipe.needs & {Need.FEATURES, Need.LOGITS} else 1
+    found["keys"] *= _all_images(job) / _all_images(short)  # with it, all images go through the float network
     # The same number of images of both sets is measured.
     sizes = [size for size in (job.measured_images, len(job.images), others) if size]
     found["measures"] *= (2 if others else 1) * min(sizes) / max(1, min(short.measured_images, len(short.images)))

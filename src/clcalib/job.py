@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
 from clcalib.calibrate.guard import quantizers_of, tolerance_of
-from clcalib.calibrate.journal import Journal, listening
+from clcalib.calibrate.journal import Journal
 from clcalib.calibrate.magnitudes import check_magnitudes
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
@@ -37,12 +37,13 @@ from clcalib.checks import (
     range_rule,
 )
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
-from clcalib.errors import ClcalibWarning, ConstantChannelWarning
+from clcalib.errors import ClcalibWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import is_detector
 from clcalib.evaluate.units import UnitMetrics, unit_metrics
 from clcalib.export.deployed import round_to_target
 from clcalib.export.rehearsal import Widths, rehearse
+from clcalib.hearing import listening
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
@@ -162,7 +163,7 @@ class Job:
         self.clock.stage("weight ranges")
         if journal.has(START):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConstantChannelWarning)  # of weights that are replaced at once
+                warnings.simplefilter("ignore", ClcalibWarning)  # of weights that are replaced at once
                 reference = insert_quantizers(self.chain, self.policy, RANGE_RULES["minmax"], placement)
             base = reference.copy()
             if journal.recall(START, reference) is not None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from clcalib.durable.lock import folder_lock
 from clcalib.durable.state import RunState, has_state
 from clcalib.errors import ArgumentError, OutputExistsError, StorageError
 from clcalib.identity import identity_of
 from clcalib.job import Job
+from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.spec import PerChannel
+
+Size = tuple[int, int]  # codes and scales of a layer's weight
 
 _TENSOR = 110  # bytes of a tensor's line in a safetensors header, about
 _VALUES = 600  # bytes of what is saved with a unit, about
@@ -74,38 +78,38 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
         job: of the run.
         fields: of its identity; None for about as many as there are.
     """
-    units = [_unit_bytes(job, unit.layers) for unit in job.chain.units]
-    steps = [_step_bytes(job, unit.layers) for unit in job.chain.units] if job.recipe.phases else []
-    if job.recipe.last_phase is not None:
-        steps.append(sum(_step_bytes(job, unit.layers) for unit in job.chain.units))
-    quantized = {f"{layer}.weight" for unit in job.chain.units for layer in unit.layers}
     state = job.chain.module.state_dict()
+    sizes = _sizes(job.policy, state)
+    units = [[sizes.get(layer, (0, 0)) for layer in unit.layers] for unit in job.chain.units]
+    finished = sum(_unit_bytes(layers) for layers in units)
+    steps = [_step_bytes(layers) for layers in units] if job.recipe.phases else []
+    if job.recipe.last_phase is not None:
+        steps.append(sum(_step_bytes(layers) for layers in units))
+    quantized = {f"{layer}.weight" for unit in job.chain.units for layer in unit.layers}
     floats = sum(tensor.nbytes + _TENSOR for name, tensor in state.items() if name not in quantized)
-    count = len(job.chain.units)
+    count = len(units)
     fields = fields if fields is not None else len(job.policy) + 60
     manifests = _MANIFESTS * (fields * _FIELD + count * 2 * _TENSOR)
-    last = max(3 * max(steps, default=0), sum(units) + max(steps, default=0))  # at the largest unit, or at the end
-    return int(2 * sum(units) + last + floats + manifests + count * (_VALUES + _ROW))
+    last = max(3 * max(steps, default=0), finished + max(steps, default=0))  # at the largest unit, or at the end
+    return int(2 * finished + last + floats + manifests + count * (_VALUES + _ROW))
 
 
-def _unit_bytes(job: Job, layers: Sequence[str]) -> int:
+def _unit_bytes(layers: Sequence[Size]) -> int:
     """Of a unit's finished quantizers."""
-    sizes = [_size(job, layer) for layer in layers]
-    return sum(count + 8 * channels + 5 * _TENSOR + 8 for count, channels in sizes)
+    return sum(count + 8 * channels + 5 * _TENSOR + 8 for count, channels in layers)
 
 
-def _step_bytes(job: Job, layers: Sequence[str]) -> int:
+def _step_bytes(layers: Sequence[Size]) -> int:
     """Of a unit's steps: what is finished, and the parameters under training with two means."""
-    return _unit_bytes(job, layers) + sum(12 * (_size(job, layer)[0] + 1) + 6 * _TENSOR for layer in layers)
+    return _unit_bytes(layers) + sum(12 * (count + 1) + 6 * _TENSOR for count, _ in layers)
 
 
-def _size(job: Job, layer: str) -> tuple[int, int]:
-    """Codes and scales of a layer's weight; nothing where it stays in float."""
-    rows = {row.layer: row for row in job.policy}
-    spec = None if layer not in rows else rows[layer].weight
-    state = job.chain.module.state_dict()
-    if spec is None or f"{layer}.weight" not in state:
-        return 0, 0
-    shape = state[f"{layer}.weight"].shape
-    axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
-    return math.prod(shape), 1 if axis is None else int(shape[axis])
+def _sizes(policy: Sequence[LayerPolicy], state: Mapping[str, Tensor]) -> dict[str, Size]:
+    """Of each layer whose weight is quantized."""
+    found = dict[str, Size]()
+    for row in policy:
+        weight = state.get(f"{row.layer}.weight")
+        if row.weight is not None and weight is not None:
+            axis = row.weight.granularity.axis if isinstance(row.weight.granularity, PerChannel) else None
+            found[row.layer] = weight.numel(), 1 if axis is None else weight.shape[axis]
+    return found

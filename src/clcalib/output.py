@@ -11,7 +11,7 @@ from clcalib.config_sections import RunConfig
 from clcalib.config_sources import CONFIG_FILE
 from clcalib.durable.lock import LOCK_FILE, folder_lock
 from clcalib.durable.state import discard, has_state, newest_manifest
-from clcalib.errors import ArgumentError, ClcalibError, Interrupted, OutputExistsError, ResumeError
+from clcalib.errors import ArgumentError, Interrupted, OutputExistsError, ResumeError
 from clcalib.files import write_atomically
 from clcalib.pipeline import RECORD_FILE
 
@@ -83,17 +83,18 @@ def kept(folder: Path, config: RunConfig, *, is_resumed: bool) -> Iterator[None]
     state, path = folder / STATE_FOLDER, folder / CONFIG_FILE
     is_going_on = is_resumed and has_unfinished(folder)
     if not is_going_on:
-        discard(state)
+        if has_unfinished(folder):
+            discard(state)
         before = path.read_bytes() if path.is_file() else None
         write_atomically(path, (config.model_dump_json(indent=2) + "\n").encode())
     try:
         yield
-    except KeyboardInterrupt:
-        raise Interrupted(_how_to_go_on(folder)) from None
-    except ClcalibError:
+    except BaseException as error:
         if not is_going_on and not has_unfinished(folder):
             # Nothing has begun: the folder is left as it was found.
             path.unlink() if before is None else write_atomically(path, before)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(_how_to_go_on(folder)) from None
         raise
     discard(state)
 

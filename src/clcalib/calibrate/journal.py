@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -229,9 +228,9 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
     """
     found = dict[str, nn.Module]()
     modules = dict(chain.chain.module.named_modules())
+    device = next(iter(chain.chain.module.state_dict().values())).device
     for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors if not key.startswith("group/")):
         place = modules[name]
-        device = next(iter(chain.chain.module.state_dict().values())).device
         parameters = QParams(tensors[f"{name}/scale"].to(device), tensors[f"{name}/zero_point"].to(device))
         if isinstance(place, IntegerWeight):
             codes = tensors[f"{name}/codes"].to(device)
@@ -241,24 +240,6 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
         else:
             found[name] = ActivationQuantizer(parameters, place.spec)
     return found
-
-
-@contextmanager
-def listening() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect the warnings of clcalib inside, and pass all on as they are."""
-    found: list[warnings.WarningMessage] = []
-    show = warnings.showwarning
-
-    def collect(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-        if issubclass(category, ClcalibWarning):
-            found.append(warnings.WarningMessage(message, category, *rest, **named))
-        show(message, category, *rest, **named)
-
-    warnings.showwarning = collect
-    try:
-        yield found
-    finally:
-        warnings.showwarning = show
 
 
 def raise_if_stopped() -> None:

@@ -138,12 +138,12 @@ class HostSteps:
         # Tensors, so that no other step than those that are reported waits for a number.
         latest = {name_of(step.phase.terms[at]): loss for at, loss in zip(due, losses, strict=True)}
         self._latest |= latest
-        if (
-            step.data.target.device.type != "cpu"
-        ):  # where not every step is looked at, what was not finite once stays in the sum
+        if not is_read_without_waiting(step.data.target.device):
+            # Not every step is looked at there; what was not finite once stays in the sum.
             self._sums |= {name: loss + self._sums.get(name, 0.0) for name, loss in latest.items()}
 
     def losses(self) -> dict[str, float]:
+        """Of each term, the loss of the last step at which it was due, or what is not finite of all since the first."""
         latest = {name: float(loss) for name, loss in self._latest.items()}
         return latest | {name: value for name, loss in self._sums.items() if not math.isfinite(value := float(loss))}
 

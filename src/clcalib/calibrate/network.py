@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import quantizers_of
-from clcalib.calibrate.journal import listening
 from clcalib.calibrate.moving import advance_rows
 from clcalib.calibrate.probes import PROBE_IMAGES, check_finite
 from clcalib.calibrate.recipe import Phase
@@ -20,6 +19,7 @@ from clcalib.calibrate.walk import Pair, Walk
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import images_at_once
 from clcalib.capture.units import Unit
+from clcalib.hearing import listening
 from clcalib.objectives.lp import lp_error
 
 NAME = "whole network"

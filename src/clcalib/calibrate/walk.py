@@ -16,7 +16,7 @@ from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
-from clcalib.calibrate.journal import Journal, Unsaved, listening
+from clcalib.calibrate.journal import Journal, Unsaved
 from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer
@@ -31,6 +31,7 @@ from clcalib.calibrate.watchdog import watched
 from clcalib.capture.chain import Chain
 from clcalib.capture.units import Unit
 from clcalib.errors import NoBatchNormWarning
+from clcalib.hearing import listening
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet
 from clcalib.quant.insert import QuantizedChain, tensor_at

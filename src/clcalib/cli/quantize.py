@@ -44,7 +44,7 @@ from clcalib.config import build
 from clcalib.config_problems import options_model
 from clcalib.config_sections import RunConfig
 from clcalib.data.augmentation import AUGMENTATIONS
-from clcalib.durable.stop import asked_by, stopping_politely
+from clcalib.durable.stop import Request, stopping_politely
 from clcalib.errors import ClcalibWarning, StoppedError
 from clcalib.output import is_finished
 from clcalib.pipeline import RECORD_FILE
@@ -301,14 +301,17 @@ def quantize(
 
 def _run(config: RunConfig, console: Console, log: Console, *, is_resumed: bool, is_quiet: bool) -> RunRecord:
     """The run; a signal becomes an error with its exit code, when what is finished is saved."""
+    request = Request()
     try:
-        with stopping_politely():
+        with stopping_politely() as request:
             if is_quiet:
                 return run(config, SilentObserver(), is_resumed=is_resumed)
             with observer_for(console, log) as observer:
                 return run(config, observer, is_resumed=is_resumed)
     except KeyboardInterrupt as error:
-        raise StoppedError(str(error) or "interrupted; no result was written", 128 + (asked_by() or SIGINT)) from None
+        raise StoppedError(
+            str(error) or "interrupted; no result was written", 128 + (request.signal or SIGINT)
+        ) from None
 
 
 def _with_any_folder(table: dict[str, Any]) -> dict[str, Any]:

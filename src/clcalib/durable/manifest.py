@@ -14,6 +14,7 @@ from clcalib.files import write_atomically
 
 FORMAT = 1
 MOST_BYTES = 64 << 20  # of a manifest; it has a line for each unit and each setting
+_PAYLOAD = re.compile(r"[A-Za-z0-9_-]+\.(\d{6,12})\.safetensors")
 _FILE = re.compile(r"manifest-(\d{6,12})\.json")
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.safetensors$", max_length=200)]
@@ -67,6 +68,17 @@ def manifest_path(folder: Path, generation: int) -> Path:
 def generation_of(path: Path) -> int | None:
     """The generation that a file's name tells, or None where it is no manifest."""
     match = _FILE.fullmatch(path.name)
+    return None if match is None else int(match[1])
+
+
+def payload_name(name: str, generation: int) -> str:
+    """What the file of a part is called."""
+    return f"{name}.{generation:06d}.safetensors"
+
+
+def payload_generation(path: Path) -> int | None:
+    """The generation that a payload's name tells, or None where the file is none."""
+    match = _PAYLOAD.fullmatch(path.name)
     return None if match is None else int(match[1])
 
 

@@ -18,9 +18,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clcalib.durable.manifest import Entry, Manifest, generation_of, manifest_path, read_manifest
+from clcalib.durable.manifest import (
+    Entry,
+    Manifest,
+    generation_of,
+    manifest_path,
+    payload_generation,
+    payload_name,
+    read_manifest,
+)
 from clcalib.durable.payload import Payload
-from clcalib.errors import DamagedStateWarning, ResumeError, StorageError
+from clcalib.errors import DamagedStateWarning, OutputExistsError, ResumeError, StorageError
 from clcalib.files import write_atomically
 
 KEPT = 2  # generations
@@ -41,11 +49,14 @@ class RunState:
 
     @classmethod
     def begin(cls, folder: Path, identity: Mapping[str, str]) -> RunState:
-        """Begin anew; what an earlier run left in the folder is removed."""
-        if folder.exists():
-            discard(folder)
+        """Begin in a folder that is new or empty; files whose name begins with a dot do not count.
+
+        Raises:
+            OutputExistsError: there is something in it, which could be anything of the user's.
+        """
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise OutputExistsError(f"{folder} exists and is not empty; a run's state needs a folder of its own")
         state = cls(folder, Manifest(generation=0, identity=dict(identity)))
-        state.folder.mkdir(parents=True, exist_ok=True)
         state._manifests[-1].write(folder)
         return state
 
@@ -63,8 +74,9 @@ class RunState:
         Warns:
             DamagedStateWarning: the newest manifest cannot be read, so that the one before is taken.
         """
-        manifest = newest_manifest(folder)
-        _check_older(folder, manifest)
+        found = _whole_manifests(folder)
+        manifest = found[max(found)]
+        _check_older(folder, found)
         if problems := _differences(manifest.identity, identity):
             raise ResumeError(
                 f"{folder} is of a run with other settings: {'; '.join(problems)}; give the settings that it began "
@@ -126,7 +138,7 @@ class RunState:
         """
         content, generation = payload.to_bytes(), self._manifest.generation + 1
         digest = hashlib.sha256(content).hexdigest()
-        entry = Entry(file=f"{name}.{generation:06d}.safetensors", size=len(content), sha256=digest)
+        entry = Entry(file=payload_name(name, generation), size=len(content), sha256=digest)
         path = self.folder / entry.file
         write_atomically(path, content)
         try:
@@ -169,7 +181,7 @@ class RunState:
         files = {entry.file for manifest in self._manifests for entry in manifest.entries.values()}
         kept = {manifest.generation for manifest in self._manifests}
         for path in self.folder.iterdir():
-            is_old = path.suffix == ".safetensors" and path.name not in files
+            is_old = payload_generation(path) is not None and path.name not in files
             generation = generation_of(path)
             if is_old or (generation is not None and generation not in kept) or path.name.startswith(".manifest-"):
                 with contextlib.suppress(OSError):
@@ -190,20 +202,12 @@ def newest_manifest(folder: Path) -> Manifest:
     Warns:
         DamagedStateWarning: a manifest is damaged or missing.
     """
-    found, problems = _manifests_in(folder)
-    if not found:
-        told = "; ".join(problems) or f"{folder} holds no saved state"
-        raise ResumeError(f"{told}; begin anew")
-    manifest = found[max(found)]
-    problems += _missing(folder, found)
-    for problem in problems:
-        message = f"{problem}; generation {manifest.generation} of the state is taken"
-        warnings.warn(message, DamagedStateWarning, stacklevel=3)
-    return manifest
+    found = _whole_manifests(folder)
+    return found[max(found)]
 
 
-def _manifests_in(folder: Path) -> tuple[dict[int, Manifest], list[str]]:
-    """The manifests that are whole, by generation, and what is wrong with the others."""
+def _whole_manifests(folder: Path) -> dict[int, Manifest]:
+    """The manifests that are whole, by generation; see ``newest_manifest``."""
     found, problems = dict[int, Manifest](), list[str]()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if generation_of(path) is not None:
@@ -212,20 +216,26 @@ def _manifests_in(folder: Path) -> tuple[dict[int, Manifest], list[str]]:
                 found[manifest.generation] = manifest
             except (OSError, ValueError) as error:
                 problems.append(f"{path} is damaged: {error}")
-    return found, problems
+    if not found:
+        told = "; ".join(problems) or f"{folder} holds no saved state"
+        raise ResumeError(f"{told}; begin anew")
+    for problem in [*problems, *_missing(folder, found)]:
+        message = f"{problem}; generation {max(found)} of the state is taken"
+        warnings.warn(message, DamagedStateWarning, stacklevel=4)
+    return found
 
 
 def _missing(folder: Path, found: Mapping[int, Manifest]) -> list[str]:
     """Manifests that must have been there: the one before the newest, and that of a newer file."""
     newest = max(found)
-    newer = {int(path.name.split(".")[-2]) for path in folder.glob("*.*.safetensors")}
-    wanted = {newest - 1, *(number for number in newer if number > newest)} - {-1}
+    saved = [payload_generation(path) for path in folder.iterdir()]
+    wanted = {newest - 1, *(number for number in saved if number is not None and number > newest)} - {-1}
     paths = [manifest_path(folder, number) for number in sorted(wanted) if number not in found]
     return [f"{path} is missing, as after an end within a save" for path in paths if not path.exists()]
 
 
 def discard(folder: Path) -> None:
-    """Remove a state in one moment, however many files it has."""
+    """Remove a folder that holds nothing but states, in one moment, however many files it has."""
     finished = folder.with_name(f"{_FINISHED}-{folder.name}")
     shutil.rmtree(finished, ignore_errors=True)
     if folder.exists():
@@ -233,12 +243,13 @@ def discard(folder: Path) -> None:
     shutil.rmtree(finished, ignore_errors=True)
 
 
-def _check_older(folder: Path, newest: Manifest) -> None:
+def _check_older(folder: Path, found: Mapping[int, Manifest]) -> None:
     """Tell what is damaged of files that only an older generation refers to; nothing is lost by it.
 
     Those of the newest are checked when they are read.
     """
-    for manifest in _manifests_in(folder)[0].values():
+    newest = found[max(found)]
+    for manifest in found.values():
         for name, entry in manifest.entries.items():
             if newest.entries.get(name) != entry:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,35 +11,38 @@ from types import FrameType
 
 PATIENCE = 7.0  # seconds between the request and the end, where nothing has come to save anything
 
-_asked: list[int] = []  # signals are the process's, and so is this
+
+@dataclasses.dataclass
+class Request:
+    """Whether a process was asked to stop, and by which signal first; None as long as it was not."""
+
+    signal: int | None = None
+
+
+_requests: list[Request] = []  # of the blocks that are open; signals are the process's, and so is this
 
 
 def is_asked() -> bool:
-    """Whether the process was asked to stop inside ``stopping_politely``."""
-    return bool(_asked)
-
-
-def asked_by() -> int | None:
-    """The number of the signal that asked first, or None."""
-    return _asked[0] if _asked else None
+    """Whether the process was asked to stop, inside ``stopping_politely``."""
+    return any(request.signal is not None for request in _requests)
 
 
 @contextlib.contextmanager
-def stopping_politely(patience: float = PATIENCE) -> Iterator[None]:
+def stopping_politely(patience: float = PATIENCE) -> Iterator[Request]:
     """Inside, the first SIGINT or SIGTERM only asks (``is_asked``); after ``patience`` seconds, and at a second signal,
     KeyboardInterrupt is raised wherever the program is.
 
     Outside the main thread signals cannot be handled, and nothing changes.
     """
+    request = Request()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield request
         return
-    _asked.clear()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if _asked:
+        if request.signal is not None:
             raise KeyboardInterrupt
-        _asked.append(number)
+        request.signal = number
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, patience)
 
@@ -49,9 +53,11 @@ def stopping_politely(patience: float = PATIENCE) -> Iterator[None]:
     if hasattr(signal, "SIGALRM"):
         handlers[signal.SIGALRM] = give_up
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    _requests.append(request)
     try:
-        yield
+        yield request
     finally:
+        _requests.remove(request)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

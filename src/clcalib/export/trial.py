@@ -208,9 +208,8 @@ def _places(floating: Chain, quantized: QuantizedChain, emitted: Emitted) -> dic
     own = {node.name: node.name for node in floating.module.graph.nodes}
     quantizers = [node for node in quantized.chain.module.graph.nodes if node.op == "call_module" and node.args]
     own |= {node.name: node.all_input_nodes[0].name for node in quantizers}  # what a quantizer reads
-    layers = {
-        layer: node.name for layer, node in reversed(weighted_nodes(floating.module))
-    }  # the first of several calls
+    # Backwards, so that of several calls of a layer the first one stays.
+    layers = {layer: node.name for layer, node in reversed(weighted_nodes(floating.module))}
     found = {name: layers[layer] for layer, name in emitted.layers.items() if layer in layers}
     for step in emitted.model.graph.node:
         parts = [part for part in step.name.partition("#")[0].split("/") if part in own]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from clcalib.errors import ClcalibWarning
+from clcalib.hearing import listening
 
 
 class StageClock:
@@ -57,19 +58,16 @@ class StageClock:
 
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Collect the texts of clcalib's warnings, each once, and pass all warnings on as the caller wants them."""
+    """Collect the texts of clcalib's warnings, each once, and pass all warnings on as the caller wants them.
+
+    The list is filled at the end of the block.
+    """
     messages: list[str] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("default", category=ClcalibWarning, append=True)
-        show = warnings.showwarning
-
-        def collect(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
-            if issubclass(category, ClcalibWarning) and str(message) not in messages:
-                messages.append(str(message))
-            show(message, category, *rest, **named)  # type: ignore[arg-type]
-
-        warnings.showwarning = collect
-        yield messages
+        with listening() as found:
+            yield messages
+    messages += dict.fromkeys(str(each.message) for each in found)
 
 
 def peak_memory(device: torch.device) -> int:
