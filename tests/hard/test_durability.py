@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -149,22 +150,45 @@ def saved_parts(state: Path) -> set[str]:
         return set(newest_manifest(state).entries) if has_manifest(state) else set()
 
 
+def newest(state: Path) -> int:
+    """The number of the newest manifest, or -1."""
+    numbers = [generation_of(path) for path in state.iterdir()] if state.is_dir() else []
+    return max((number for number in numbers if number is not None), default=-1)
+
+
+def wait_for_a_save(process: BaseProcess, state: Path) -> None:
+    """Until the process has saved something, or ended."""
+    before = newest(state)
+    while process.is_alive() and newest(state) == before:
+        time.sleep(0.001)
+
+
 def test_killed_at_random_times(tmp_path):
-    """D1: no finished unit is lost, and the result is that of a run without a kill."""
+    """D1: no finished unit is lost, and the result is that of a run without a kill.
+
+    Half of the kills come at any time of the run, the others when it has begun to save.
+    """
     state, chance, often_saved = tmp_path / "state", random.Random(1), {"snapshot_seconds": 0.02}
     assert code_of(started(Task(state, tmp_path / "whole", **often_saved))) == 0
-    start = time.monotonic()
     expected, _ = digest_in(tmp_path / "whole"), shutil.rmtree(state)
-    assert code_of(started(Task(state, **often_saved))) == 0
-    seconds, tries = time.monotonic() - start, size(5, 200)
-    kills, inside, lost, wrong = 0, 0, 0, 0
-    for _ in range(tries):
+    start = time.monotonic()
+    process = started(Task(state, **often_saved))
+    wait_for_a_save(process, state)
+    saving = time.monotonic()
+    assert code_of(process) == 0
+    end = time.monotonic()
+    kills, tries, inside, lost, wrong, wanted = 0, 0, 0, 0, 0, size(4, 200)
+    while kills < wanted and tries < 10 * wanted:
+        tries += 1
         shutil.rmtree(state)
         done = set[str]()
-        for after in (*(chance.uniform(0, seconds) for _ in range(chance.choice((1, 2)))), None):
+        for is_last in (*(False for _ in range(chance.choice((1, 2)))), True):
             process = started(Task(state, tmp_path / "out", is_resumed=has_manifest(state), **often_saved))
-            if after is not None:
-                process.join(after)
+            if not is_last:
+                is_saving = chance.random() < 0.5
+                if is_saving:
+                    wait_for_a_save(process, state)
+                process.join(chance.uniform(0, end - (saving if is_saving else start)))
                 process.kill()
             code = code_of(process)
             now = saved_parts(state)
@@ -177,7 +201,7 @@ def test_killed_at_random_times(tmp_path):
         wrong += digest_in(tmp_path / "out") != expected
         shutil.rmtree(tmp_path / "out")
     record("D1", tries=tries, kills=kills, kills_inside_a_unit=inside, units_lost=lost, wrong_results=wrong)
-    assert kills >= tries / 2
+    assert kills >= wanted
     assert (lost, wrong) == (0, 0)
 
 

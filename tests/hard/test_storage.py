@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -18,7 +19,7 @@ from clcalib.calibrate.observer import SilentObserver
 from clcalib.durable.state import RunState, newest_manifest
 from clcalib.errors import DamagedStateWarning, StorageError
 from tests.hard.figures import IS_FULL, record, size
-from tests.hard.full_disk import can_mount, leave_free, mounted
+from tests.hard.full_disk import can_mount, leave_free, mounted, read_only
 from tests.hard.save_once import IDENTITY, payload
 from tests.hard.small_run import digest, often, quantize
 
@@ -156,7 +157,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
     levels, told, equal, enough = size(4, 20), 0, 0, 0
     for level in range(levels):
         with mounted(tmp_path / "disk", 4 << 20) as disk:
-            observer = FillsDisk(disk, 4096 * 3 * level)
+            observer = FillsDisk(disk, 4096 * size(3, 1) * level)
             try:
                 result = quantize(disk / "state", observer=observer)
                 enough += 1
@@ -175,6 +176,25 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_before_the_start(tmp_path):
     with mounted(tmp_path / "disk", 16 << 10) as disk, pytest.raises(StorageError, match=r"needs up to .* are free"):
         quantize(disk / "state")
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here (needs root)")
+def test_a_disk_that_becomes_read_only_is_told_and_gone_on_with_later(tmp_path, monkeypatch):
+    """D5, the kernel's own EROFS: after the first unit that is saved, nothing can be written."""
+    often(monkeypatch, 60)
+    expected = digest(quantize(None), tmp_path / "whole")
+
+    class Freezes(SilentObserver):
+        def unit_started(self, index, count, name, kind, steps):
+            if index == 1:
+                frozen.enter_context(read_only(disk))
+
+    with mounted(tmp_path / "disk", 4 << 20) as disk:
+        with contextlib.ExitStack() as frozen, pytest.raises(StorageError, match=os.strerror(errno.EROFS)) as error:
+            quantize(disk / "state", observer=Freezes())
+        assert error.value.errno == errno.EROFS
+        assert set(newest_manifest(disk / "state").entries) >= {"unit-00000"}
+        assert digest(quantize(disk / "state", is_resumed=True), tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENOSPC])
