@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from clcalib.durable import stop
 from clcalib.durable.lock import LOCK_FILE, folder_lock
 from clcalib.durable.payload import Payload
 from clcalib.durable.state import RunState
-from clcalib.errors import OutputExistsError
+from clcalib.errors import DamagedStateWarning, OutputExistsError
 
 
 def payload(value: int) -> Payload:
@@ -51,6 +53,49 @@ def test_tidying_removes_old_payloads_and_nothing_else(tmp_path):
     again = RunState.resume(folder, {"seed": "0"}).get("unit")
     assert again is not None
     assert again.values == {"value": 4}
+
+
+NAMES = [f"{name}.{number:06}.safetensors" for name, number in (("unit", 2), ("unit", 3), ("other", 1))]
+
+
+def saved(folder: Path) -> Path:
+    """Two parts, one of them also as it was a generation before."""
+    state = RunState.begin(folder, {"seed": "0"})
+    for name, value in (("other", 1), ("unit", 2), ("unit", 3)):
+        state.put(name, payload(value))
+    assert {path.name for path in folder.iterdir()} == {*NAMES, "manifest-000002.json", "manifest-000003.json"}
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize("name", [*NAMES, "manifest-000002.json", "manifest-000003.json"])
+def test_each_damage_to_each_file_is_named(damage, name, tmp_path):
+    path = saved(tmp_path / "state") / name
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(
+            content[:-5] if damage == "truncate" else content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+        )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        state = RunState.resume(tmp_path / "state", {"seed": "0"})
+        found = {part: state.get(part) for part in ("unit", "other")}
+    assert [entry.category for entry in told] == [DamagedStateWarning]
+    assert name in str(told[0].message)
+    values = {part: None if each is None else each.values["value"] for part, each in found.items()}
+    unit = {NAMES[1]: None, "manifest-000003.json": 2}.get(name, 3)
+    assert values == {"unit": unit, "other": None if name == NAMES[2] else 1}
+
+
+def test_an_end_within_the_tidying_is_no_damage(tmp_path):
+    folder = saved(tmp_path / "state")
+    old = (folder / "manifest-000002.json").read_bytes()
+    RunState.resume(folder, {"seed": "0"}).put("unit", payload(4))
+    (folder / "manifest-000002.json").write_bytes(old)  # its unit has gone already
+    state = RunState.resume(folder, {"seed": "0"})
+    assert state.get("unit").values == {"value": 4}
 
 
 def test_a_request_to_stop_ends_with_its_block():

@@ -120,7 +120,7 @@ def test_the_environment_plays_no_part_where_threads_are_pinned(threads: int, tm
         folder = tmp_path / str(number)
         command = [sys.executable, "-c", script, str(folder), str(threads)]
         own = environment(variables)
-        subprocess.run(command, check=True, env=own, cwd=tmp_path, capture_output=True, timeout=300)
+        subprocess.run(command, check=True, env=own, cwd=tmp_path, capture_output=True, timeout=1800)
         found.append({name: (folder / name).read_bytes() for name in FILES})
     different = sum(files != found[0] for files in found)
     record("environment", threads=threads, variants=len(found), different=different)

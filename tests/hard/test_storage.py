@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,10 +19,10 @@ import pytest
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.durable.state import RunState, newest_manifest
 from clcalib.errors import DamagedStateWarning, StorageError
-from tests.hard.figures import IS_FULL, record, size
+from tests.hard.figures import record, size
 from tests.hard.full_disk import can_mount, leave_free, mounted, read_only
-from tests.hard.save_once import IDENTITY, payload
-from tests.hard.small_run import digest, often, quantize
+from tests.hard.save_once import END, IDENTITY, payload, save_when_told
+from tests.hard.small_run import FORKS, digest, often, quantize
 
 CALLS = "openat,write,fsync,rename,renameat,renameat2,unlink,unlinkat,chmod,fchmod,fchmodat,mkdir,close"
 
@@ -34,11 +35,19 @@ def two_generations(tmp_path: Path) -> Path:
     return folder
 
 
-def traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = ["strace", "-f", "-e", f"trace={CALLS}", *options, sys.executable, "-m", "tests.hard.save_once", folder]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def traced(folder: Path, *options: str) -> int | None:
+    """Save in a child that strace is attached to just before; the child's exit code, or less its signal."""
+    own, other = FORKS.Pipe()
+    process = FORKS.Process(target=save_when_told, args=(folder, other))
+    process.start()
+    assert own.recv() == "ready"
+    command = ["strace", "-f", "-e", f"trace={CALLS}", *options, "-p", str(process.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        assert "attached" in tracer.stderr.readline()
+        own.send("save")
+        process.join()
+        tracer.communicate()
+    return process.exitcode
 
 
 def value_in(folder: Path) -> int:
@@ -52,26 +61,26 @@ def value_in(folder: Path) -> int:
     return value
 
 
-@pytest.mark.skipif(shutil.which("strace") is None or not IS_FULL, reason="needs strace; in the full battery only")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_a_kill_at_every_system_call_of_a_save_leaves_the_old_or_the_new_state(two_generations, tmp_path):
     """D2, with the kernel's own calls: each of them, from the first of the save to the last."""
     copy = tmp_path / "copy"
     shutil.copytree(two_generations, copy)
-    whole = traced(copy, "-o", str(tmp_path / "trace"))
-    assert whole.returncode == 0, whole.stderr
-    lines = [line for line in (tmp_path / "trace").read_text().splitlines() if re.match(r"\d+ +\w+\(", line)]
-    main = lines[0].split()[0]
-    own = [line for line in lines if line.split()[0] == main]
-    begin, end = (next(at for at, line in enumerate(own) if mark in line) for mark in ("SAVE BEGINS", "SAVE ENDS"))
+    assert traced(copy, "-o", str(tmp_path / "trace")) == 0
+    lines = (tmp_path / "trace").read_text().splitlines()
+    begun = [match for line in lines if (match := re.match(r"(\d+) +(\w+)\((.*)", line))]
+    assert len({match[1] for match in begun}) == 1, "one thread makes the save"
+    calls = [match[2] for match in itertools.takewhile(lambda match: END.decode() not in match[3], begun)]
     outcomes = {1: 0, 2: 0}
-    for number in range(begin + 1, end + 2):
+    for place, name in enumerate(calls):
         folder = tmp_path / "killed"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(two_generations, folder)
-        killed = traced(folder, "-o", os.devnull, "-e", f"inject={CALLS}:signal=KILL:when={number}")
-        assert killed.returncode != 0
+        when = calls[: place + 1].count(name)  # each kind of call is counted by itself
+        code = traced(folder, "-o", os.devnull, "-e", f"inject={name}:signal=KILL:when={when}")
+        assert code == -signal.SIGKILL
         outcomes[value_in(folder)] += 1
-    record("D2", calls=end + 1 - begin, old_state=outcomes[1], new_state=outcomes[2], mixed=0)
+    record("D2", calls=len(calls), old_state=outcomes[1], new_state=outcomes[2], mixed=0)
     assert outcomes[1] > 0
     assert outcomes[2] > 0
 

@@ -226,10 +226,11 @@ def _whole_manifests(folder: Path) -> dict[int, Manifest]:
 
 
 def _missing(folder: Path, found: Mapping[int, Manifest]) -> list[str]:
-    """Manifests that must have been there: the one before the newest, and that of a newer file."""
+    """Manifests that must have been there: that of a newer file, or else the one before the newest."""
     newest = max(found)
-    saved = [payload_generation(path) for path in folder.iterdir()]
-    wanted = {newest - 1, *(number for number in saved if number is not None and number > newest)} - {-1}
+    saved = [number for path in folder.iterdir() for number in (payload_generation(path), generation_of(path))]
+    newer = {number for number in saved if number is not None and number > newest}
+    wanted = newer or {newest - 1} - {-1}  # with a newer one, the one before was tidied away
     paths = [manifest_path(folder, number) for number in sorted(wanted) if number not in found]
     return [f"{path} is missing, as after an end within a save" for path in paths if not path.exists()]
 
@@ -254,10 +255,12 @@ def _check_older(folder: Path, found: Mapping[int, Manifest]) -> None:
             if newest.entries.get(name) != entry:
                 try:
                     _verified(folder / entry.file, entry)
-                except FileNotFoundError:
-                    continue  # it was tidied away
                 except (OSError, ValueError) as error:
-                    message = f"{folder / entry.file} is damaged: {error}; it is of an older generation, and not needed"
+                    is_missing = isinstance(error, FileNotFoundError)
+                    if is_missing and manifest.generation < newest.generation - 1:
+                        continue  # an end within the tidying: the file has gone, and not yet its manifest
+                    told = "it is missing" if is_missing else error
+                    message = f"{folder / entry.file} is damaged: {told}; it is of an older generation, and not needed"
                     warnings.warn(message, DamagedStateWarning, stacklevel=3)
 
 
