@@ -1,0 +1,108 @@
+"""From numbers to places: linear and logarithmic scales, round ticks, and how numbers are written at them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+_ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Maps numbers from ``low`` to ``high`` to places from ``start`` to ``end``; numbers beyond go to the ends."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    @classmethod
+    def around(
+        cls, values: Iterable[float], start: float, end: float, *, is_log: bool = False, has_zero: bool = False
+    ) -> Scale:
+        """One that holds all values with some room; round at its ends.
+
+        Args:
+            values: finite; those that are not above 0 do not count on a logarithmic scale.
+            start: place of the smallest.
+            end: place of the largest.
+            is_log: whether equal ratios are equal distances.
+            has_zero: whether 0 is one of them.
+        """
+        known = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)]
+        known += [0.0] if has_zero and not is_log else []
+        low, high = (min(known), max(known)) if known else (0.0, 1.0)
+        if is_log:
+            low, high = (low, high) if known else (0.1, 1.0)
+            low, high = (low / 1.25, high * 1.25) if low < high else (low / 3, high * 3)
+            return cls(low, high, start, end, is_log=True)
+        if low == high:
+            room = abs(low) * 0.1 or 1.0
+            low, high = (low - room if not (has_zero and low == 0) else 0.0), high + room
+        step = _step(high - low, 5)
+        low = 0.0 if has_zero and low >= 0 else math.floor(low / step + 1e-9) * step
+        return cls(low, math.ceil(high / step - 1e-9) * step, start, end)
+
+    def __call__(self, value: float) -> float:
+        """The place of a number."""
+        if self.is_log:
+            value = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            value = (value - self.low) / (self.high - self.low)
+        return self.start + min(1.0, max(0.0, value)) * (self.end - self.start)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Round numbers within the scale, about as many as asked for."""
+        if self.is_log:
+            return _log_ticks(self.low, self.high, count)
+        step = _step(self.high - self.low, count)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [0.0 if number == 0 else number * step for number in range(first, last + 1)]
+
+
+def tick_text(value: float) -> str:
+    """A number at a tick: three digits, a prefix or a power of ten where it is large or small.
+
+    Example:
+        >>> [tick_text(value) for value in (0, 0.25, 12.5, 1500, 2_000_000, 0.00003)]
+        ['0', '0.25', '12.5', '1.5k', '2M', '3e-5']
+    """
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size >= 1e12 or size < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "\N{MINUS SIGN}" if value < 0 else "-", 1)
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def is_spread(values: Sequence[float]) -> bool:
+    """Whether positive numbers are so far apart that equal ratios are what one wants to see."""
+    known = [value for value in values if value > 0]
+    return len(known) > 1 and len(known) >= 0.5 * len(values) and max(known) / min(known) > 20
+
+
+def _step(width: float, count: int) -> float:
+    """The round step that divides a width into about ``count``."""
+    raw = width / max(1, count)
+    if raw <= 0 or not math.isfinite(raw):
+        return 1.0
+    power: float = 10.0 ** math.floor(math.log10(raw))
+    return next(factor * power for factor in _ROUND if factor * power >= raw * (1 - 1e-9))
+
+
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Powers of ten, thinned where they are many; 1, 2 and 5 of each where they are few."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    powers = [10.0**power for power in range(first, last + 1)]
+    if len(powers) >= 3:
+        return powers[:: max(1, math.ceil(len(powers) / count))]
+    factors = [m * 10.0**power for power in range(first - 1, last + 1) for m in (1, 2, 5)]
+    return [value for value in factors if low <= value <= high] or [low, high]
