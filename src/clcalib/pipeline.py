@@ -29,8 +29,9 @@ from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
-from clcalib.report.evidence import Evidence
+from clcalib.report.evidence import EVIDENCE_FILE, Evidence
 from clcalib.report.gathering import FEATURE_IMAGES, Colours, gather
+from clcalib.report.page.render import REPORT_FILE
 from clcalib.report.record import RunRecord, write_record
 from clcalib.report.trace import TRACE_FILE, RunTrace, write_trace
 from clcalib.unit_records import float_records, last_phase_record, layer_records, run_trace
@@ -127,6 +128,8 @@ class QuantizationResult:
         if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in (EVIDENCE_FILE, REPORT_FILE):  # what an earlier result left would speak of another one
+            (folder / stale).unlink(missing_ok=True)
         save_checkpoint(folder, self.quantized, self._origin)
         write_trace(self.trace, folder / TRACE_FILE)
         write_record(self.record, folder / RECORD_FILE)
