@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from clcalib.report.charts.scale import Scale, is_spread, tick_text
+from clcalib.report.charts.scale import Scale, is_spread, tick_texts
 from clcalib.report.charts.svg import Content, element, figure, group, joined, line, short_name, text, titled
 from clcalib.report.evidence import FeatureMap, HistogramRecord
 
 SMALL = (320.0, 176.0)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 24.0, 30.0
 _MOST_GRID_LINES = 33
-SERIES = 8  # colours that there are; further series begin anew
+SERIES = 10  # colours that there are; further series begin anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,16 @@ class Frame:
     def drawn(self, name: str, x_label: str) -> Markup:
         """Axes, ticks and the name above."""
         left, right, bottom = self.x.start, self.x.end, self.y.start
-        lines = [line(left, self.y(tick), right, self.y(tick), "grid") for tick in self.y.ticks(4)]
-        numbers = [text(left - 5, self.y(tick) + 4, tick_text(tick), anchor="end") for tick in self.y.ticks(4)]
-        below = [text(self.x(tick), bottom + 14, tick_text(tick), anchor="middle") for tick in self.x.ticks(5)]
+        across, upwards = self.x.ticks(5), self.y.ticks(4)
+        lines = [line(left, self.y(tick), right, self.y(tick), "grid") for tick in upwards]
+        numbers = [
+            text(left - 5, self.y(tick) + 4, told, anchor="end")
+            for tick, told in zip(upwards, tick_texts(upwards), strict=True)
+        ]
+        below = [
+            text(self.x(tick), bottom + 14, told, anchor="middle")
+            for tick, told in zip(across, tick_texts(across), strict=True)
+        ]
         label = text(right, self.height - 3, x_label, "axis", "end")
         heading = text(4, 14, short_name(name, int(self.width / 7)), "name") if name else ""
         return joined(heading, *lines, line(left, bottom, right, bottom, "base"), *numbers, *below, label)
@@ -115,19 +122,22 @@ def scatter(points: FeatureMap, names: Mapping[int, str]) -> Markup:
     """The float network's points as rings, the quantized one's as dots, joined image by image; colours are classes."""
     both = (*points.floating, *points.quantized)
     size = 640.0, 480.0
-    frame = Frame.of(size, Scale.around([x for x, _ in both], 0, 1), Scale.around([y for _, y in both], 0, 1))
+    columns, room = list(zip(*both, strict=True)), (size[0] - _LEFT - _RIGHT, size[1] - _TOP - _BOTTOM)
+    step = max((max(own) - min(own)) / pixels for own, pixels in zip(columns, room, strict=True))  # the same on both
+    scales = [Scale.tight(own, step * pixels) for own, pixels in zip(columns, room, strict=True)]
+    frame = Frame.of(size, *scales)
     order = sorted(set(points.classes or ()))
     marks: list[Content] = []
     for at, (first, second) in enumerate(zip(points.floating, points.quantized, strict=True)):
         number = None if points.classes is None else points.classes[at]
-        series = 1 if number is None or len(order) > SERIES + 2 else order.index(number) % SERIES + 1
+        series = f"s{order.index(number) + 1}" if number is not None and len(order) <= SERIES else None
         x, y, own_x, own_y = frame.x(first[0]), frame.y(first[1]), frame.x(second[0]), frame.y(second[1])
         marks.append(group(
             titled(f"image {at}" + ("" if number is None else f", {names.get(number, f'class {number}')}")),
             line(x, y, own_x, own_y, "pair"),
-            element("circle", cx=x, cy=y, r=3.2, class_="ring"),
-            element("circle", cx=own_x, cy=own_y, r=2.4, class_="dot"),
-            class_=f"s{series}",
+            element("circle", cx=x, cy=y, r=3.2, class_="ring" if series else "ring s-float"),
+            element("circle", cx=own_x, cy=own_y, r=2.4, class_="dot" if series else "dot s-own"),
+            class_=series,
         ))  # fmt: skip
     shares = [f"{100 * share:.0f} %" for share in points.explained]
     return figure(

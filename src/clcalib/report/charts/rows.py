@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from clcalib.report.charts.scale import Scale, tick_text
+from clcalib.report.charts.scale import Scale, tick_texts
 from clcalib.report.charts.svg import Content, element, figure, group, line, short_name, text, titled
 
 _ROW, _TOP, _BOTTOM, _GAP = 20.0, 34.0, 22.0, 26.0
+MIDDLE = 460.0  # pixels of a chart with one panel
 _LETTER = 6.9  # pixels of a letter of a row's name, about
 
 
@@ -56,8 +57,8 @@ def row_chart(
     *,
     title: str,
     description: str,
-    width: float = 720.0,
-    name_width: float = 150.0,
+    width: float = MIDDLE,
+    name_width: float = 130.0,
 ) -> Markup:
     """Draw panels side by side that share their rows.
 
@@ -80,12 +81,12 @@ def row_chart(
     ]
     own = (width - name_width - _GAP * (len(panels) - 1)) / len(panels)
     drawn = [
-        _panel(panel, name_width + at * (own + _GAP) + 8, name_width + at * (own + _GAP) + own - 8, height - _BOTTOM)
+        _panel(panel, name_width + at * (own + _GAP) + 8, name_width + at * (own + _GAP) + own - 14, height - _BOTTOM)
         for at, panel in enumerate(panels)
     ]
     return figure(
         width, height, *stripes, *labels, *drawn, title=title, description=description,
-        class_="wide" if width > 720 else "middle",
+        class_="wide" if width > MIDDLE else "middle",
     )  # fmt: skip
 
 
@@ -93,10 +94,10 @@ def _panel(panel: Panel, left: float, right: float, bottom: float) -> Markup:
     values = [mark.value for row in panel.rows for mark in row]
     has_bars = any(mark.shape == "bar" for row in panel.rows for mark in row)
     scale = Scale.around(values, left, right, is_log=panel.is_log and not has_bars, has_zero=panel.has_zero or has_bars)
-    ticks: list[Content] = []
-    for tick in scale.ticks(max(2, int((right - left) / 60))):
-        ticks += [line(scale(tick), _TOP, scale(tick), bottom, "grid")]
-        ticks += [text(scale(tick), bottom + 14, tick_text(tick), anchor="middle")]
+    places, ticks = scale.ticks(max(2, int((right - left) / 55))), list[Content]()
+    for place, told in zip(places, tick_texts(places), strict=True):
+        ticks += [line(scale(place), _TOP, scale(place), bottom, "grid")]
+        ticks += [text(scale(place), bottom + 14, told, anchor="middle")]
     rows = [_row(row, scale, _middle(at), is_joined=panel.is_joined) for at, row in enumerate(panel.rows)]
     return group(text(left, 20, panel.heading, "name"), *ticks, *rows)
 

@@ -20,6 +20,13 @@ class Scale:
     is_log: bool = False
 
     @classmethod
+    def tight(cls, values: Sequence[float], width: float = 0.0) -> Scale:
+        """One that ends just beyond the values, and is at least so wide; its places are set later."""
+        low, high = min(values), max(values)
+        room = max(0.04 * (high - low), (width - (high - low)) / 2, 1e-9)
+        return cls(low - room, high + room, 0.0, 1.0)
+
+    @classmethod
     def around(
         cls, values: Iterable[float], start: float, end: float, *, is_log: bool = False, has_zero: bool = False
     ) -> Scale:
@@ -64,13 +71,22 @@ class Scale:
         return [0.0 if number == 0 else number * step for number in range(first, last + 1)]
 
 
-def tick_text(value: float) -> str:
-    """A number at a tick: three digits, a prefix or a power of ten where it is large or small.
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """How numbers at ticks are written: with three digits, or as many as tell them from what they are.
 
     Example:
-        >>> [tick_text(value) for value in (0, 0.25, 12.5, 1500, 2_000_000, 0.00003)]
-        ['0', '0.25', '12.5', '1.5k', '2M', '3e-5']
+        >>> tick_texts([90.0, 90.25, 90.5]), tick_texts([0, 0.25, 12.5, 1500, 2_000_000, 0.00003])
+        (['90', '90.25', '90.5'], ['0', '0.25', '12.5', '1.5k', '2M', '3e-5'])
     """
+    gaps = [abs(later - earlier) for earlier, later in zip(values, values[1:], strict=False)]
+    least = min(gaps, default=0.0)
+    digits = next(
+        (digits for digits in range(3, 8) if all(abs(float(f"{v:.{digits}g}") - v) <= 0.01 * least for v in values)), 8
+    )
+    return [_tick_text(value, digits) for value in values]
+
+
+def _tick_text(value: float, digits: int) -> str:
     size = abs(value)
     if value == 0:
         return "0"
@@ -79,8 +95,8 @@ def tick_text(value: float) -> str:
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "\N{MINUS SIGN}" if value < 0 else "-", 1)
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
+            return f"{value / limit:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
 
 
 def is_spread(values: Sequence[float]) -> bool:
@@ -104,5 +120,9 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
     powers = [10.0**power for power in range(first, last + 1)]
     if len(powers) >= 3:
         return powers[:: max(1, math.ceil(len(powers) / count))]
-    factors = [m * 10.0**power for power in range(first - 1, last + 1) for m in (1, 2, 5)]
-    return [value for value in factors if low <= value <= high] or [low, high]
+    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+        found = [m * 10.0**power for power in range(first - 1, last + 1) for m in mantissas]
+        found = [value for value in found if low <= value <= high]
+        if len(found) <= count + 1:
+            break
+    return found or [low, high]

@@ -142,7 +142,6 @@ def _chart(rows: tuple[ClassRow, ...], *, is_labelled: bool) -> Markup:
         [Panel(f"{what} [%]", marks, is_joined=True)],
         title=what,
         description=f"{len(rows)} classes, the one that lost most first; rings are float, dots quantized",
-        name_width=190,
     )  # fmt: skip
 
 

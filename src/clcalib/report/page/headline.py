@@ -46,7 +46,6 @@ def headline(run: RunFolder) -> Headline:
             [Panel(f"{measure} [%]", [[Mark(100 * value, series)] for _, value, series in values])],
             title=measure,
             description=", ".join(f"{name} {percent(value)} per cent" for name, value, _ in values),
-            name_width=170,
         )
     return Headline(measure, tuple(_tiles(run.record, values)), tuple(_facts(run)), _verdict(run.record), chart)
 

@@ -106,8 +106,8 @@ def _budget_view(budget: BudgetRecord) -> WidthView:
         ],
         title="Chosen widths and what each candidate would do",
         description="dots are the chosen widths, rings the other candidates, each with this unit alone quantized",
-        width=960,
-        name_width=170,
+        width=760,
+        name_width=150,
     )
     candidates = list(dict.fromkeys(widths for unit in budget.units for widths in unit.sensitivities))
     rows = tuple(
@@ -134,7 +134,6 @@ def _target_view(target: TargetRecord) -> WidthView:
         [Panel(f"points of {measure} lost", marks), Panel("mean bits of weights", bits)],
         title="Rounds on the way to an accuracy",
         description=f"{len(target.rounds)} rounds; at most {target.max_drop:g} points were to be lost",
-        name_width=90,
     )
     rows = tuple(
         (f"round {number}", f"{row.drop:.2f}", f"{row.mean_weight_bits:.2f}", ", ".join(row.raised) or "none")

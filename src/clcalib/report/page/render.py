@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 import clcalib.report.page
 from clcalib.errors import CheckpointError
 from clcalib.files import write_atomically
-from clcalib.report.charts.plot import scatter
 from clcalib.report.page.classes import class_view
+from clcalib.report.page.features import feature_view
 from clcalib.report.page.headline import headline
 from clcalib.report.page.layers import layer_view, width_views
 from clcalib.report.page.numbers import size_text
@@ -54,10 +54,12 @@ def report_page(run: RunFolder) -> str:
     Raises:
         CheckpointError: the files hold numbers that nothing can be drawn of.
     """
+    subtitle = f"{bits_name(run.record)}, {method_name(run.record)}"
     try:
         return rendered(
             "report.html",
-            title=f"{run.model_name}, {bits_name(run.record)}, {method_name(run.record)}",
+            title=f"{run.model_name}, {subtitle}",
+            subtitle=subtitle,
             run=run,
             record=run.record,
             headline=headline(run),
@@ -66,7 +68,7 @@ def report_page(run: RunFolder) -> str:
             units=unit_view(run),
             curves=curve_view(run.trace),
             layers=layer_view(run.evidence),
-            features=_features(run),
+            features=feature_view(run.evidence),
             widths=width_views(run),
             proof=proof_view(run.record.deployment),
             loading=loading_lines(run),
@@ -108,15 +110,6 @@ def named(name: object) -> Markup:
 def verbatim(name: object) -> Markup:
     """A text from anywhere as it is; the reader of HTML would take a carriage return for a line feed."""
     return Markup(str(escape(str(name))).replace("\r", "&#13;"))
-
-
-def _features(run: RunFolder) -> Markup | None:
-    """The map of features, or None where there is none."""
-    evidence = run.evidence
-    if evidence is None or evidence.features is None:
-        return None
-    record, classes = evidence.predictions, set(evidence.features.classes or ())
-    return scatter(evidence.features, {} if record is None else {each: record.class_name(each) for each in classes})
 
 
 def _environment() -> jinja2.Environment:

@@ -166,7 +166,6 @@ def _stages(seconds: Mapping[str, float]) -> Markup | None:
         [Panel("seconds", marks)],
         title="Time of each stage",
         description=", ".join(f"{name} {duration(value)}" for name, value in shown),
-        name_width=150,
     )
 
 

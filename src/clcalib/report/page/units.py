@@ -14,7 +14,7 @@ from clcalib.report.charts.scale import is_spread
 from clcalib.report.evidence import LayerEvidence
 from clcalib.report.page.numbers import number_text, share_text, widths_of
 from clcalib.report.page.sources import RunFolder
-from clcalib.report.record import BeforeAfter, UnitRecord
+from clcalib.report.record import BeforeAfter, OnImages, UnitRecord
 from clcalib.report.tables import MISSING
 from clcalib.report.trace import RunTrace, UnitCurves
 
@@ -58,15 +58,13 @@ def unit_view(run: RunFolder) -> UnitView:
     units, flips = run.record.units, flipped_by_unit(run)
     columns = {
         "widths": [widths_of(unit.layers, run.record) for unit in units],
-        "error before": [number_text(unit.reconstruction_error.calibration.before) for unit in units],
-        "after": [number_text(unit.reconstruction_error.calibration.after) for unit in units],
-        "held-out before": [_pair(unit.reconstruction_error.held_out)[0] for unit in units],
-        "held-out after": [_pair(unit.reconstruction_error.held_out)[1] for unit in units],
+        "error": [_change(unit.reconstruction_error.calibration) for unit in units],
+        "held-out error": [_change(unit.reconstruction_error.held_out) for unit in units],
         "SQNR [dB]": [number_text(unit.sqnr_db.calibration) for unit in units],
         "SQNR held-out": [number_text(unit.sqnr_db.held_out) for unit in units],
         "MI bound [nat]": [_bound(unit, is_held_out=False) for unit in units],
         "MI held-out": [_bound(unit, is_held_out=True) for unit in units],
-        "rounding flipped [%]": [share_text(flips.get(unit.name)) for unit in units],
+        "flipped [%]": [share_text(flips.get(unit.name)) for unit in units],
     }
     shown = {name: column for name, column in columns.items() if any(cell != MISSING for cell in column)}
     rows = [
@@ -120,7 +118,7 @@ def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
     is_log = is_spread([value for pair in errors for value in (pair.before, pair.after)])
     panels = [
         Panel(
-            "error, before and after" + (" (log)" if is_log else ""),
+            "error (log)" if is_log else "error",
             [
                 [Mark(pair.before, "s-nearest", "ring", f"before {number_text(pair.before)}"),
                  Mark(pair.after, "s-own", "dot", f"after {number_text(pair.after)}")]
@@ -129,11 +127,13 @@ def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
             is_log=is_log, is_joined=True, has_zero=True,
         )
     ]  # fmt: skip
+    if any(pair.before > 0 for pair in errors):
+        panels.append(Panel("error left [%]", [_left(unit.reconstruction_error) for unit in units], is_joined=True))
     if any(unit.sqnr_db.calibration is not None for unit in units):
         panels.append(Panel("SQNR [dB]", [_dot(unit.sqnr_db.calibration, "s-own", "bar") for unit in units]))
     bounds = [unit.mutual_information_bound for unit in units]
     if any(bound is not None for bound in bounds):
-        panels.append(Panel("MI bound [nat], held-out as ring", [
+        panels.append(Panel("MI bound [nat]", [
             [] if bound is None else
             [Mark(bound.calibration.after, "s-own", "dot", f"calibration {number_text(bound.calibration.after)}"),
              *([] if bound.held_out is None else
@@ -142,7 +142,7 @@ def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
         ], is_joined=True))  # fmt: skip
     if flips:
         rows = [_dot(None if unit.name not in flips else 100 * flips[unit.name], "s3", "bar") for unit in units]
-        panels.append(Panel("rounding flipped [%]", rows))
+        panels.append(Panel("flipped [%]", rows))
     middle = statistics.median(pair.after / pair.before for pair in errors if pair.before > 0) if any(
         pair.before > 0 for pair in errors
     ) else 1.0  # fmt: skip
@@ -152,9 +152,19 @@ def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
         title="Units before and after their optimisation",
         description=f"{len(units)} units in the order of execution; the error after is {middle:.2f} of that before in "
         "the median; all numbers are in the table",
-        width=960 if len(panels) > 2 else 720,
-        name_width=170,
+        width=150 + 170 * len(panels),
+        name_width=150,
     )
+
+
+def _left(error: OnImages) -> list[Mark]:
+    """What is left of the error of nearest rounding, on both image sets."""
+    sets = (("calibration", error.calibration, "s-own", "dot"), ("held-out", error.held_out, "s-held", "ring"))
+    return [
+        Mark(100 * pair.after / pair.before, series, shape, f"{name} {100 * pair.after / pair.before:.1f} %")
+        for name, pair, series, shape in sets
+        if pair is not None and pair.before > 0
+    ]
 
 
 def _dot(value: float | None, series: str, shape: str) -> list[Mark]:
@@ -163,11 +173,11 @@ def _dot(value: float | None, series: str, shape: str) -> list[Mark]:
 
 def _left_out(shown: dict[str, list[str]]) -> list[str]:
     found = []
-    if "held-out after" not in shown:
+    if "held-out error" not in shown:
         found.append("Nothing is known on held-out images: give evaluation images (--evaluation).")
     if "MI bound [nat]" not in shown and "SQNR [dB]" not in shown:
         found.append("SQNR and the bound on mutual information were not measured (measured_images was 0).")
-    if "rounding flipped [%]" not in shown:
+    if "flipped [%]" not in shown:
         found.append("How many roundings differ from the nearest is in report.json, which this folder lacks.")
     return found
 
@@ -176,11 +186,10 @@ def _flipped(layer: LayerEvidence) -> float:
     return layer.flipped or 0.0
 
 
-def _pair(pair: BeforeAfter | None) -> tuple[str, str]:
-    return (MISSING, MISSING) if pair is None else (number_text(pair.before), number_text(pair.after))
-
-
 def _bound(unit: UnitRecord, *, is_held_out: bool) -> str:
     bound = unit.mutual_information_bound
-    pair = None if bound is None else bound.held_out if is_held_out else bound.calibration
+    return _change(None if bound is None else bound.held_out if is_held_out else bound.calibration)
+
+
+def _change(pair: BeforeAfter | None) -> str:
     return MISSING if pair is None else f"{number_text(pair.before)} → {number_text(pair.after)}"
