@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -78,7 +79,7 @@ def tick_texts(values: Sequence[float]) -> list[str]:
         >>> tick_texts([90.0, 90.25, 90.5]), tick_texts([0, 0.25, 12.5, 1500, 2_000_000, 0.00003])
         (['90', '90.25', '90.5'], ['0', '0.25', '12.5', '1.5k', '2M', '3e-5'])
     """
-    gaps = [abs(later - earlier) for earlier, later in zip(values, values[1:], strict=False)]
+    gaps = [abs(later - earlier) for earlier, later in itertools.pairwise(values)]
     least = min(gaps, default=0.0)
     digits = next(
         (digits for digits in range(3, 8) if all(abs(float(f"{v:.{digits}g}") - v) <= 0.01 * least for v in values)), 8
