@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from clcalib.capture.running import advance
-from clcalib.quant.grids import GRIDS
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.rounding import nearest
@@ -18,7 +17,7 @@ from clcalib.report.evidence import HistogramRecord, rounded
 BINS = 96
 _MARGIN = 0.15  # of the grid's width, shown on either side of an activation's grid
 _BEYOND = 1.5  # steps that are shown beyond the first and last code of a weight
-_PROBES = 1 << 14  # values that are quantized to find the levels of a grid that is not uniform
+_PER_OCTAVE = {"log2": 1, "log_sqrt2": 2}  # levels between s and s / 2
 
 
 def weight_histogram(weight: Tensor, quantizer: IntegerWeight) -> HistogramRecord:
@@ -67,16 +66,14 @@ def activation_histograms(quantized: QuantizedChain, images: Tensor) -> dict[str
 
 def levels_of(quantizer: ActivationQuantizer) -> tuple[float, ...]:
     """The values that a quantizer can give, rising."""
-    spec, scale, zero_point = quantizer.spec, quantizer.scale.cpu(), quantizer.zero_point.cpu()
+    spec, scale = quantizer.spec, quantizer.scale.cpu().double()
+    codes = torch.arange(spec.q_min, spec.q_max + 1, dtype=torch.float64)
     if spec.grid == "uniform":
-        codes = torch.arange(spec.q_min, spec.q_max + 1, dtype=torch.float64)
-        values = (codes - zero_point.double()) * scale.double()
-    else:
-        # Every level is what something is rounded to; the grids that are not uniform lie in s * [q_min, q_max].
-        most = float(scale.max()) * max(1, abs(spec.q_min), spec.q_max)
-        small = torch.logspace(-12, 0, _PROBES // 2, base=2.0) * most
-        probes = torch.cat((torch.linspace(-most, most, _PROBES), small, -small))
-        values = GRIDS[spec.grid](probes, scale, zero_point, spec.q_min, spec.q_max).double()
+        values = (codes - quantizer.zero_point.cpu().double()) * scale
+    elif spec.grid == "twin":
+        values = torch.where(codes < 0, codes * scale[0], codes * scale[1])
+    else:  # the last code is 0
+        values = torch.cat((scale * torch.exp2(-codes[:-1] / _PER_OCTAVE[spec.grid]), torch.zeros(1)))
     return tuple(dict.fromkeys(rounded(value, 7) for value in values.sort().values.tolist()))
 
 

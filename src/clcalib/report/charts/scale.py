@@ -91,10 +91,10 @@ def _tick_text(value: float, digits: int) -> str:
     size = abs(value)
     if value == 0:
         return "0"
-    if size >= 1e12 or size < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "\N{MINUS SIGN}" if value < 0 else "-", 1)
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if size >= 1e15 or size < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
             return f"{value / limit:.{digits}g}{letter}"
     return f"{value:.{digits}g}"
