@@ -25,6 +25,7 @@ Size = tuple[int, int]  # codes and scales of a layer's weight
 _TENSOR = 110  # bytes of a tensor's line in a safetensors header, about
 _VALUES = 600  # bytes of what is saved with a unit, about
 _ROW = 1000  # bytes of a unit in run.json, about
+_PAGE, _PAGE_LAYER = 700_000, 12_000  # bytes of the page and report.json, and of a layer in both, about
 _STEP, _LOSS = 8, 16  # bytes of a step's number, and of a term's loss at it, in a table of losses
 _FIELD = 160  # bytes of a field of the identity in a manifest, about
 _MANIFESTS = 3  # at a time: two generations, and the one that is being written
@@ -75,8 +76,8 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
 
     These are the codes, scales and zero points of nearest rounding, of the finished units and in the end of the saved
     model, a byte for each code; while a unit's steps are saved, its parameters with both means of Adam (12 bytes for
-    each weight), three times, for two generations stay while a third is written; what is left in float; the losses; and
-    manifests.
+    each weight), three times, for two generations stay while a third is written; what is left in float; the losses;
+    and manifests.
 
     Args:
         job: of the run.
@@ -97,6 +98,11 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
     last = max(3 * max(steps, default=0), finished + max(steps, default=0))  # at the largest unit, or at the end
     curves = (2 * count + 3) * _curve_bytes(job.recipe)  # of all units in the state and in trace.json
     return int(2 * finished + last + floats + manifests + curves + count * (_VALUES + _ROW))
+
+
+def page_bytes(job: Job) -> int:
+    """About what ``report.html`` and ``report.json`` have; a run ends well without the room for them."""
+    return _PAGE + len(job.policy) * _PAGE_LAYER
 
 
 def _unit_bytes(layers: Sequence[Size]) -> int:

@@ -16,7 +16,12 @@ from clcalib.report.record import RunRecord
 from clcalib.report.tables import bits_name, method_name
 
 MISSING = "not set"
-_OUTCOMES = {"run.out", "run.overwrite"}  # where the result is, not how it was made
+# Where the result is, and what the record tells too.
+_TOLD = {
+    "run.out", "run.overwrite", "run.seed", "run.device", "run.threads", "run.precision", "recipe.name", "recipe.steps",
+    "quantization.weights", "quantization.activations", "quantization.target", "quantization.setting",
+    "model.submodule",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,8 @@ def settings_of(run: RunFolder) -> dict[str, str]:
         **{f"version of {name}": version for name, version in record.versions.items()},
     }  # fmt: skip
     for section, table in run.config.items():
-        own |= {f"{section}.{key}": _text(value) for key, value in table.items() if f"{section}.{key}" not in _OUTCOMES}
+        named = {f"{section}.{key}": value for key, value in table.items() if value is not None}
+        own |= {name: _text(value) for name, value in named.items() if name not in _TOLD}
     return own
 
 

@@ -51,8 +51,10 @@ class Scale:
             room = abs(low) * 0.1 or 1.0
             low, high = (low - room if not (has_zero and low == 0) else 0.0), high + room
         step = _step(high - low, 5)
-        low = 0.0 if has_zero and low >= 0 else math.floor(low / step + 1e-9) * step
-        return cls(low, math.ceil(high / step - 1e-9) * step, start, end)
+        # A mark should not stand on the very edge, unless that is zero.
+        first = 0.0 if has_zero and low >= 0 else math.floor(low / step - 0.3) * step
+        last = 0.0 if has_zero and high <= 0 else math.ceil(high / step + 0.1) * step
+        return cls(first, last, start, end)
 
     def __call__(self, value: float) -> float:
         """The place of a number."""

@@ -74,13 +74,13 @@ def _row(run: ComparedRun) -> tuple[str, ...]:
     """The cells behind a run's name."""
     paired = run.paired
     return (
-        run.widths, run.method, percent(run.floating), percent(run.value),
+        run.widths, run.method, percent(run.value),
         MISSING if run.drop is None else f"{run.drop:.2f}".replace("-", MINUS),
         difference_text(run).replace("-", MINUS) if paired is not None else MISSING,
-        MISSING if paired is None else f"{paired.lost} / {paired.won}",
         MISSING if paired is None else f"{paired.p_value:.2g}",
-        percent(run.agreement), percent(run.deployed), size_text(run.weights_bytes), size_text(run.file_bytes),
-        duration(run.seconds),
+        size_text(run.weights_bytes), duration(run.seconds), percent(run.floating),
+        MISSING if paired is None else f"{paired.lost} / {paired.won}",
+        percent(run.agreement), percent(run.deployed), size_text(run.file_bytes),
     )  # fmt: skip
 
 

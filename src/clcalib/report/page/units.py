@@ -58,13 +58,13 @@ def unit_view(run: RunFolder) -> UnitView:
     units, flips = run.record.units, flipped_by_unit(run)
     columns = {
         "widths": [widths_of(unit.layers, run.record) for unit in units],
+        "flipped [%]": [share_text(flips.get(unit.name)) for unit in units],
         "error": [_change(unit.reconstruction_error.calibration) for unit in units],
         "held-out error": [_change(unit.reconstruction_error.held_out) for unit in units],
         "SQNR [dB]": [number_text(unit.sqnr_db.calibration) for unit in units],
-        "SQNR held-out": [number_text(unit.sqnr_db.held_out) for unit in units],
+        "held-out": [number_text(unit.sqnr_db.held_out) for unit in units],
         "MI bound [nat]": [_bound(unit, is_held_out=False) for unit in units],
         "MI held-out": [_bound(unit, is_held_out=True) for unit in units],
-        "flipped [%]": [share_text(flips.get(unit.name)) for unit in units],
     }
     shown = {name: column for name, column in columns.items() if any(cell != MISSING for cell in column)}
     rows = [
