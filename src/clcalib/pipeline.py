@@ -29,9 +29,9 @@ from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
-from clcalib.report.evidence import EVIDENCE_FILE, Evidence
-from clcalib.report.gathering import FEATURE_IMAGES, Colours, gather
-from clcalib.report.page.render import REPORT_FILE
+from clcalib.report.evidence import EVIDENCE_FILE, Evidence, write_evidence
+from clcalib.report.gathering import FEATURE_IMAGES, PART_IMAGES, Colours, gather
+from clcalib.report.page.render import REPORT_FILE, write_report
 from clcalib.report.record import RunRecord, write_record
 from clcalib.report.trace import TRACE_FILE, RunTrace, write_trace
 from clcalib.unit_records import float_records, last_phase_record, layer_records, run_trace
@@ -103,7 +103,7 @@ class QuantizationResult:
             >>> [layer.name for layer in result.evidence(calibration).layers]
             ['1', '2']
         """
-        read = images.images[:FEATURE_IMAGES]
+        read = images.images[: FEATURE_IMAGES if self._part is None else PART_IMAGES]
         if self._part is not None:
             read = self._part.rows(read)
         is_evaluation = isinstance(images, EvaluationSet)
@@ -117,6 +117,16 @@ class QuantizationResult:
                 evaluation=images if isinstance(images, EvaluationSet) else None,
                 colours=colours,
             )
+
+    def write_page(
+        self, folder: str | Path, images: CalibrationSet | EvaluationSet, *, colours: Colours | None = None
+    ) -> Path:
+        """Write ``report.json`` and ``report.html`` into the folder of the saved result; return the page's path.
+
+        The arguments are those of ``evidence``.
+        """
+        write_evidence(self.evidence(images, colours=colours), Path(folder) / EVIDENCE_FILE)
+        return write_report(folder)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``model.safetensors``, ``model.json``, ``run.json`` and ``trace.json`` into ``folder``.

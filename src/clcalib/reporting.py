@@ -17,8 +17,7 @@ from clcalib.model_source import load_model
 from clcalib.modes import usual_modes
 from clcalib.pipeline import QuantizationResult
 from clcalib.report.evidence import EVIDENCE_FILE, write_evidence
-from clcalib.report.gathering import FEATURE_IMAGES, Colours, gather
-from clcalib.report.page.render import write_report
+from clcalib.report.gathering import FEATURE_IMAGES, PART_IMAGES, Colours, gather
 from clcalib.report.record import RunRecord
 
 
@@ -37,8 +36,7 @@ def leave_page(
         PageWarning: the page could not be made.
     """
     try:
-        write_evidence(result.evidence(images, colours=colours_of(data)), folder / EVIDENCE_FILE)
-        write_report(folder)
+        result.write_page(folder, images, colours=colours_of(data))
     except Exception as error:  # the result is there; what is only shown must not make a failure of it
         told = f"{type(error).__name__}: {error}"
         remedy = f"the result is saved, and `clcalib report {folder} --gather` tries again"
@@ -64,7 +62,7 @@ def gather_evidence(folder: Path, config: EvaluationConfig, record: RunRecord, i
     model, images = load_model(config.model), as_judged(images, record)
     with usual_modes():
         loaded = load_chain(folder, model)
-        read = images.images[:FEATURE_IMAGES]
+        read = images.images[: FEATURE_IMAGES if loaded.part is None else PART_IMAGES]
         evidence = gather(
             loaded.floating,
             loaded.quantized,

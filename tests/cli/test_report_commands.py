@@ -61,10 +61,14 @@ def test_a_result_from_python_has_a_page_too(workplace: Path) -> None:
     tensors = load_file("calibration.safetensors")
     calibration = clcalib.CalibrationSet.from_tensor(tensors["images"])
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3)).eval()
-    clcalib.quantize(model, calibration, recipe=clcalib.recipes.nearest(), bits=clcalib.Bits(4, 4)).save("python")
+    result = clcalib.quantize(model, calibration, recipe=clcalib.recipes.nearest(), bits=clcalib.Bits(4, 4))
+    result.save("python")
     page = clcalib.write_report("python").read_text()
     assert "no config.json: the result was made in Python" in page
     assert "There were no evaluation images" in page
+    assert "The map of features is in report.json, which this folder lacks" in page
+    page = result.write_page("python", calibration).read_text()
+    assert "The penultimate features of 32 calibration images" in page
 
 
 def test_a_page_that_cannot_be_made_does_not_cost_the_result(

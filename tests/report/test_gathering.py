@@ -76,6 +76,18 @@ def test_without_evaluation_images_there_are_no_predictions(result):
     assert (found.predictions, found.changed, found.features.images, found.images) == (None, (), "calibration", 8)
 
 
+def test_a_part_is_looked_at_with_what_it_gets_in_its_model():
+    evaluation = clcalib.EvaluationSet.from_tensor(images(20, seed=4), torch.arange(20) % 4)
+    calibration = clcalib.CalibrationSet.from_tensor(images(32))
+    recipe, bits = clcalib.recipes.nearest(), clcalib.Bits(4, 4)
+    found = clcalib.quantize(
+        tiny(), calibration, recipe=recipe, bits=bits, evaluation=evaluation, submodule="block"
+    ).evidence(evaluation)
+    assert [layer.name for layer in found.layers] == ["conv1", "conv2"]
+    assert len(found.features.floating) == len(found.predictions.floating) == 20
+    assert found.features.classes == tuple(at % 4 for at in range(20))
+
+
 def test_what_is_gathered_is_the_share_of_roundings_that_are_not_the_nearest(result):
     quantized, evaluation = result
     chain, model = quantized.quantized, tiny().eval()

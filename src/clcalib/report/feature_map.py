@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from clcalib.capture.chain import Chain
+from clcalib.capture.graph import value_of
+from clcalib.capture.outputs import end_node
 from clcalib.capture.running import advance
 from clcalib.objectives.keys import as_vectors
 from clcalib.report.evidence import FeatureMap, rounded
@@ -44,7 +46,8 @@ def feature_map(
     plane, explained = principal_plane(both)
     if len(images) < 3 or plane is None:
         return None
-    classes = labels if labels is not None else outputs.argmax(1).cpu() if outputs.shape[1] > 1 else None
+    names_classes = value_of(end_node(floating.module.graph)).ndim == 2 and outputs.shape[1] > 1
+    classes = labels if labels is not None else outputs.argmax(1).cpu() if names_classes else None
     points = [(rounded(x, _DIGITS), rounded(y, _DIGITS)) for x, y in plane.tolist()]
     return FeatureMap(
         node=floating.feature_name,

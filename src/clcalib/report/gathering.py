@@ -18,6 +18,7 @@ from clcalib.report.feature_map import feature_map
 from clcalib.report.histograms import activation_histograms, flipped_share, weight_histogram
 
 FEATURE_IMAGES = 256
+PART_IMAGES = 64  # of a part: the whole model runs for them
 HISTOGRAM_IMAGES = 32
 MOST_PREDICTIONS = 200_000  # of more images none are kept
 
@@ -50,7 +51,7 @@ def gather(
     images = images[:FEATURE_IMAGES].to(device)
     labels = None
     if which == "evaluation" and evaluation is not None and evaluation.labels is not None:
-        labels = evaluation.labels[:FEATURE_IMAGES]
+        labels = evaluation.labels[: len(images)]
     record: PredictionRecord | None = None
     changed: tuple[ChangedImage, ...] = ()
     if predictions is not None and evaluation is not None and len(evaluation) <= MOST_PREDICTIONS:

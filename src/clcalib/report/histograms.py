@@ -95,8 +95,8 @@ class _Counter:
 
     def add(self, values: Tensor, first: float, last: float) -> None:
         """Count values (N,); those below ``first`` or above ``last`` are outside of the grid."""
-        values = values.detach().float()
-        self.counts += torch.histc(values, BINS, self.low, self.high).to("cpu", torch.int64)
+        values = values.detach().float().cpu()  # elsewhere torch may add up counts in any order, or refuse to
+        self.counts += torch.histc(values, BINS, self.low, self.high).long()
         self.below += int((values < self.low).sum())
         self.above += int((values > self.high).sum())
         self.outside += int(((values < first) | (values > last)).sum())
