@@ -18,7 +18,7 @@ from clcalib.report.values import Count, Fraction, Frozen
 
 EVIDENCE_FILE = "report.json"
 EVIDENCE_VERSION: Literal[1] = 1
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20  # 2,000 layers of 8 bits and 200,000 predictions have less
 MOST_CHANGED = 48  # images that are shown
 MOST_BINS = 512
 MOST_LEVELS = 256  # of a grid of 8 bits

@@ -17,7 +17,7 @@ from clcalib.report.values import Count, Frozen
 
 TRACE_FILE = "trace.json"
 TRACE_VERSION: Literal[1] = 1
-MOST_BYTES = 64 << 20  # a network of 1,000 units has about 10 MB
+MOST_BYTES = 16 << 20  # a network of 1,000 units has about 10 MB
 
 
 class UnitCurves(Frozen):
