@@ -14,7 +14,7 @@ from clcalib.report.charts.scale import is_spread
 from clcalib.report.evidence import LayerEvidence
 from clcalib.report.page.numbers import number_text, share_text, widths_of
 from clcalib.report.page.sources import RunFolder
-from clcalib.report.record import BeforeAfter, OnImages, UnitRecord
+from clcalib.report.record import BeforeAfter, OnImages, RunRecord, UnitRecord
 from clcalib.report.tables import MISSING
 from clcalib.report.trace import RunTrace, UnitCurves
 
@@ -75,7 +75,7 @@ def unit_view(run: RunFolder) -> UnitView:
     return UnitView(
         columns=tuple(shown),
         rows=tuple(rows),
-        chart=_chart(charted, flips) if charted else None,
+        chart=_chart(charted, run.record, flips) if charted else None,
         charted=len(charted),
         left_out=tuple(_left_out(shown)),
         put_back=tuple(unit.name for unit in units if unit.kept == "nearest" and run.record.steps_per_unit),
@@ -113,7 +113,7 @@ def _curves(unit: UnitCurves, order: Sequence[str]) -> Markup:
     return line_chart(unit.name, unit.steps, unit.losses, order)
 
 
-def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
+def _chart(units: Sequence[UnitRecord], record: RunRecord, flips: dict[str, float]) -> Markup:
     errors = [unit.reconstruction_error.calibration for unit in units]
     is_log = is_spread([value for pair in errors for value in (pair.before, pair.after)])
     panels = [
@@ -143,6 +143,7 @@ def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
     if flips:
         rows = [_dot(None if unit.name not in flips else 100 * flips[unit.name], "s3", "bar") for unit in units]
         panels.append(Panel("flipped [%]", rows))
+    panels.append(Panel("weight bits", [_bits(unit, record) for unit in units]))
     middle = statistics.median(pair.after / pair.before for pair in errors if pair.before > 0) if any(
         pair.before > 0 for pair in errors
     ) else 1.0  # fmt: skip
@@ -152,7 +153,7 @@ def _chart(units: Sequence[UnitRecord], flips: dict[str, float]) -> Markup:
         title="Units before and after their optimisation",
         description=f"{len(units)} units in the order of execution; the error after is {middle:.2f} of that before in "
         "the median; all numbers are in the table",
-        width=150 + 170 * len(panels),
+        width=150 + 155 * len(panels),
         name_width=150,
     )
 
@@ -165,6 +166,12 @@ def _left(error: OnImages) -> list[Mark]:
         for name, pair, series, shape in sets
         if pair is not None and pair.before > 0
     ]
+
+
+def _bits(unit: UnitRecord, record: RunRecord) -> list[Mark]:
+    """The mean width of the weights of a unit's layers; those in float count 32."""
+    widths = [row.weight_bits or 32 for row in record.policy if row.name in unit.layers]
+    return _dot(sum(widths) / len(widths) if widths else None, "s7", "bar")
 
 
 def _dot(value: float | None, series: str, shape: str) -> list[Mark]:
