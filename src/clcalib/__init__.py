@@ -15,6 +15,7 @@ from clcalib.estimate import Estimate, estimate
 from clcalib.mixed_precision import choose_widths, quantize_to_budget
 from clcalib.pipeline import QuantizationResult, load, quantize
 from clcalib.quant.policy import Bits, Override
+from clcalib.report.page.render import write_report
 from clcalib.report.record import RunRecord
 from clcalib.target_accuracy import quantize_to_target
 from clcalib.width_search import Budget
@@ -48,4 +49,5 @@ __all__ = [
     "recipes",
     "with_contrastive",
     "with_last_phase",
+    "write_report",
 ]

@@ -188,6 +188,10 @@ class WorseThanNearestWarning(ClcalibWarning):
     """A unit, or the whole result, is worse than with nearest rounding."""
 
 
+class PageWarning(ClcalibWarning):
+    """The page about a run could not be made; its result is saved all the same."""
+
+
 class TargetNotMetWarning(ClcalibWarning):
     """No widths that were tried keep the accuracy that was asked for."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +13,15 @@ from clcalib.calibrate.journal import Journal
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.space import StoreSpace
+from clcalib.capture.chain import Chain
+from clcalib.capture.submodule import Part
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
-from clcalib.errors import OutputExistsError, WorseThanNearestWarning
-from clcalib.evaluate.accuracy import logits
-from clcalib.evaluate.comparison import Comparison, compare
-from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections
+from clcalib.errors import OutputExistsError
+from clcalib.evaluate.comparison import Predictions
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.export.float_weights import float_state_dict
 from clcalib.job import prepare
+from clcalib.judging import detected, judged
 from clcalib.keeping import opened_state
 from clcalib.modes import usual_modes
 from clcalib.quant.insert import QuantizedChain
@@ -29,8 +29,12 @@ from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
-from clcalib.report.record import DetectionRecord, RunRecord, write_record
-from clcalib.unit_records import float_records, last_phase_record, layer_records
+from clcalib.report.evidence import EVIDENCE_FILE, Evidence, write_evidence
+from clcalib.report.gathering import FEATURE_IMAGES, PART_IMAGES, Colours, gather
+from clcalib.report.page.render import REPORT_FILE, write_report
+from clcalib.report.record import RunRecord, write_record
+from clcalib.report.trace import TRACE_FILE, RunTrace, write_trace
+from clcalib.unit_records import float_records, last_phase_record, layer_records, run_trace
 
 MEASURED_IMAGES = 256
 RECORD_FILE = "run.json"
@@ -44,15 +48,20 @@ class QuantizationResult:
         model: the quantized network; same input and output as the float one.  Where a submodule was quantized, the
             whole model with the quantized one in its place.
         record: what was done and measured.
+        trace: the losses of each unit.
         policy: the widths of every layer.
         quantized: the same network as a chain of units, with its quantizers by layer.
     """
 
     model: nn.Module
     record: RunRecord
+    trace: RunTrace = dataclasses.field(repr=False)
     policy: tuple[LayerPolicy, ...]
     quantized: QuantizedChain = dataclasses.field(repr=False)
     _origin: Origin = dataclasses.field(repr=False)
+    _floating: Chain = dataclasses.field(repr=False)
+    _part: Part | None = dataclasses.field(repr=False)
+    _predictions: Predictions | None = dataclasses.field(repr=False)
 
     def float_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The quantized weights under the names of the float model, for ``model.load_state_dict``.
@@ -77,8 +86,50 @@ class QuantizationResult:
         """
         return float_state_dict(self.quantized, model, self._origin.prefix)
 
+    def evidence(self, images: CalibrationSet | EvaluationSet, *, colours: Colours | None = None) -> Evidence:
+        """What a page shows beyond the record: predictions, changed images, histograms and features.
+
+        Args:
+            images: the evaluation images that ``quantize`` was given, or where there were none, those of calibration.
+            colours: mean and standard deviation of the channels that these were normalised with, for their pictures;
+                None where they are not known.
+
+        Example:
+            >>> import clcalib, torch
+            >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.Linear(4, 2)).eval()
+            >>> calibration = clcalib.CalibrationSet.from_tensor(torch.randn(64, 3, 2, 2))
+            >>> recipe, bits = clcalib.recipes.nearest(), clcalib.Bits(4, 4)
+            >>> result = clcalib.quantize(model, calibration, recipe=recipe, bits=bits)
+            >>> [layer.name for layer in result.evidence(calibration).layers]
+            ['1', '2']
+        """
+        read = images.images[: FEATURE_IMAGES if self._part is None else PART_IMAGES]
+        if self._part is not None:
+            read = self._part.rows(read)
+        is_evaluation = isinstance(images, EvaluationSet)
+        with usual_modes():
+            return gather(
+                self._floating,
+                self.quantized,
+                read,
+                which="evaluation" if is_evaluation else "calibration",
+                predictions=self._predictions if is_evaluation else None,
+                evaluation=images if isinstance(images, EvaluationSet) else None,
+                colours=colours,
+            )
+
+    def write_page(
+        self, folder: str | Path, images: CalibrationSet | EvaluationSet, *, colours: Colours | None = None
+    ) -> Path:
+        """Write ``report.json`` and ``report.html`` into the folder of the saved result; return the page's path.
+
+        The arguments are those of ``evidence``.
+        """
+        write_evidence(self.evidence(images, colours=colours), Path(folder) / EVIDENCE_FILE)
+        return write_report(folder)
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``model.safetensors``, ``model.json`` and ``run.json`` into ``folder``.
+        """Write ``model.safetensors``, ``model.json``, ``run.json`` and ``trace.json`` into ``folder``.
 
         Raises:
             OutputExistsError: the folder holds something and ``overwrite`` was not asked for.
@@ -87,7 +138,10 @@ class QuantizationResult:
         if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in (EVIDENCE_FILE, REPORT_FILE):  # what an earlier result left would speak of another one
+            (folder / stale).unlink(missing_ok=True)
         save_checkpoint(folder, self.quantized, self._origin)
+        write_trace(self.trace, folder / TRACE_FILE)
         write_record(self.record, folder / RECORD_FILE)
 
 
@@ -243,17 +297,17 @@ def quantize(
         units = job.measure(outcome)
         clock.stage("evaluation")
         networks = [job.network(each) for each in (job.chain, outcome.before.chain, outcome.after.chain)]
-        judged, found = None, None
+        comparison, found, predictions = None, None, None
         if evaluation is not None and job.is_detector:
-            found = _detected(networks, evaluation, job.device)
+            found = detected(networks, evaluation, job.device)
         elif evaluation is not None:
-            judged = _judged(networks, evaluation, job.device)
+            comparison, predictions = judged(networks, evaluation, job.device)
     record = RunRecord(
-        float_top1=None if judged is None else judged.float_top1,
-        nearest_top1=None if judged is None else judged.nearest_top1,
-        quantized_top1=None if judged is None else judged.quantized_top1,
-        nearest_agreement=None if judged is None else judged.nearest_agreement,
-        agreement=None if judged is None else judged.agreement,
+        float_top1=None if comparison is None else comparison.float_top1,
+        nearest_top1=None if comparison is None else comparison.nearest_top1,
+        quantized_top1=None if comparison is None else comparison.quantized_top1,
+        nearest_agreement=None if comparison is None else comparison.nearest_agreement,
+        agreement=None if comparison is None else comparison.agreement,
         weight_bits=bits.weights or 32,
         activation_bits=bits.activations or 32,
         setting=setting,
@@ -288,10 +342,12 @@ def quantize(
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
     )
+    trace = run_trace(outcome.traces, outcome.network)
     form = None if job.part is None else job.part.form
     dtype = str(job.images.dtype).removeprefix("torch.")
     origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form, dtype, target)
-    return QuantizationResult(networks[-1], record, job.policy, outcome.after, origin)
+    kept = job.chain, job.part, predictions
+    return QuantizationResult(networks[-1], record, trace, job.policy, outcome.after, origin, *kept)
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -306,36 +362,3 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     """
     with usual_modes():
         return load_checkpoint(Path(folder), model)
-
-
-def _judged(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: torch.device) -> Comparison:
-    """Compare float, nearest rounding and the result, in this order; warn where the last is worse than the second."""
-    outputs = [logits(network, evaluation.images, device=device) for network in networks]
-    judged = compare(outputs[0], outputs[1], outputs[2], evaluation.labels)
-    if judged.is_worse:
-        which, values = "top-1", (judged.quantized_top1, judged.nearest_top1)
-        if values[0] is None:
-            which, values = "agreement with the float network", (judged.agreement, judged.nearest_agreement)
-        own, nearest = (f"{100 * value:.2f} %" for value in values if value is not None)
-        warnings.warn(
-            f"{which} on the evaluation images is {own}, with nearest rounding {nearest}: the optimisation did harm; "
-            "try more calibration images, fewer steps, a smaller rounding_rate or another recipe, and look in the "
-            "table of units for the first whose held-out error grew",
-            WorseThanNearestWarning,
-            stacklevel=3,
-        )
-    return judged
-
-
-def _detected(networks: Sequence[nn.Module], evaluation: EvaluationSet, device: torch.device) -> DetectionRecord:
-    """Compare the detections of nearest rounding and of the result with those of float, in this order."""
-    floats, *others = (detections(network, evaluation.images, device=device) for network in networks)
-    nearest, own = (detection_agreement(floats, tables) for tables in others)
-    return DetectionRecord(
-        score_threshold=SCORE_THRESHOLD,
-        detections=own.count,
-        nearest_matched=nearest.matched,
-        nearest_overlap=nearest.overlap,
-        matched=own.matched,
-        overlap=own.overlap,
-    )

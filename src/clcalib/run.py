@@ -35,13 +35,14 @@ from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.environment import collected_warnings
 from clcalib.report.record import RunRecord, write_record
+from clcalib.reporting import leave_page
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
 
 USUAL_CALIBRATION_IMAGES = 1024
 
 
 def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> RunRecord:
-    """Carry out one run and leave in ``config.run.out`` the model, ``run.json`` and ``config.json``.
+    """Carry out one run and leave in ``config.run.out`` the model, ``run.json``, ``config.json`` and a page about it.
 
     While it goes on, what is finished is saved in the folder ``state`` there; when the result is written, that is
     removed.
@@ -93,6 +94,8 @@ def _run(config: RunConfig, target: Target | None, observer: Observer) -> RunRec
         checked = None if config.model.submodule is not None else arguments["evaluation"]
         result = deploy(result, out / target.file, checked)
         write_record(result.record, out / RECORD_FILE)
+    observer.stage("report")
+    leave_page(result, out, arguments["evaluation"] or arguments["calibration"], config.data)
     return result.record
 
 

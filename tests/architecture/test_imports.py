@@ -22,9 +22,9 @@ ORDER = (
     *("errors", "hearing", "files", "modes", "reading", "durable", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
     # The Python API; what follows is the command line, which uses it.
-    *("checks", "unit_records", "job", "identity", "keeping", "pipeline", "timing", "estimate", "target_accuracy"),
-    *("width_plan", "width_search", "mixed_precision", "deployment", "__init__"),
-    *("config_sources", "config_problems", "config_sections", "config", "output", "model_source", "run"),
+    *("checks", "unit_records", "job", "identity", "keeping", "judging", "pipeline", "timing", "estimate"),
+    *("target_accuracy", "width_plan", "width_search", "mixed_precision", "deployment", "__init__"),
+    *("config_sources", "config_problems", "config_sections", "config", "output", "model_source", "reporting", "run"),
     *("cli", "__main__"),
 )
 # Beyond the order: a leaf, and parts that must work without what made a model.

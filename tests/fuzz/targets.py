@@ -34,7 +34,10 @@ from clcalib.export.checkpoint import load_chain
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.runtime import RUNTIMES, integer_report
 from clcalib.model_source import load_weights
+from clcalib.report.evidence import write_evidence
+from clcalib.report.page.render import write_report
 from clcalib.report.record import read_record
+from clcalib.report.trace import read_trace
 from tests.qdq_models import QdqBuilder
 
 TRANSFORM = Transform(resize=8, crop=8)
@@ -186,7 +189,9 @@ def _saved_files() -> dict[str, bytes]:
     recipe, bits = clcalib.recipes.nearest(), clcalib.Bits(4, 8)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        clcalib.quantize(network(), images, recipe=recipe, bits=bits).save(Path(folder))
+        result = clcalib.quantize(network(), images, recipe=recipe, bits=bits)
+        result.save(Path(folder))
+        write_evidence(result.evidence(images), Path(folder) / "report.json")
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     config = {"model": {"entry": "torch.nn:Flatten", "weights": None}, "data": {"resize": 8}, "run": {"device": "cpu"}}
     return {**files, "config.json": json.dumps(config, indent=2).encode()}
@@ -247,6 +252,10 @@ TARGETS: dict[str, Target] = {
     ),
     "model_tensors": Target("model.safetensors", _load_tensors, _seed_of("model.safetensors"), _saved_folder),
     "run_json": Target("run.json", read_record, _seed_of("run.json"), _saved_folder),
+    "trace_json": Target("trace.json", read_trace, _seed_of("trace.json"), _saved_folder),
+    "report_json": Target(
+        "report.json", lambda path: write_report(path.parent), _seed_of("report.json"), _saved_folder
+    ),
     "config_json": Target("config.json", _load_config, _seed_of("config.json"), _saved_folder),
     "image_tensors": Target(
         "images.safetensors", lambda path: load_evaluation(path, transform=TRANSFORM), _pixels

@@ -15,10 +15,10 @@ from tests.hard.figures import IS_FULL, record, size
 from tests.hard.worker import MOST_SECONDS, MOST_WAITED, outcomes
 
 ROOT = Path(__file__).parents[2]
-# 10,000 in all: 1,000 of each kind of file, the four files of a saved network being one kind.
+# 10,000 in all: 1,000 of each kind of file, the files of a saved network being one kind.
 COUNTS = {
     **dict.fromkeys(("pt_zip", "pt_legacy", "safetensors", "jpg", "png", "webp", "bmp", "onnx", "toml"), (30, 1000)),
-    **dict.fromkeys(("model_json", "model_tensors", "run_json", "config_json"), (8, 250)),
+    **dict.fromkeys(("model_json", "model_tensors", "run_json", "config_json", "trace_json", "report_json"), (8, 250)),
     # Beyond these: images as tensors and as tile sheets, and the other runtime.
     **dict.fromkeys(("image_tensors", "sheet_json", "onnx_openvino"), (15, 250)),
 }

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import clcalib
-from clcalib.cli import bench, data, describe, evaluate, export, quantize, targets
+from clcalib.cli import bench, compare, data, describe, evaluate, export, quantize, report, targets
 from clcalib.cli.messages import show_error, shown_warnings
 from clcalib.errors import ClcalibError, FolderInUseError, OutputExistsError, StoppedError, StorageError
 
@@ -38,6 +38,8 @@ app.command(name="quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(name="evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(name="bench", epilog=bench.EXAMPLES)(bench.bench_command)
 app.command(name="export", epilog=export.EXAMPLES)(export.export_command)
+app.command(name="report", epilog=report.EXAMPLES)(report.report_command)
+app.command(name="compare", epilog=compare.EXAMPLES)(compare.compare_command)
 app.command(name="targets")(targets.targets)
 app.add_typer(data.app, name="data")
 

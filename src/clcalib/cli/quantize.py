@@ -222,8 +222,8 @@ def quantize(
 ) -> None:
     """Quantize a trained network with a few hundred images; nothing is retrained.
 
-    Leaves model.safetensors, model.json, run.json and config.json in the
-    output folder, and with --target the file for the runtime, model.onnx or
+    Leaves model.safetensors, model.json, run.json, config.json and the page
+    report.html, which shows it all, in the output folder, and with --target the file for the runtime, model.onnx or
     model.pt2, which is checked in it at once.  clcalib describe shows what --bits and
     --float patterns mean for a network, and --dry-run what a run takes.
 

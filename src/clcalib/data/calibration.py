@@ -104,9 +104,11 @@ class EvaluationSet:
         images: as in ``CalibrationSet``.
         labels: (N,) int64, the class of each image, or None.
         provenance: where the images came from.
+        class_names: of the classes in the order of their numbers; empty where these are all that is known.
+        image_names: of the images, such as their files; empty where they have none.
 
     Raises:
-        DataError: as ``CalibrationSet``, or the labels do not fit the images.
+        DataError: as ``CalibrationSet``, or labels or names do not fit the images.
 
     Example:
         >>> evaluation = EvaluationSet.from_tensor(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]))
@@ -117,11 +119,15 @@ class EvaluationSet:
     images: Tensor  # (N, *shape) float32
     labels: Tensor | None  # (N,) int64
     provenance: Provenance
+    class_names: tuple[str, ...] = ()
+    image_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.images)
         if self.labels is not None:
             _check_labels(self.labels, len(self.images))
+        if self.image_names and len(self.image_names) != len(self.images):
+            raise DataError("image_names", f"{len(self.images)} names, one for each image", len(self.image_names))
 
     @classmethod
     def from_tensor(
@@ -132,6 +138,8 @@ class EvaluationSet:
         source: str = "tensor",
         indices: Sequence[int] | None = None,
         transform: str = "none",
+        class_names: Sequence[str] = (),
+        image_names: Sequence[str] = (),
     ) -> Self:
         """Take private copies: images (N, ...) as float32, labels (N,) as int64, both on the CPU.
 
@@ -140,7 +148,8 @@ class EvaluationSet:
         """
         copy = _private_copy(images)
         label_copy = None if labels is None else _private_labels(labels)
-        return cls(copy, label_copy, _provenance(copy, source, indices, transform))
+        provenance = _provenance(copy, source, indices, transform)
+        return cls(copy, label_copy, provenance, tuple(class_names), tuple(image_names))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -48,5 +48,11 @@ def _half(images: EvaluationSet, first: int) -> EvaluationSet:
     labels = None if images.labels is None else images.labels[first::2]
     indices = None if origin.indices is None else origin.indices[first::2]
     return EvaluationSet.from_tensor(
-        images.images[first::2], labels, source=origin.source, indices=indices, transform=origin.transform
+        images.images[first::2],
+        labels,
+        source=origin.source,
+        indices=indices,
+        transform=origin.transform,
+        class_names=images.class_names,
+        image_names=images.image_names[first::2],
     )

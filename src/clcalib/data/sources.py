@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, stack
-from clcalib.data.cifar10 import is_cifar10_folder, read_cifar10
+from clcalib.data.cifar10 import CLASSES, is_cifar10_folder, read_cifar10
 from clcalib.data.decode import MOST_PIXELS, read_image
 from clcalib.data.folder import list_images
 from clcalib.data.selection import choose
@@ -37,12 +37,17 @@ _Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class _Source:
-    """Images that can be read by index; ``read`` also says how it changed them, and which could be read."""
+    """Images that can be read by index; ``read`` also says how it changed them, and which could be read.
+
+    Classes and images have names where the source has some.
+    """
 
     name: str
     count: int
     labels: Tensor | None  # (count,)
     read: Callable[[Indices, Transform], tuple[Tensor, str, Indices]]
+    class_names: tuple[str, ...] = ()
+    image_names: tuple[str, ...] = ()
 
 
 def load_calibration(
@@ -97,7 +102,15 @@ def load_evaluation(
     images, description, indices = source.read(indices, transform)
     labels = None if source.labels is None else source.labels[list(indices)]
     with _named(path):
-        return EvaluationSet.from_tensor(images, labels, source=source.name, indices=indices, transform=description)
+        return EvaluationSet.from_tensor(
+            images,
+            labels,
+            source=source.name,
+            indices=indices,
+            transform=description,
+            class_names=source.class_names,
+            image_names=[source.image_names[index] for index in indices] if source.image_names else (),
+        )
 
 
 @contextlib.contextmanager
@@ -149,7 +162,8 @@ def _open_folder(path: Path, most_pixels: int) -> _Source:
         return stacked, transform.describe(), tuple(images)
 
     labels = None if listing.labels is None else torch.tensor(listing.labels)
-    return _Source(path.resolve().name, len(listing.files), labels, read)
+    names = tuple(file.relative_to(path).as_posix() for file in listing.files)
+    return _Source(path.resolve().name, len(listing.files), labels, read, listing.classes, names)
 
 
 def _too_many(bad: list[tuple[Path, DataError]], count: int, folder: Path) -> DataError:
@@ -167,12 +181,12 @@ def _too_many(bad: list[tuple[Path, DataError]], count: int, folder: Path) -> Da
 def _open_sheet(path: Path) -> _Source:
     tiles, index = read_sheet(path)
     labels = None if index.labels is None else torch.tensor(index.labels)
-    return _from_pixels(index.source or path.name, tiles, labels, path)
+    return _from_pixels(index.source or path.name, tiles, labels, path, index.classes)
 
 
 def _open_cifar10(path: Path, split: _Split) -> _Source:
     images, labels = read_cifar10(path, split)
-    return _from_pixels(f"CIFAR-10 {split}", images, labels, path)
+    return _from_pixels(f"CIFAR-10 {split}", images, labels, path, CLASSES)
 
 
 def _open_safetensors(path: Path) -> _Source:
@@ -194,11 +208,13 @@ def _open_safetensors(path: Path) -> _Source:
     return _Source(path.name, len(images), labels, lambda indices, _: (images[list(indices)], "none", indices))
 
 
-def _from_pixels(name: str, images: Tensor, labels: Tensor | None, path: Path) -> _Source:  # (N, C, H, W) uint8
+def _from_pixels(  # images (N, C, H, W) uint8
+    name: str, images: Tensor, labels: Tensor | None, path: Path, class_names: tuple[str, ...] = ()
+) -> _Source:
     def read(indices: Indices, transform: Transform) -> tuple[Tensor, str, Indices]:
         try:
             return transform.batch(images[list(indices)]), transform.describe(), indices
         except DataError as error:
             raise DataError("path", "images that the transform takes", f"{path} ({error})") from error
 
-    return _Source(name, len(images), labels, read)
+    return _Source(name, len(images), labels, read, class_names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
 from torch import Tensor
 
 from clcalib.evaluate.accuracy import agreement, top1
@@ -39,6 +40,30 @@ class Comparison:
         Source: McNemar 1947; only images on which both differ count.
         """
         return self.lost - self.won > CERTAINTY * math.sqrt(self.lost + self.won)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The classes that three networks name for the same images, each (N,) int64 on the CPU.
+
+    Attributes:
+        floating, nearest, quantized: of the float network, of nearest rounding (None where it is not at hand) and of
+            the result.
+        float_confidence, quantized_confidence: the share (N,) that their softmax gives to that class.
+    """
+
+    floating: Tensor
+    nearest: Tensor | None
+    quantized: Tensor
+    float_confidence: Tensor
+    quantized_confidence: Tensor
+
+    @classmethod
+    def of(cls, floats: Tensor, nearest: Tensor | None, own: Tensor) -> Predictions:
+        """From the outputs (N, classes) of the networks."""
+        shares = [torch.softmax(outputs, 1).amax(1) for outputs in (floats, own)]
+        named = None if nearest is None else nearest.argmax(1)
+        return cls(floats.argmax(1), named, own.argmax(1), *shares)
 
 
 def compare(floats: Tensor, nearest: Tensor, own: Tensor, labels: Tensor | None) -> Comparison:
