@@ -124,6 +124,10 @@ class ClcalibWarning(UserWarning):
     """The base of all warnings of clcalib."""
 
 
+class DeprecatedWarning(ClcalibWarning, DeprecationWarning):
+    """Something goes away in a version that the message names, with what to use instead."""
+
+
 class RuntimeMissingWarning(ClcalibWarning):
     """A file is written for a runtime that is not installed here, so it is not tried."""
 

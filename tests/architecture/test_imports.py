@@ -19,7 +19,7 @@ MOST_LINES = 400
 
 # A part may import from itself and from the parts before it.
 ORDER = (
-    *("errors", "hearing", "files", "modes", "reading", "durable", "fused"),
+    *("errors", "deprecation", "hearing", "files", "modes", "reading", "durable", "fused"),
     *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
     # The Python API; what follows is the command line, which uses it.
     *("checks", "unit_records", "job", "identity", "keeping", "pipeline", "timing", "estimate", "target_accuracy"),
