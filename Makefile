@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
-SOURCES := src tests examples $(wildcard benchmarks)
+SOURCES := src tests examples $(wildcard benchmarks docs)
 # A cheap example is one that needs no download and is done in seconds; it is run as it stands.
 CHEAP_EXAMPLES := $(wildcard examples/quick_*.py)
 
-.PHONY: help venv demo test test-slow test-hard lint format types examples data clean
+.PHONY: help venv demo test test-slow test-hard lint format types examples docs data clean
 
 help:
 	@echo "make demo       quantize the embedded network with and without the contrastive term (minutes)"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-hard  the batteries of kills, damages, malicious files and bad numbers in full (an hour)"
 	@echo "make lint       ruff; make format: let ruff repair; make types: mypy --strict on src"
 	@echo "make examples   run the cheap examples"
+	@echo "make docs       the documentation site into site/, where a warning is an error; site/index.html needs no network"
 	@echo "make data       bring the full CIFAR-10 into data/cifar10 (downloads 140 MB)"
 	@echo "make venv       only set up .venv; make clean: remove it and everything made"
 
@@ -69,9 +71,17 @@ examples: $(STAMP)
 	    echo "$$example"; OMP_NUM_THREADS=1 $(BIN)/python "$$example" || exit 1; \
 	done
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[docs]"
+	@touch $@
+
+# The theme's notice of its own future is no warning of this site.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 data: $(STAMP)
 	$(BIN)/clcalib data cifar10 --out data/cifar10
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) runs build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
