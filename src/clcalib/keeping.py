@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from clcalib.calibrate.curves import MOST_POINTS
+from clcalib.calibrate.recipe import Recipe
 from clcalib.durable.lock import folder_lock
 from clcalib.durable.state import RunState, has_state
 from clcalib.errors import ArgumentError, OutputExistsError, StorageError
@@ -23,6 +25,7 @@ Size = tuple[int, int]  # codes and scales of a layer's weight
 _TENSOR = 110  # bytes of a tensor's line in a safetensors header, about
 _VALUES = 600  # bytes of what is saved with a unit, about
 _ROW = 1000  # bytes of a unit in run.json, about
+_STEP, _LOSS = 8, 16  # bytes of a step's number, and of a term's loss at it, in a table of losses
 _FIELD = 160  # bytes of a field of the identity in a manifest, about
 _MANIFESTS = 3  # at a time: two generations, and the one that is being written
 
@@ -72,7 +75,8 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
 
     These are the codes, scales and zero points of nearest rounding, of the finished units and in the end of the saved
     model, a byte for each code; while a unit's steps are saved, its parameters with both means of Adam (12 bytes for
-    each weight), three times, for two generations stay while a third is written; what is left in float; and manifests.
+    each weight), three times, for two generations stay while a third is written; what is left in float; the losses; and
+    manifests.
 
     Args:
         job: of the run.
@@ -91,7 +95,8 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
     fields = fields if fields is not None else len(job.policy) + 60
     manifests = _MANIFESTS * (fields * _FIELD + count * 2 * _TENSOR)
     last = max(3 * max(steps, default=0), finished + max(steps, default=0))  # at the largest unit, or at the end
-    return int(2 * finished + last + floats + manifests + count * (_VALUES + _ROW))
+    curves = (2 * count + 3) * _curve_bytes(job.recipe)  # of all units in the state and in trace.json
+    return int(2 * finished + last + floats + manifests + curves + count * (_VALUES + _ROW))
 
 
 def _unit_bytes(layers: Sequence[Size]) -> int:
@@ -102,6 +107,13 @@ def _unit_bytes(layers: Sequence[Size]) -> int:
 def _step_bytes(layers: Sequence[Size]) -> int:
     """Of a unit's steps: what is finished, and the parameters under training with two means."""
     return _unit_bytes(layers) + sum(12 * (count + 1) + 6 * _TENSOR for count, _ in layers)
+
+
+def _curve_bytes(recipe: Recipe) -> int:
+    """Of the losses of a unit."""
+    phases = (*recipe.phases, *([] if recipe.last_phase is None else [recipe.last_phase]))
+    terms = sum(len(phase.terms) for phase in phases)
+    return min(MOST_POINTS, sum(phase.steps for phase in phases)) * (_STEP + terms * _LOSS)
 
 
 def _sizes(policy: Sequence[LayerPolicy], state: Mapping[str, Tensor]) -> dict[str, Size]:

@@ -30,7 +30,8 @@ from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrid
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.record import DetectionRecord, RunRecord, write_record
-from clcalib.unit_records import float_records, last_phase_record, layer_records
+from clcalib.report.trace import TRACE_FILE, RunTrace, write_trace
+from clcalib.unit_records import float_records, last_phase_record, layer_records, run_trace
 
 MEASURED_IMAGES = 256
 RECORD_FILE = "run.json"
@@ -44,12 +45,14 @@ class QuantizationResult:
         model: the quantized network; same input and output as the float one.  Where a submodule was quantized, the
             whole model with the quantized one in its place.
         record: what was done and measured.
+        trace: the losses of each unit.
         policy: the widths of every layer.
         quantized: the same network as a chain of units, with its quantizers by layer.
     """
 
     model: nn.Module
     record: RunRecord
+    trace: RunTrace = dataclasses.field(repr=False)
     policy: tuple[LayerPolicy, ...]
     quantized: QuantizedChain = dataclasses.field(repr=False)
     _origin: Origin = dataclasses.field(repr=False)
@@ -78,7 +81,7 @@ class QuantizationResult:
         return float_state_dict(self.quantized, model, self._origin.prefix)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``model.safetensors``, ``model.json`` and ``run.json`` into ``folder``.
+        """Write ``model.safetensors``, ``model.json``, ``run.json`` and ``trace.json`` into ``folder``.
 
         Raises:
             OutputExistsError: the folder holds something and ``overwrite`` was not asked for.
@@ -88,6 +91,7 @@ class QuantizationResult:
             raise OutputExistsError(f"{folder} exists and is not empty; name another folder, or say overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder, self.quantized, self._origin)
+        write_trace(self.trace, folder / TRACE_FILE)
         write_record(self.record, folder / RECORD_FILE)
 
 
@@ -288,10 +292,11 @@ def quantize(
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
     )
+    trace = run_trace(outcome.traces, outcome.network)
     form = None if job.part is None else job.part.form
     dtype = str(job.images.dtype).removeprefix("torch.")
     origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form, dtype, target)
-    return QuantizationResult(networks[-1], record, job.policy, outcome.after, origin)
+    return QuantizationResult(networks[-1], record, trace, job.policy, outcome.after, origin)
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clcalib.calibrate.network import NetworkTrace
+from clcalib.calibrate.curves import Curves
+from clcalib.calibrate.network import NAME, NetworkTrace
 from clcalib.calibrate.walk import UnitTrace
 from clcalib.capture.chain import Chain
 from clcalib.capture.coverage import float_parts
@@ -19,6 +20,7 @@ from clcalib.report.record import (
     SignalToNoise,
     UnitRecord,
 )
+from clcalib.report.trace import RunTrace, UnitCurves
 
 
 def layer_records(policy: Sequence[LayerPolicy]) -> tuple[LayerRecord, ...]:
@@ -87,6 +89,16 @@ def last_phase_record(trace: NetworkTrace) -> LastPhaseRecord:
         held_out=_pair(trace.held_out_error_before, trace.held_out_error_after),
     )
     return LastPhaseRecord(steps=trace.steps, reconstruction_error=error, changed_codes=trace.changed_codes)
+
+
+def run_trace(traces: Sequence[UnitTrace], network: NetworkTrace | None) -> RunTrace:
+    """The losses of all units, and of the phase over the whole network."""
+    units = tuple(_curves(trace.name, trace.curves) for trace in traces)
+    return RunTrace(units=units, last_phase=None if network is None else _curves(NAME, network.curves))
+
+
+def _curves(name: str, curves: Curves) -> UnitCurves:
+    return UnitCurves(name=name, steps=curves.steps, losses=dict(curves.losses))
 
 
 def _pair(before: float | None, after: float | None) -> BeforeAfter | None:

@@ -45,7 +45,7 @@ def test_quantize_leaves_a_model_a_record_and_its_configuration(workplace: Path,
     assert torch.equal(torch.get_rng_state(), state)
 
     out = workplace / "runs" / "a"
-    assert sorted(os.listdir(out)) == ["config.json", "model.json", "model.safetensors", "run.json"]
+    assert sorted(os.listdir(out)) == ["config.json", "model.json", "model.safetensors", "run.json", "trace.json"]
     record = read_record(out / "run.json")
     assert (record.weight_bits, record.activation_bits, record.seed, record.threads) == (3, 2, 7, 1)
     assert record.steps_per_unit == 12

@@ -12,7 +12,7 @@ from clcalib.cli import main
 from clcalib.report.record import read_record
 
 Capture = pytest.CaptureFixture[str]
-FILES = ["config.json", "model.json", "model.onnx", "model.safetensors", "run.json"]
+FILES = ["config.json", "model.json", "model.onnx", "model.safetensors", "run.json", "trace.json"]
 
 
 @pytest.fixture

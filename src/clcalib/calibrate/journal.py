@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from clcalib import errors
 from clcalib.calibrate.adam import Adam
+from clcalib.calibrate.curves import CurveRecorder
+from clcalib.calibrate.guard import quantizers_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
 from clcalib.durable.state import RunState
@@ -91,7 +93,7 @@ class Journal:
         """
         later = [self.name(number) for number in range(index + 1, count)]
         values = {"trace": dataclasses.asdict(trace)}  # type: ignore[call-overload]
-        self._save(self.name(index), quantizers, told, values, instead_of=self._partial(index), before=later)
+        self._save(self.name(index), quantizers, told, values, instead_of=self.partial_name(index), before=later)
 
     def commit_part(self, name: str, quantizers: Quantizers, told: Sequence[warnings.WarningMessage]) -> None:
         """Save something else that is finished; see ``commit``."""
@@ -110,14 +112,15 @@ class Journal:
             self.state.put(name, Payload(tensors_of(quantizers), {**values, "warnings": texts}), **replacing)
         raise_if_stopped()
 
-    def steps(self, index: int, chain: QuantizedChain, present: Callable[[], Quantizers]) -> UnitJournal:
-        """The journal of the steps of one unit, whose quantizers at any time ``present`` tells.
+    def steps(self, index: int, chain: QuantizedChain, curves: CurveRecorder) -> UnitJournal:
+        """The journal of the steps of one unit of the chain, whose losses go to ``curves``.
 
         What an earlier process saved of them is put into its place.
         """
-        return UnitJournal(self, self._partial(index), chain, present)
+        return UnitJournal(self, index, chain, curves)
 
-    def _partial(self, index: int) -> str:
+    def partial_name(self, index: int) -> str:
+        """What the steps of a unit are saved as."""
         return f"{self.name(index)}-part"
 
 
@@ -128,10 +131,13 @@ class UnitJournal:
         phase: the first one that is not finished.
     """
 
-    def __init__(self, journal: Journal, name: str, chain: QuantizedChain, present: Callable[[], Quantizers]) -> None:
-        self._journal, self._name, self._present = journal, name, present
+    def __init__(self, journal: Journal, index: int, chain: QuantizedChain, curves: CurveRecorder) -> None:
+        self._journal, self._name, self._index = journal, journal.partial_name(index), index
+        self._chain, self._curves = chain, curves
         self._last = time.monotonic()
-        self._saved = journal.recall(name, chain)
+        self._saved = journal.recall(self._name, chain)
+        if self._saved is not None:
+            curves.restore(self._saved.values["curves"])
         self.phase = 0 if self._saved is None else int(self._saved.values["phase"])
 
     def of_phase(self, number: int) -> PhaseJournal:
@@ -171,11 +177,12 @@ class UnitJournal:
         raise_if_stopped()
 
     def _save(self, state: RunState, phase: int, step: int, optimizers: Sequence[Adam]) -> None:
-        tensors = tensors_of(self._present())
+        tensors = tensors_of(quantizers_of(self._chain.chain.body(self._index)))
         for number, optimizer in enumerate(optimizers):
             tensors |= {f"group/{number}/{at}": tensor for at, tensor in enumerate(optimizer.state())}
         groups = [optimizer.steps() for optimizer in optimizers]
-        state.put(self._name, Payload(tensors, {"phase": phase, "step": step, "groups": groups, "warnings": []}))
+        values = {"phase": phase, "step": step, "groups": groups, "curves": self._curves.values(), "warnings": []}
+        state.put(self._name, Payload(tensors, values))
 
 
 @dataclasses.dataclass(frozen=True)

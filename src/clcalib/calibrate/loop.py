@@ -45,6 +45,7 @@ def optimise(
     *,
     scales: Sequence[float],
     report: Callable[[int, Mapping[str, float]], None],
+    record: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None,
     is_watched: bool = False,
     saves: Saves | None = None,
 ) -> None:
@@ -57,6 +58,7 @@ def optimise(
         random: shared with the modules of ``body``.
         scales: the factor of each of the phase's terms, its weight included.
         report: told of the losses every now and then: of each term, that of the last step at which it was due.
+        record: told of the same at each step whose losses are looked at anyway.
         is_watched: whether losses and trained tensors are looked at after each step, so that the error names the first
             that is not finite; else losses are looked at after each step on a CPU, and elsewhere, where that would make
             the host wait, at the steps that are reported, and the trained tensors at the end.
@@ -81,6 +83,7 @@ def optimise(
             if is_cheap or is_watched or is_shown or is_last:
                 losses = steps.losses()
                 check_losses(losses, phase, number)
+                record(number, losses)
                 if is_shown or is_last:
                     report(number, losses)
             if is_watched or is_last:

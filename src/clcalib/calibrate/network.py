@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import quantizers_of
 from clcalib.calibrate.moving import advance_rows
@@ -36,6 +38,7 @@ class NetworkTrace:
         error_before, error_after: at the network's end, on calibration images.
         held_out_error_before, held_out_error_after: the same on held-out images, or None.
         changed_codes: share of the weights whose code is another than that which the units found.
+        curves: its losses.
     """
 
     steps: int
@@ -44,6 +47,12 @@ class NetworkTrace:
     held_out_error_before: float | None
     held_out_error_after: float | None
     changed_codes: float
+    curves: Curves = dataclasses.field(default_factory=Curves)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> NetworkTrace:
+        """The trace of ``dataclasses.asdict``, also when that was JSON in between."""
+        return cls(**{**values, "curves": Curves.from_values(values["curves"])})
 
 
 def run_last_phase(walk: Walk, images: Tensor, held_out: Tensor | None) -> NetworkTrace | None:
@@ -66,7 +75,7 @@ def run_last_phase(walk: Walk, images: Tensor, held_out: Tensor | None) -> Netwo
     journal = dataclasses.replace(walk.journal, prefix=PREFIX)
     saved = journal.recall(journal.name(0), walk.quantized)
     if saved is not None:
-        return NetworkTrace(**saved.values["trace"])
+        return NetworkTrace.from_values(saved.values["trace"])
     with listening() as told:
         trace = _last_phase(walk, phase, images, held_out)
     journal.commit(0, 1, quantizers_of(walk.quantized.chain.module), trace, told)
@@ -79,7 +88,8 @@ def _last_phase(walk: Walk, phase: Phase, images: Tensor, held_out: Tensor | Non
     before = network.errors(images)
     other_before = None if held_out is None else network.end_error(held_out)
     inside, found = network.inside(before), quantizers_of(walk.quantized.chain.module)
-    is_sound = not inside.positions or network.optimise(phase, images, inside)
+    curves = CurveRecorder()
+    is_sound = not inside.positions or network.optimise(phase, images, inside, curves)
     check_finite(walk.quantized.chain.module, NAME)
     after = network.end_error(images)
     if not is_sound and not after <= before[-1][0]:
@@ -88,7 +98,8 @@ def _last_phase(walk: Walk, phase: Phase, images: Tensor, held_out: Tensor | Non
         after = network.end_error(images)
     other_after = None if held_out is None else network.end_error(held_out)
     walk.observer.unit_finished(0, NAME, before[-1][0], after)
-    return NetworkTrace(phase.steps, before[-1][0], after, other_before, other_after, _changed(codes, _codes(walk)))
+    errors, changed = (before[-1][0], after, other_before, other_after), _changed(codes, _codes(walk))
+    return NetworkTrace(phase.steps, *errors, changed, curves.curves())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +170,7 @@ class _Network:
             are_ends=tuple(name == self.whole.floating.output_name for name in names),
         )
 
-    def optimise(self, phase: Phase, images: Tensor, inside: Inside) -> bool:
+    def optimise(self, phase: Phase, images: Tensor, inside: Inside, curves: CurveRecorder) -> bool:
         """Run the phase; of what it compares with, only the logits of all images are stored.
 
         Returns:
@@ -167,7 +178,7 @@ class _Network:
         """
         pair, end = Pair.of(images), self.floats((self.whole.floating.output_name,))
         logits = advance_rows(end, pair.floating, self.whole.space)
-        return self.whole.optimise(0, (phase,), pair, logits, inside)
+        return self.whole.optimise(0, (phase,), pair, logits, curves, inside)
 
 
 def _joined(chain: Chain) -> Chain:

@@ -28,6 +28,48 @@ class Observer(Protocol):
         """A unit that an earlier process finished; nothing is done for it."""
 
 
+class Observers:
+    """Several observers as one: each is told of everything, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def stage(self, name: str) -> None:
+        """Tell of a stage."""
+        for observer in self.observers:
+            observer.stage(name)
+
+    def policy(self, rows: Sequence[LayerPolicy]) -> None:
+        """Tell of the policy table."""
+        for observer in self.observers:
+            observer.policy(rows)
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        """Tell of the start of a unit."""
+        for observer in self.observers:
+            observer.unit_started(index, count, name, kind, steps)
+
+    def correcting(self, done: int, count: int) -> None:
+        """Tell of corrected inputs."""
+        for observer in self.observers:
+            observer.correcting(done, count)
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        """Tell of a step."""
+        for observer in self.observers:
+            observer.step(step, losses)
+
+    def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
+        """Tell of the end of a unit."""
+        for observer in self.observers:
+            observer.unit_finished(index, name, error_before, error_after)
+
+    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
+        """Tell of a unit that was finished earlier."""
+        for observer in self.observers:
+            observer.unit_recalled(index, count, name, error_before, error_after)
+
+
 class SilentObserver:
     """Shows nothing."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from clcalib.calibrate.caches import find_ranges
 from clcalib.calibrate.compensation import compensated
 from clcalib.calibrate.correction import corrected, has_norms
+from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
 from clcalib.calibrate.journal import Journal, Unsaved
@@ -45,7 +46,7 @@ _WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 class UnitTrace:
     """What happened to one unit: reconstruction error before (nearest rounding) and after, on both image sets.
 
-    ``kept`` says what the unit has now; with "nearest", the errors after are those before.
+    ``kept`` says what the unit has now; with "nearest", the errors after are those before.  ``curves`` are its losses.
     """
 
     name: str
@@ -56,11 +57,13 @@ class UnitTrace:
     held_out_error_before: float | None
     held_out_error_after: float | None
     kept: Literal["learned", "nearest"]
+    curves: Curves = dataclasses.field(default_factory=Curves)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> UnitTrace:
         """The trace of ``dataclasses.asdict``, also when that was JSON in between."""
-        return cls(**{**values, "layers": tuple(values["layers"])})
+        curves = Curves.from_values(values["curves"])
+        return cls(**{**values, "layers": tuple(values["layers"]), "curves": curves})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Walk:
         has_feedback = self.recipe.start == "error_feedback" and not is_skipped
         if has_feedback:
             self._feed_back(index, pair.quantized)
-        is_sound = True
+        is_sound, curves = True, CurveRecorder()
         if phases:
             if self.recipe.correction is not None:
                 pair.floating = corrected(
@@ -161,7 +164,7 @@ class Walk:
                     float_dtype=self.cache_dtype,
                     report=self.observer.correcting,
                 )
-            is_sound = self.optimise(index, phases, pair, targets)
+            is_sound = self.optimise(index, phases, pair, targets, curves)
         body = self.quantized.chain.body(index)
         check_finite(body, unit.name)
         kept: Literal["learned", "nearest"] = "learned" if phases or has_feedback else "nearest"
@@ -179,7 +182,8 @@ class Walk:
         if other is not None:
             other_after = self._move(unit, body, other, other_targets)
         self.observer.unit_finished(index, unit.name, before, after)
-        return UnitTrace(unit.name, unit.kind, unit.layers, before, after, other_before, other_after, kept)
+        errors = before, after, other_before, other_after
+        return UnitTrace(unit.name, unit.kind, unit.layers, *errors, kept, curves.curves())
 
     def _move(self, unit: Unit, body: fx.GraphModule, pair: Pair, targets: RowState) -> float:
         """Bring the pair behind the unit; return the unit's error."""
@@ -211,7 +215,13 @@ class Walk:
             self.quantized.replace(name, quantizer)
 
     def optimise(
-        self, index: int, phases: tuple[Phase, ...], pair: Pair, targets: RowState, inside: Inside | None = None
+        self,
+        index: int,
+        phases: tuple[Phase, ...],
+        pair: Pair,
+        targets: RowState,
+        curves: CurveRecorder,
+        inside: Inside | None = None,
     ) -> bool:
         """Run phases on one unit, and put the quantizers that they find into their places.
 
@@ -220,6 +230,7 @@ class Walk:
             phases: one after the other.
             pair: the stores at the unit's input.
             targets: its float outputs; only the one of its target is read.
+            curves: told of the losses.
             inside: the units inside, where it is the whole network.
 
         Returns:
@@ -242,11 +253,11 @@ class Walk:
             inside=inside,
         )
         done, is_sound = 0, True
-        saves = self.journal.steps(index, self.quantized, lambda: quantizers_of(self.quantized.chain.body(index)))
+        saves = self.journal.steps(index, self.quantized, curves)
         for number, phase in enumerate(phases):
             if number >= saves.phase:
                 own = saves.of_phase(number) if is_sound else Unsaved()
-                attempt = partial(self._run_phase, index, number, data, done, own)
+                attempt = partial(self._run_phase, index, number, data, done, curves, own)
                 is_sound &= watched(unit.name, attempt, phase, self.dtype)
             done += phase.steps
         return is_sound
@@ -257,6 +268,7 @@ class Walk:
         number: int,
         data: UnitData,
         done: int,
+        curves: CurveRecorder,
         saves: Saves,
         phase: Phase,
         dtype: torch.dtype,
@@ -273,9 +285,13 @@ class Walk:
         def report(step: int, losses: Mapping[str, float]) -> None:
             self.observer.step(done + step, losses)
 
+        def record(step: int, losses: Mapping[str, float]) -> None:
+            curves.add(done + step, losses)
+
         if is_watched:
             saves = Unsaved()
-        optimise(working, data, phase, random, scales=scales, report=report, saves=saves, is_watched=is_watched)
+        told = {"report": report, "record": record}
+        optimise(working, data, phase, random, scales=scales, saves=saves, is_watched=is_watched, **told)
         for name, module in working.named_modules():
             if isinstance(module, TrainableWeight):
                 self.quantized.replace(name, module.hardened())

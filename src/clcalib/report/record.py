@@ -9,12 +9,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
-from clcalib.errors import CheckpointError, NumericalError, UnusableFileError
 from clcalib.files import write_atomically
-from clcalib.reading.content import read_json
 from clcalib.report.deployment import DeploymentRecord
+from clcalib.report.reading import read_model
 from clcalib.report.values import BitWidth, Count, Fraction, Frozen, check_finite
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -310,17 +309,5 @@ def read_record(path: str | Path) -> RunRecord:
         CheckpointError: the file is not a run record of this version; the message names the field.
         NumericalError: a number in it is not finite.
     """
-    path = Path(path)
-    try:
-        values = read_json(path)
-        return RunRecord.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise CheckpointError(
-            f"{path}: not a run record of version {SCHEMA_VERSION}: {field}: {first['msg']}"
-        ) from None
-    except NumericalError as error:
-        raise NumericalError(f"{path}: {error}") from None
-    except UnusableFileError as error:
-        raise CheckpointError(f"{error}; run `clcalib quantize` again to get one") from None
+    name = f"a run record of version {SCHEMA_VERSION}"
+    return read_model(path, RunRecord, name, remedy="run `clcalib quantize` again to get one")
