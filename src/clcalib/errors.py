@@ -136,6 +136,10 @@ class KernelDifferenceWarning(ClcalibWarning):
     """A runtime's kernel gives other codes than the simulation."""
 
 
+class TrackingWarning(ClcalibWarning):
+    """An experiment tracker failed; the run goes on without it."""
+
+
 class DamagedStateWarning(ClcalibWarning):
     """A file of a run's saved state is damaged or missing; what it held is computed again."""
 

@@ -27,33 +27,36 @@ from clcalib.pipeline import RECORD_FILE
 from clcalib.report import record
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-_TITLES = ("Python", "recipes", "command line", "exit codes", "configuration", "run.json", "file formats")
+_TITLES = ("Python", "modules", "command line", "exit codes", "configuration", "run.json", "file formats")
 
 
 def public_api() -> str:
     """All of it, a line for each thing that a user can rely on."""
-    parts = (python_names(), recipes(), commands(), exit_codes(), configuration(), run_record(), file_formats())
+    parts = (python_names(), modules(), commands(), exit_codes(), configuration(), run_record(), file_formats())
     return "\n".join(f"# {title}\n" + "\n".join(lines) + "\n" for title, lines in zip(_TITLES, parts, strict=True))
 
 
 def python_names() -> Iterator[str]:
     for name in clcalib.__all__:
-        value = getattr(clcalib, name)
-        if inspect.ismodule(value):
-            yield f"{name}: module"
-        elif inspect.isclass(value):
-            yield from class_lines(name, value)
-        else:
-            yield from call_lines(name, value)
+        yield from value_lines(name, getattr(clcalib, name))
 
 
-def recipes() -> Iterator[str]:
-    for name in clcalib.recipes.__all__:
-        value = getattr(clcalib.recipes, name)
-        if callable(value):
-            yield from call_lines(name, value)
-        else:
-            yield f"{name}: " + ", ".join(value)
+def modules() -> Iterator[str]:
+    """The names of the modules among them."""
+    for module in filter(inspect.ismodule, (getattr(clcalib, name) for name in clcalib.__all__)):
+        for name in module.__all__:
+            yield from value_lines(f"{module.__name__.rpartition('.')[2]}.{name}", getattr(module, name))
+
+
+def value_lines(name: str, value: Any) -> Iterator[str]:
+    if inspect.ismodule(value):
+        yield f"{name}: module"
+    elif inspect.isclass(value):
+        yield from class_lines(name, value)
+    elif callable(value):
+        yield from call_lines(name, value)
+    else:
+        yield f"{name}: " + ", ".join(value)
 
 
 def class_lines(name: str, kind: type) -> Iterator[str]:
