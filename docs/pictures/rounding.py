@@ -14,7 +14,7 @@ from clcalib.quant.spec import QParams
 from svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, Page, Panel
 
 STEPS, RATE, WEIGHT = 400, 0.05, 1.5
-FRACTIONS = (0.08, 0.25, 0.42, 0.55, 0.68, 0.9)
+FRACTIONS = (0.15, 0.35, 0.42, 0.45, 0.68, 0.9)
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#999933", INK)
 
 
