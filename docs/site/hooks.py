@@ -1,8 +1,8 @@
 """What the site has besides the pages of ``docs``: files of the repository that pages link to, and the command line.
 
-A link of a page to a file outside ``docs``, ``../SECURITY.md`` say, works where the repository is browsed.  Here the file
-becomes a page of the site, or a file beside it, and the link leads there.  A link to a file that does not exist ends the
-build.
+A link of a page to a file outside ``docs``, ``../SECURITY.md`` say, works where the repository is browsed.  Here the
+file becomes a page of the site, or a file beside it, and the link leads there.  A link to a file that does not exist
+ends the build.
 """
 
 from __future__ import annotations
