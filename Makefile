@@ -18,7 +18,7 @@ SOURCES := src tests examples $(wildcard benchmarks docs)
 # A cheap example is one that needs no download and is done in seconds; it is run as it stands.
 CHEAP_EXAMPLES := $(wildcard examples/quick_*.py)
 
-.PHONY: help venv demo test test-slow test-hard lint format types examples docs api dist data clean
+.PHONY: help venv demo test test-slow test-hard lint format types examples docs newcomer api dist data clean
 
 help:
 	@echo "make demo       quantize the embedded network with and without the contrastive term (minutes)"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint       ruff; make format: let ruff repair; make types: mypy --strict on src"
 	@echo "make examples   run the cheap examples"
 	@echo "make docs       the documentation site into site/, where a warning is an error; site/index.html needs no network"
+	@echo "make newcomer   what README.md and docs/start.md tell a newcomer, done from a clean clone and timed (minutes)"
 	@echo "make data       bring the full CIFAR-10 into data/cifar10 (downloads 140 MB)"
 	@echo "make api        write down the public names, options and file formats anew, after a change that is meant"
 	@echo "make dist       build the package into dist/ and try the wheel in an environment of its own"
@@ -89,6 +90,9 @@ $(DOCS_STAMP): $(STAMP)
 # The theme's notice of its own future is no warning of this site.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+newcomer: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/newcomer.py
 
 api: $(STAMP)
 	PYTHONPATH=src:. $(BIN)/python -m tests.architecture.public_api --write
