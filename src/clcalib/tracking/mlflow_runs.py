@@ -115,7 +115,9 @@ class MlflowRun:
             Path(self._address.removeprefix(_SQLITE)).absolute().parent.mkdir(parents=True, exist_ok=True)
         with untold():
             from mlflow import MlflowClient
+            from mlflow.entities import Metric
 
+        self._metric = Metric
         self._client = MlflowClient(tracking_uri=self._address, registry_uri=self._address)
         known = self._client.get_experiment_by_name(self._experiment)
         experiment = (
@@ -134,9 +136,7 @@ class MlflowRun:
 
     def number(self, name: str, value: float, step: int) -> None:
         """Keep it for the next flush."""
-        from mlflow.entities import Metric
-
-        self._metrics.append(Metric(name, float(value), time.time_ns() // 1_000_000, step))
+        self._metrics.append(self._metric(name, float(value), time.time_ns() // 1_000_000, step))
         if len(self._metrics) >= _MOST_METRICS or time.monotonic() - self._flushed > _SECONDS:
             self.flush()
 
@@ -145,7 +145,8 @@ class MlflowRun:
         waiting, self._metrics = self._metrics, []
         self._flushed = time.monotonic()
         if waiting:
-            self._client.log_batch(self._run, metrics=waiting)
+            with silenced():
+                self._client.log_batch(self._run, metrics=waiting)
 
     def finish(self, settings: Mapping[str, Setting], results: Mapping[str, float], texts: Mapping[str, str]) -> None:
         """The settings as parameters, the texts as artifacts."""

@@ -43,7 +43,7 @@ class Sink(Protocol):
         """Open the run, or go on with it; return the last step of every name that it has."""
 
     def number(self, name: str, value: float, step: int) -> None:
-        """Take one number; it may wait for ``flush``."""
+        """Take one number; it may wait for ``flush``.  It is called often, and says nothing on any channel."""
 
     def flush(self) -> None:
         """Let everything be seen that was taken."""
@@ -95,7 +95,7 @@ class Tracker:
         """Tell the errors of a unit, and let them be seen."""
         place = "last_phase" if name == WHOLE_NETWORK else "units"
         self._tell({f"{place}/error_before": error_before, f"{place}/error_after": error_after}, index)
-        self._do(self._sink.flush)
+        self._do(self._sink.flush, is_quiet=True)
 
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
         """Tell the errors of a unit that was finished earlier, unless they are there."""
@@ -116,7 +116,8 @@ class Tracker:
         results = result_numbers(record)
         self._tell(results, 0)
         settings = settings_of(record) if self._settings is None else self._settings
-        self._do(lambda: self._sink.finish(settings, results, {**texts_of(record, trace), **(more or {})}))
+        texts = {**texts_of(record, trace), **(more or {})}
+        self._do(lambda: self._sink.finish(settings, results, texts), is_quiet=True)
 
     def __enter__(self) -> Tracker:
         return self
@@ -127,7 +128,7 @@ class Tracker:
         status: Status = "finished"
         if kind is not None:
             status = "failed" if issubclass(kind, Exception) else "stopped"
-        self._do(lambda: self._sink.close(status))
+        self._do(lambda: self._sink.close(status), is_quiet=True)
         self._is_on = False
 
     def _enter(self, name: str) -> None:
@@ -145,11 +146,18 @@ class Tracker:
             if step > self._earlier.get(full, -1):
                 self._do(partial(self._sink.number, full, value, step))
 
-    def _do(self, action: Callable[[], None]) -> None:
+    def _do(self, action: Callable[[], None], *, is_quiet: bool = False) -> None:
+        """Do it, unless something has failed already.
+
+        Args:
+            action: of the sink.
+            is_quiet: whether what packages say meanwhile is not shown.  Not for every number: each time, Python forgets
+                which warnings it has shown.
+        """
         if not self._is_on:
             return
         try:
-            with silenced():
+            with silenced() if is_quiet else contextlib.nullcontext():
                 action()
         except Exception as error:  # of whatever kind a full disk, a database or a server raises
             self._is_on = False
