@@ -1,4 +1,4 @@
-"""Writes the measurements into README.md, docs/speed.md and docs/decisions, from ``benchmarks/results`` alone.
+"""Writes the measurements into README.md and pages of docs, from ``benchmarks/results`` alone.
 
 python benchmarks/readme.py            # writes
 python benchmarks/readme.py --check    # fails where a page says something else
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import choosing
 import decisions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -297,6 +298,14 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/decisions/0008-what-the-study-says.md": {"study": lambda: decisions.study(load("study"))},
     "docs/policy.md": {"estimates": estimates},
+    "docs/choosing.md": {
+        "by width": choosing.by_width,
+        "by recipe": choosing.by_recipe,
+        "harder": choosing.harder,
+        "term": choosing.term,
+        "few images": choosing.few_images,
+    },
+    "docs/scaling.md": {"one machine": choosing.one_machine, "extrapolated": choosing.extrapolated},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clcalib import tracking
 from clcalib.calibrate import recipes
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes.cl_calib import with_contrastive
@@ -47,6 +48,7 @@ __all__ = [
     "quantize_to_budget",
     "quantize_to_target",
     "recipes",
+    "tracking",
     "with_contrastive",
     "with_last_phase",
     "write_report",

@@ -139,9 +139,9 @@ def check_negatives(recipe: Recipe, keys: Mapping[Need, KeySet]) -> None:
                 )
 
 
-def range_rule(argument: str, name: str) -> RangeRule:
-    """Look up a range rule."""
-    return named(argument, name, RANGE_RULES)
+def range_rule(argument: str, rule: str | RangeRule) -> RangeRule:
+    """Look up a range rule; one that is no name is taken as it is."""
+    return rule if callable(rule) else named(argument, rule, RANGE_RULES)
 
 
 def checked_grids(softmax: Grid, gelu: Grid) -> dict[str, Grid]:

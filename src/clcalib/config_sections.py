@@ -244,6 +244,15 @@ class BudgetSection(_Section):
         return Budget(**self.model_dump())
 
 
+class TrackingSection(_Section):
+    """Experiment trackers that are told of the run; none by default, and none changes a result."""
+
+    tensorboard: Path | None = Field(default=None, description="the path of a folder for event files (--tensorboard)")
+    mlflow: str | None = Field(
+        default=None, min_length=1, description="a folder, an address such as sqlite:///runs.db, or MLFLOW_TRACKING_URI"
+    )
+
+
 class ModelConfig(_Section):
     """What a command needs that only looks at the model; the images may tell their shape."""
 
@@ -282,6 +291,7 @@ class RunConfig(_Section):
     budget: BudgetSection | None = Field(
         default=None, description="a table with size or cost; leave it out for widths that are given"
     )
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     run: RunSection
 
 

@@ -28,7 +28,10 @@ _PATH_KEYS = (
     ("data", "evaluation"),
     ("run", "out"),
     ("run", "spill_folder"),
+    ("tracking", "tensorboard"),
+    ("tracking", "mlflow"),
 )
+_NO_PATH = re.compile(r".*://|databricks$|MLFLOW_TRACKING_URI$")  # an address of MLflow, or the variable that has one
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def with_absolute_paths(table: Table, folder: Path) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for section, key in _PATH_KEYS:
         value = value_at(table, section, key)
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and not (section == "tracking" and _NO_PATH.match(value)):
             paths = merge(paths, {section: {key: _absolute(value, folder)}})
     entry = value_at(table, "model", "entry")
     if isinstance(entry, str) and ".py:" in entry:

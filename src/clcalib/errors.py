@@ -124,12 +124,20 @@ class ClcalibWarning(UserWarning):
     """The base of all warnings of clcalib."""
 
 
+class DeprecatedWarning(ClcalibWarning, DeprecationWarning):
+    """Something goes away in a version that the message names, with what to use instead."""
+
+
 class RuntimeMissingWarning(ClcalibWarning):
     """A file is written for a runtime that is not installed here, so it is not tried."""
 
 
 class KernelDifferenceWarning(ClcalibWarning):
     """A runtime's kernel gives other codes than the simulation."""
+
+
+class TrackingWarning(ClcalibWarning):
+    """An experiment tracker failed; the run goes on without it."""
 
 
 class DamagedStateWarning(ClcalibWarning):

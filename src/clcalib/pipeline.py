@@ -27,6 +27,7 @@ from clcalib.modes import usual_modes
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
+from clcalib.quant.ranges import RangeRule
 from clcalib.quant.spec import Grid
 from clcalib.report.environment import StageClock, collected_warnings, model_digest, peak_memory, versions
 from clcalib.report.evidence import EVIDENCE_FILE, Evidence, write_evidence
@@ -158,8 +159,8 @@ def quantize(
     unit_patterns: Sequence[str] = (),
     submodule: str | None = None,
     target: str | None = None,
-    weight_range: str = "mse_grid",
-    activation_range: str = "mse_grid",
+    weight_range: str | RangeRule = "mse_grid",
+    activation_range: str | RangeRule = "mse_grid",
     softmax_grid: Grid = "uniform",
     gelu_grid: Grid = "uniform",
     is_layer_norm_reparameterized: bool = False,
@@ -199,7 +200,7 @@ def quantize(
         target: the runtime whose integer kernels are to compute the result, a name in ``TARGETS`` ("onnxruntime"):
             widths, signs and the places of quantizers are those that its kernels have, so that nothing changes when the
             result is exported.  None is "paper": quantizers at what layers read, and nowhere else.
-        weight_range: how a weight's range is found, a name in ``RANGE_RULES``.
+        weight_range: how a weight's range is found, a name in ``RANGE_RULES`` or a rule of your own.
         activation_range: the same for activations.
         softmax_grid: where the quantized values of a softmax lie, as attention's second product reads them:
             ``"uniform"``, ``"log2"`` or ``"log_sqrt2"`` (``quant/grids.py``).

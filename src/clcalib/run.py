@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clcalib.calibrate.observer import Observer
+from clcalib.calibrate.observer import Observer, Observers
 from clcalib.config import make_recipe
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
+from clcalib.config_sources import CONFIG_FILE
 from clcalib.data.augmentation import augmented
 from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
 from clcalib.data.division import halves, kept_aside
@@ -29,7 +31,7 @@ from clcalib.export.deployed import PAPER, check_operators, require_writer, writ
 from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
 from clcalib.model_source import load_model
 from clcalib.output import STATE_FOLDER, check_output_folder, has_unfinished, kept, occupied
-from clcalib.pipeline import RECORD_FILE, quantize
+from clcalib.pipeline import RECORD_FILE, QuantizationResult, quantize
 from clcalib.quant.allocation import check_solver
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord
@@ -37,6 +39,9 @@ from clcalib.report.environment import collected_warnings
 from clcalib.report.record import RunRecord, write_record
 from clcalib.reporting import leave_page
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
+from clcalib.tracking.measures import flattened
+from clcalib.tracking.opening import require_trackers, trackers
+from clcalib.tracking.tracker import Tracker
 
 USUAL_CALIBRATION_IMAGES = 1024
 
@@ -62,15 +67,19 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> R
     """
     check_goal(config)
     target = _check_writer(config)
+    require_trackers(**config.tracking.model_dump())
     out = config.run.out
     check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)
     with occupied(out), limited_threads(config.run.threads):
         check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)  # another run may have ended meanwhile
-        with kept(out, _pinned(config), is_resumed=is_resumed):
-            return _run(config, target, observer)
+        with kept(out, _pinned(config), is_resumed=is_resumed), _trackers(config) as trackers:
+            result = _run(config, target, Observers(observer, *trackers))
+            for tracker in trackers:
+                tracker.finish(result.record, result.trace, {CONFIG_FILE: _pinned(config).model_dump_json(indent=2)})
+            return result.record
 
 
-def _run(config: RunConfig, target: Target | None, observer: Observer) -> RunRecord:
+def _run(config: RunConfig, target: Target | None, observer: Observer) -> QuantizationResult:
     """Calibrate with the state in the output folder, and write the result."""
     out = config.run.out
     observer.stage("loading")
@@ -96,7 +105,14 @@ def _run(config: RunConfig, target: Target | None, observer: Observer) -> RunRec
         write_record(result.record, out / RECORD_FILE)
     observer.stage("report")
     leave_page(result, out, arguments["evaluation"] or arguments["calibration"], config.data)
-    return result.record
+    return result
+
+
+def _trackers(config: RunConfig) -> AbstractContextManager[tuple[Tracker, ...]]:
+    """The trackers that the configuration names, open for this run."""
+    settings = flattened(config.model_dump(mode="json", exclude={"tracking"}))
+    out = config.run.out
+    return trackers(out, **config.tracking.model_dump(), settings=settings, is_resumed=has_unfinished(out))
 
 
 def _pinned(config: RunConfig) -> RunConfig:
@@ -131,6 +147,7 @@ def dry_run(config: RunConfig, observer: Observer) -> Estimate:
     """Say what ``run`` would take and leave in float, and what its target would refuse; nothing is written."""
     check_goal(config)
     _check_writer(config)
+    require_trackers(**config.tracking.model_dump())
     with limited_threads(config.run.threads):
         observer.stage("loading")
         model, arguments = load_model(config.model), _arguments(config, observer)

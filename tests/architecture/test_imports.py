@@ -19,8 +19,8 @@ MOST_LINES = 400
 
 # A part may import from itself and from the parts before it.
 ORDER = (
-    *("errors", "hearing", "files", "modes", "reading", "durable", "fused"),
-    *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report"),
+    *("errors", "deprecation", "hearing", "files", "modes", "reading", "durable", "fused"),
+    *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report", "tracking"),
     # The Python API; what follows is the command line, which uses it.
     *("checks", "unit_records", "job", "identity", "keeping", "judging", "pipeline", "timing", "estimate"),
     *("target_accuracy", "width_plan", "width_search", "mixed_precision", "deployment", "__init__"),
@@ -36,7 +36,7 @@ FORBIDDEN = {
 }
 # Modules that may be imported inside a function, as not every machine has them (``resource``, ``fcntl``: not Windows).
 OPTIONAL = {"torchvision", "timm", "resource", "fcntl", "msvcrt"}
-OPTIONAL |= {"onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch"}
+OPTIONAL |= {"onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch", "tensorboard", "mlflow"}
 NEEDS_TRITON = {"clcalib.fused.triton_kernels"}  # no dependency; imported inside a function, where a GPU asks for it
 
 BLOCKED = (
@@ -52,6 +52,8 @@ BLOCKED = (
     "matplotlib",
     "scipy",
     "pandas",
+    "tensorboard",
+    "mlflow",
 )
 
 

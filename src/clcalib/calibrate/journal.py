@@ -108,7 +108,9 @@ class Journal:
         **replacing: Any,
     ) -> None:
         if self.state is not None:
-            texts = [[message.category.__name__, str(message.message)] for message in told]
+            # That a tracker failed is of no concern to the process that goes on.
+            lasting = [message for message in told if not issubclass(message.category, errors.TrackingWarning)]
+            texts = [[message.category.__name__, str(message.message)] for message in lasting]
             self.state.put(name, Payload(tensors_of(quantizers), {**values, "warnings": texts}), **replacing)
         raise_if_stopped()
 

@@ -25,7 +25,7 @@ from clcalib.quant.policy import FLOAT, Override
 RUNTIME_HELP = 'What runs ONNX models: onnxruntime (default) or openvino; pip install "clcalib\\[onnxruntime]".'
 
 # Panels of the help.
-WIDTHS, ACCURACY, COST = "Widths and units", "Accuracy", "Time, memory and disk"
+WIDTHS, ACCURACY, COST, TRACKING = "Widths and units", "Accuracy", "Time, memory and disk", "Experiment trackers"
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration file; flags win over it.")
@@ -59,6 +59,25 @@ DeviceOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", rich_help_panel=COST, metavar="N", help="CPU threads of torch; all cores by default."),
+]
+
+TensorboardOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tensorboard",
+        rich_help_panel=TRACKING,
+        metavar="FOLDER",
+        help="Write losses, errors and results for TensorBoard, into a folder in it for each run.",
+    ),
+]
+MlflowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        rich_help_panel=TRACKING,
+        metavar="FOLDER|URI",
+        help="The same as a run of MLflow, in a database in this folder, or where a URI says.",
+    ),
 ]
 
 BitsOption = Annotated[

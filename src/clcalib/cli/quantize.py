@@ -25,10 +25,12 @@ from clcalib.cli.flags import (
     EdgeBitsOption,
     EvaluationOption,
     FloatOption,
+    MlflowOption,
     ModelOption,
     SetOption,
     SubmoduleOption,
     TargetOption,
+    TensorboardOption,
     ThreadsOption,
     UnitPatternOption,
     WeightsOption,
@@ -199,6 +201,8 @@ def quantize(
             help="Type of convolutions while optimising: auto (the faster one here), float32 or bfloat16.",
         ),
     ] = None,
+    tensorboard: TensorboardOption = None,
+    mlflow: MlflowOption = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Write into a folder that is not empty.")
@@ -258,6 +262,7 @@ def quantize(
         "guard": {"enabled": guard, "images": guard_images},
         "target": {"max_drop": max_drop},
         "budget": {"size": size_budget, "cost": cost_budget},
+        "tracking": {"tensorboard": tensorboard, "mlflow": mlflow},
         "run": {
             "seed": seed,
             "device": device,

@@ -27,7 +27,8 @@ class RoundingPenalty:
 
     Args:
         warm_up: share of the steps without penalty.
-        beta_start, beta_end: ends of the linear schedule of beta.
+        beta_start: where the linear schedule of beta begins.
+        beta_end: where it ends.
         is_mean: divide by the number of weights, so that one weight of the term fits networks of every size.
     """
 

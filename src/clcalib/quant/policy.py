@@ -31,8 +31,10 @@ class Bits:
     """Widths of weights and activations; ``None`` leaves them in float.
 
     Args:
-        weights, activations: 2 to 8, or None.
-        is_weight_symmetric, is_activation_symmetric: symmetric ranges around zero, signed codes.
+        weights: 2 to 8, or None.
+        activations: 2 to 8, or None.
+        is_weight_symmetric: symmetric ranges around zero, signed codes.
+        is_activation_symmetric: the same.
 
     Example:
         >>> str(Bits(weights=2, activations=4))
@@ -58,7 +60,8 @@ class Override:
     """Widths of the layers that a pattern fits; ``"default"`` leaves one as it would be without the override.
 
     Args:
-        weights, activations: 2 to 8, None for float, or ``"default"``.
+        weights: 2 to 8, None for float, or ``"default"``.
+        activations: the same.
         reason: what the table of widths says beside the layers; the pattern by default.
     """
 

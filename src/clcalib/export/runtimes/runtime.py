@@ -85,6 +85,6 @@ def integer_report(model: ModelSource, runtime: str = "onnxruntime") -> tuple[La
         runtime: a key of ``RUNTIMES``; what it says holds for this version on this machine.
 
     Raises:
-        Those of ``session``.
+        ClcalibError: the errors of ``session``.
     """
     return runtime_named(runtime).layers(read_model(model))
