@@ -60,10 +60,8 @@ def main() -> None:
     for row in result.policy:
         weight, read = (side.bits if side else "float" for side in (row.weight, row.input))
         print(f"  {row.layer:8} weight {weight!s:5} input {read!s:5} {row.reason}")
-    before, after = model(images).argmax(1), result.model(images).argmax(1)
-    print(
-        f"the whole model runs around it; same class as in float: {int((before == after).sum())} of {len(images)} images"
-    )
+    same = model(images).argmax(1) == result.model(images).argmax(1)
+    print(f"the whole model runs around it; same class as in float: {int(same.sum())} of {len(images)} images")
 
 
 if __name__ == "__main__":

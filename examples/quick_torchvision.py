@@ -1,7 +1,8 @@
-"""A torchvision network and a folder of images: what you have if you come from ImageNet.
+r"""A torchvision network and a folder of images: what you have if you come from ImageNet.
 
     python examples/quick_torchvision.py
-    python examples/quick_torchvision.py --images FOLDER --network resnet18 --checkpoint FILE --size 224 --count 512 --steps 200
+    python examples/quick_torchvision.py --network resnet18 --checkpoint FILE --images FOLDER \
+        --size 224 --count 512 --steps 200
 
 Without arguments the images are some of the embedded ones, written as PNG files into class folders, and the **weights
 are random**: it shows the way and no accuracy, only how well the quantized network agrees with the float one.
