@@ -133,7 +133,8 @@ def _place(target: str) -> str:
         return target.removeprefix("docs/")
     if target in PAGES:
         return PAGES[target]
-    return f"{FOLDER}/{target}.md" if (ROOT / target).is_dir() else f"{FOLDER}/{target}"
+    is_page = (ROOT / target).is_dir() or target.endswith(".py")
+    return f"{FOLDER}/{target}.md" if is_page else f"{FOLDER}/{target}"
 
 
 def _add(files: Files, config: MkDocsConfig, target: str) -> None:
@@ -145,6 +146,9 @@ def _add(files: Files, config: MkDocsConfig, target: str) -> None:
         files.append(File.generated(config, _place(target), content="\n".join([*lines, ""])))
         for name in below:
             _copy(files, config, f"{target}/{name}")
+    elif path.suffix == ".py":
+        text = f"# {target}\n\n````python\n{path.read_text()}````\n"
+        files.append(File.generated(config, _place(target), content=text))
     elif path.is_file():
         _copy(files, config, target)
     else:
