@@ -40,11 +40,11 @@ def main() -> None:
         )
         print(f"nearest, W8A4, {name}: same class on {result.record.agreement:.1%} of the images")
 
-    recipe = clcalib.recipes.glf_q(steps=30)
+    recipe = clcalib.recipes.fast(steps=10)
     result = clcalib.quantize(model, calibration, recipe=recipe, bits=clcalib.Bits(3, 8), measured_images=0)
     for unit in result.record.units:
         error = unit.reconstruction_error.calibration
-        print(f"glf_q, W3A8, {unit.name:12} error {error.before:.4f} -> {error.after:.4f} ({unit.kept})")
+        print(f"fast, W3A8, {unit.name:12} error {error.before:.2e} -> {error.after:.2e} ({unit.kept})")
 
 
 if __name__ == "__main__":
