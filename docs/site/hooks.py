@@ -98,12 +98,13 @@ def _plain_help(command: Any, context: Any) -> str:
     children = getattr(command, "commands", {})
     if children:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, child.get_short_help_str(80)) for name, child in children.items()])
+            formatter.write_dl([(name, child.get_short_help_str(200)) for name, child in children.items()])
     return formatter.getvalue().rstrip()
 
 
 def _unmarked(text: str) -> str:
-    return re.sub(r"\[/?(?:bold|dim|required|default: )\]?", "", text)
+    """A text without Rich's marks; ``[required]`` and ``[default: ...]`` stay."""
+    return re.sub(r"\[/?(?:bold|dim|italic)\]", "", text)
 
 
 def _origin(uri: str) -> str:
