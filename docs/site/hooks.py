@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 # An interval behind another one, which would be a link without a target.
 INTERVAL = re.compile(r"\[([+-][\d.]+, [+-][\d.]+)\]")
+# What a browser would fetch by itself from somewhere else.
+FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(https?://[^\s\"'>]+)")
 # Pages of the repository that have a place in the navigation, and the name that they have there.
 PAGES = {
     "CHANGELOG.md": "project/changelog.md",
@@ -60,6 +62,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{before}{posixpath.relpath(_place(target), start or '.')}{anchor or ''}{after}"
 
     return LINK.sub(replaced, INTERVAL.sub(r"\\[\1\\]", markdown))
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """End the build where a page would need a network to be shown."""
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} would fetch {found[1]}; the site is to be read without a network")
+    return output
 
 
 def commands() -> str:
