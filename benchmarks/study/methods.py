@@ -93,8 +93,7 @@ has 20 steps of its 500.  *With the term*: paired difference, see [results.md](r
 """
 ORDER = """\
 The published order at W2A2 (ImageNet, 20,000 steps) is nearest < AdaRound < BRECQ < QDrop < PD-Quant.  {verdict}
-Published numbers stand in [method.md](method.md), section 5; departures from each method in
-[deviations.md](deviations.md).
+How this project departs from each method is in [deviations.md](deviations.md).
 """
 
 

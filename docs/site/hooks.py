@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 # An interval behind another one, which would be a link without a target.
 INTERVAL = re.compile(r"\[([+-][\d.]+, [+-][\d.]+)\]")
+# What a browser would fetch by itself from somewhere else.
+FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(https?://[^\s\"'>]+)")
 # Pages of the repository that have a place in the navigation, and the name that they have there.
 PAGES = {
     "CHANGELOG.md": "project/changelog.md",
@@ -62,6 +64,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(replaced, INTERVAL.sub(r"\\[\1\\]", markdown))
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """End the build where a page would need a network to be shown."""
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} would fetch {found[1]}; the site is to be read without a network")
+    return output
+
+
 def commands() -> str:
     """The page of the command line: what ``--help`` says of each command, as plain text."""
     import click
@@ -98,12 +107,13 @@ def _plain_help(command: Any, context: Any) -> str:
     children = getattr(command, "commands", {})
     if children:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, child.get_short_help_str(80)) for name, child in children.items()])
+            formatter.write_dl([(name, child.get_short_help_str(200)) for name, child in children.items()])
     return formatter.getvalue().rstrip()
 
 
 def _unmarked(text: str) -> str:
-    return re.sub(r"\[/?(?:bold|dim|required|default: )\]?", "", text)
+    """A text without Rich's marks; ``[required]`` and ``[default: ...]`` stay."""
+    return re.sub(r"\[/?(?:bold|dim|italic)\]", "", text)
 
 
 def _origin(uri: str) -> str:
@@ -133,7 +143,8 @@ def _place(target: str) -> str:
         return target.removeprefix("docs/")
     if target in PAGES:
         return PAGES[target]
-    return f"{FOLDER}/{target}.md" if (ROOT / target).is_dir() else f"{FOLDER}/{target}"
+    is_page = (ROOT / target).is_dir() or target.endswith(".py")
+    return f"{FOLDER}/{target}.md" if is_page else f"{FOLDER}/{target}"
 
 
 def _add(files: Files, config: MkDocsConfig, target: str) -> None:
@@ -145,6 +156,9 @@ def _add(files: Files, config: MkDocsConfig, target: str) -> None:
         files.append(File.generated(config, _place(target), content="\n".join([*lines, ""])))
         for name in below:
             _copy(files, config, f"{target}/{name}")
+    elif path.suffix == ".py":
+        text = f"# {target}\n\n````python\n{path.read_text()}````\n"
+        files.append(File.generated(config, _place(target), content=text))
     elif path.is_file():
         _copy(files, config, target)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +16,17 @@ from clcalib.capture.running import images_at_once
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, KernelDifferenceWarning, MissingPackageError, RuntimeMissingWarning
 from clcalib.evaluate.accuracy import agreement, top1
-from clcalib.export.deployed import is_onnx, onnx_rules, pte_with_codes, write_onnx, write_program, write_pte
+from clcalib.export.deployed import (
+    ONNX,
+    PROGRAM,
+    PTE,
+    kind_of,
+    onnx_rules,
+    pte_with_codes,
+    write_onnx,
+    write_program,
+    write_pte,
+)
 from clcalib.export.onnx.emit import Emitted, with_rounded_biases
 from clcalib.export.program import executorch
 from clcalib.export.program.emit import grids_of
@@ -77,7 +87,7 @@ def deployment_of(
     """Write a calibrated chain on the CPU for a target, and check the file; see ``deploy``."""
     if type(count) is not int or count < 1:
         raise ArgumentError("count", "a whole number of images, at least 1", repr(count))
-    load = _written(quantized, target, path)
+    load = WRITERS[kind_of(target)](quantized, target, path)
     record = DeploymentRecord(target=target.name, file=path.name, file_bytes=path.stat().st_size)
     if load is None:
         return record
@@ -112,17 +122,32 @@ class _Loaded:
     compare: Callable[[Tensor], Roundtrip]
 
 
-def _written(quantized: QuantizedChain, target: Target, path: Path) -> Callable[[], _Loaded] | None:
-    """Write the file; returns what loads it, or None where nothing here can."""
-    if target.name == "executorch":
-        return functools.partial(_load_pte, quantized, path, write_pte(quantized, path))
-    if not is_onnx(target):
-        write_program(quantized, path, target)
-        return functools.partial(_load_program, quantized, path)
+Load = Callable[[], _Loaded]
+
+
+def _write_onnx(quantized: QuantizedChain, target: Target, path: Path) -> Load | None:
     emitted = write_onnx(quantized, path, target)
     if target.runtime is None:
         return None
     return functools.partial(_load_onnx, quantized, path, emitted, RUNTIMES[target.runtime], target)
+
+
+def _write_program(quantized: QuantizedChain, target: Target, path: Path) -> Load | None:
+    write_program(quantized, path, target)
+    return functools.partial(_load_program, quantized, path)
+
+
+def _write_pte(quantized: QuantizedChain, target: Target, path: Path) -> Load | None:
+    return functools.partial(_load_pte, quantized, path, write_pte(quantized, path))
+
+
+# By what the name of a target's file ends in: a calibrated chain, its target and the path of the file to what loads the
+# file to be proved, or None where nothing here can.
+WRITERS: Mapping[str, Callable[[QuantizedChain, Target, Path], Load | None]] = {
+    ONNX: _write_onnx,
+    PROGRAM: _write_program,
+    PTE: _write_pte,
+}
 
 
 def _load_onnx(quantized: QuantizedChain, path: Path, emitted: Emitted, runtime: Runtime, target: Target) -> _Loaded:

@@ -50,6 +50,7 @@ TABLES = {
     "RANGE_RULES": "quant/ranges.py",
     "RECIPES": "calibrate/recipes/__init__.py",
     "TARGETS": "quant/targets.py",
+    "WRITERS": "deployment.py",
 }
 
 

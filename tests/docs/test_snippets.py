@@ -10,9 +10,10 @@ import torch
 
 import clcalib
 from clcalib.deployment import deploy
-from tests.docs.blocks import Block, blocks, name_of, pages
+from tests.docs.blocks import DOCS, Block, blocks, name_of, pages
 from tests.tiny import images, tiny
 
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the pages are not part of this copy")
 # A block with a title is a file: those of start.md and extending.md are written and used by their own tests.
 SNIPPETS = {page: found for page in pages() if (found := [
     block for block in blocks(page) if block.language == "python" and block.title is None

@@ -38,7 +38,7 @@ def test_the_page_from_top_to_bottom(
             (tmp_path / block.title).write_text(block.code)
             torch.manual_seed(0)
             exec(compile(block.code, block.title, "exec"), {"__name__": "page"})
-        for line in block.code.splitlines() if block.language == "console" else ():
+        for line in block.code.replace("\\\n", " ").splitlines() if block.language == "console" else ():
             command, *arguments = shlex.split(line)
             if command != "clcalib":
                 continue

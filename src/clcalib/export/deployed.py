@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -34,28 +34,33 @@ _RULES = {
     "openvino": OnnxRules(is_packed=True, are_codes_integer=True, is_compact=True),
     "tensorrt": OnnxRules(is_bias_integer=False, is_compact=True),
 }
-_BIASES = {**_RULES, "executorch": OnnxRules()}  # XNNPACK adds int32 too; PyTorch's kernels add floats
-_EXECUTORCH = "executorch"
+ONNX, PROGRAM, PTE = ".onnx", ".pt2", ".pte"
 
 
 def onnx_rules(target: Target | None) -> OnnxRules:
-    """How the ONNX file of a target looks; ``paper`` where there is none."""
-    return _RULES[(target or PAPER).name]
+    """How the ONNX file of a target looks: as ``_RULES`` says, or else as its runtime wants it.
+
+    The rules are those of ``paper`` where there is no target.
+    """
+    target = target or PAPER
+    return _RULES[target.name if target.name in _RULES else target.runtime or PAPER.name]
+
+
+def kind_of(target: Target | None) -> str:
+    """What the name of a target's file ends in, which says how it is written; ``.onnx`` where there is no target."""
+    return Path((target or PAPER).file).suffix
 
 
 def is_onnx(target: Target | None) -> bool:
-    """Whether the file of a target is ONNX; else it is a program of ``torch.export``."""
-    return (target or PAPER).name in _RULES
+    """Whether the file of a target is ONNX."""
+    return kind_of(target) == ONNX
 
 
 def require_writer(target: Target | None) -> None:
     """Raise ``MissingPackageError`` where the package that writes the file of a target is not installed."""
-    if is_onnx(target):
-        require_onnx()
-    elif target is not None and target.name == _EXECUTORCH:
-        require_executorch()
-    else:
-        operators()
+    required: Mapping[str, Callable[[], object]] = {ONNX: require_onnx, PROGRAM: operators, PTE: require_executorch}
+    if kind_of(target) in required:
+        required[kind_of(target)]()
 
 
 def check_operators(chain: Chain, target: Target | None) -> None:
@@ -74,9 +79,9 @@ def round_to_target(quantized: QuantizedChain, target: Target) -> None:
     Where a channel's weights are so small that its bias would not fit, they get the larger scale that it needs: what
     they lose is below 2^-30 of the bias for each input at its largest.
     """
-    if target.name not in _BIASES:
-        return
-    rules = _BIASES[target.name]
+    if kind_of(target) not in (ONNX, PTE):
+        return  # PyTorch's kernels add floats
+    rules = onnx_rules(target) if is_onnx(target) else OnnxRules()  # XNNPACK adds int32 too
     for name, least in least_weight_scales(quantized.chain, rules).items():
         module = quantized.chain.module.get_submodule(name)
         assert isinstance(module, IntegerWeight)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import weighted_nodes
 from clcalib.errors import ClcalibError, ClcalibWarning, MissingPackageError
-from clcalib.export.deployed import is_onnx, onnx_rules, round_to_target
+from clcalib.export.deployed import PROGRAM, PTE, is_onnx, kind_of, onnx_rules, round_to_target
 from clcalib.export.onnx.emit import Emitted, emit
 from clcalib.export.program import x86
 from clcalib.export.program.emit import emit_program
@@ -82,9 +82,9 @@ def try_out(chain: Chain, policy: Sequence[LayerPolicy], target: Target, images:
     watch = _Watch(frozenset(node.name for node in chain.module.graph.nodes))
     if is_onnx(target):
         _try_onnx(chain, quantized, target, shown, watch)
-    elif target.runtime == "executorch":
+    elif kind_of(target) == PTE:
         _try_pte(quantized, shown, watch)
-    else:
+    elif kind_of(target) == PROGRAM:
         _try_program(quantized, shown, watch)
 
 
