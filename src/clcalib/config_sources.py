@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clcalib.data.hugging_face import PREFIX
 from clcalib.errors import ArgumentError, CheckpointError, ConfigError, UnusableFileError
+from clcalib.named_models import PRETRAINED
 from clcalib.reading.content import MOST_LEVELS, MOST_TOML, check_depth, read_bytes, read_json
 
 Table = Mapping[str, Any]
@@ -110,13 +112,18 @@ def with_absolute_paths(table: Table, folder: Path) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for section, key in _PATH_KEYS:
         value = value_at(table, section, key)
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and not is_no_path(section, value):
             paths = merge(paths, {section: {key: _absolute(value, folder)}})
     entry = value_at(table, "model", "entry")
     if isinstance(entry, str) and ".py:" in entry:
         file, _, name = entry.rpartition(":")
         paths = merge(paths, {"model": {"entry": f"{_absolute(file, folder)}:{name}"}})
     return merge(table, paths)
+
+
+def is_no_path(section: str, value: str) -> bool:
+    """Whether a value that may be a path stands for something else: published weights, a data set of a hub."""
+    return (section == "model" and value == PRETRAINED) or (section == "data" and value.startswith(PREFIX))
 
 
 def value_at(table: Table, section: str, key: str) -> object:

@@ -32,7 +32,7 @@ ONLY_IN: dict[str, set[str]] = {
     "load_file": {"reading/state_dict.py"}, "safe_open": set(), "load_safetensors": {"reading/state_dict.py"},
     "Image.open": {"data/decode.py"},
     "onnx.load": {"export/runtimes/model_file.py"},
-    "tarfile.open": {"data/fetch.py"}, "zipfile.ZipFile": {"reading/torch_file.py"},
+    "tarfile.open": {"data/fetch.py"}, "zipfile.ZipFile": {"reading/arrays.py", "reading/torch_file.py"},
     "tomllib.loads": {"config_sources.py"}, "tomllib.load": set(), "json.load": set(),
     # The state of a run has limits and digests of its own; in the last two a text is parsed that is no file.
     "json.loads": {
