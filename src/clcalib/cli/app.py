@@ -13,6 +13,7 @@ from rich.console import Console
 
 import clcalib
 from clcalib.cli import bench, data, describe, evaluate, export, quantize, targets
+from clcalib.cli.completion import with_whole_words
 from clcalib.cli.messages import show_error, shown_warnings
 from clcalib.errors import ClcalibError, FolderInUseError, OutputExistsError, StoppedError, StorageError
 
@@ -28,7 +29,6 @@ _CODES = {OutputExistsError: OUTPUT_EXISTS, StorageError: NOT_WRITTEN, FolderInU
 
 app = typer.Typer(
     name="clcalib",
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,7 +38,7 @@ app.command(name="quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(name="evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(name="bench", epilog=bench.EXAMPLES)(bench.bench_command)
 app.command(name="export", epilog=export.EXAMPLES)(export.export_command)
-app.command(name="targets")(targets.targets)
+app.command(name="targets", epilog=targets.EXAMPLES)(targets.targets)
 app.add_typer(data.app, name="data")
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != DEBUG_FLAG]
     errors = Console(stderr=True, highlight=False)
     try:
-        with shown_warnings(errors, is_debug=is_debug):
+        with shown_warnings(errors, is_debug=is_debug), with_whole_words(os.environ):
             code = app(args=given, prog_name="clcalib", standalone_mode=False)
     except Exception as error:
         if is_debug:

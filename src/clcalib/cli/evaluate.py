@@ -19,10 +19,12 @@ from clcalib.cli.flags import (
     DeviceOption,
     EvaluationOption,
     ModelOption,
+    PretrainedOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
     given,
+    model_flags,
 )
 from clcalib.cli.side_by_side import config_beside, float_logits, images_of, is_onnx_file, side_by_side
 from clcalib.config import build
@@ -58,6 +60,7 @@ def evaluate(
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    pretrained: PretrainedOption = False,
     evaluation: EvaluationOption = None,
     settings: SetOption = None,
     runtime: Annotated[str | None, typer.Option("--runtime", metavar="NAME", help=RUNTIME_HELP)] = None,
@@ -89,7 +92,7 @@ def evaluate(
     data.resize and data.crop, as for clcalib quantize.
     """
     flags = {
-        "model": {"entry": model, "weights": weights},
+        "model": model_flags(model, weights, is_pretrained=pretrained),
         "data": {"evaluation": evaluation},
         "run": {"device": device, "threads": threads},
     }

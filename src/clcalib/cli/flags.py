@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from clcalib.cli import completion
 from clcalib.config_sources import (
     CONFIG_FILE,
     Table,
@@ -20,6 +21,7 @@ from clcalib.config_sources import (
     with_absolute_paths,
 )
 from clcalib.errors import ArgumentError
+from clcalib.named_models import PRETRAINED
 from clcalib.quant.policy import FLOAT, Override
 
 RUNTIME_HELP = 'What runs ONNX models: onnxruntime (default) or openvino; pip install "clcalib\\[onnxruntime]".'
@@ -33,13 +35,23 @@ ConfigArgument = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="ENTRY", help="What builds the network: package.module:callable or path/to/file.py:callable."
+        "--model",
+        metavar="ENTRY",
+        autocompletion=completion.models,
+        help="The network: torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable.",
     ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="Its weights: a .safetensors file, or a state dict in a .pt file."),
 ]
+PretrainedOption = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained", help="Of a network by name: the weights that its makers publish, downloaded where needed."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 SubmoduleOption = Annotated[
     str | None,
     typer.Option("--submodule", metavar="PATH", help="Quantize this part of the network only, such as backbone."),
@@ -54,7 +66,13 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", rich_help_panel=COST, metavar="NAME", help="cpu (default), cuda, cuda:N or mps."),
+    typer.Option(
+        "--device",
+        rich_help_panel=COST,
+        metavar="NAME",
+        autocompletion=completion.devices,
+        help="cpu (default), cuda, cuda:N or mps.",
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -67,6 +85,7 @@ BitsOption = Annotated[
         "--bits",
         rich_help_panel=WIDTHS,
         metavar="WIDTHS",
+        autocompletion=completion.widths,
         help="W4A4: 2 to 8 bits, 32 is float; again, for some layers, 'layer4.*=W4A8', '@depthwise=W8'.",
     ),
 ]
@@ -82,6 +101,7 @@ TargetOption = Annotated[
         "--target",
         rich_help_panel=WIDTHS,
         metavar="NAME",
+        autocompletion=completion.targets,
         help="Calibrate under the rules of a runtime: onnxruntime, openvino, torch, ...; clcalib targets lists them.",
     ),
 ]
@@ -145,6 +165,20 @@ def refuse_with_resume(config: Path | None, out: Path | None, *, is_dry: bool, o
         if is_given:
             remedy = "the folder has the settings of its run; leave it out"
             raise ArgumentError(name, "nothing beside --resume", config or out or name, remedy)
+
+
+def model_flags(
+    entry: str | None, weights: Path | None, *, is_pretrained: bool, submodule: str | None = None
+) -> dict[str, Any]:
+    """The keys of ``[model]`` that the flags stand for.
+
+    Raises:
+        ArgumentError: weights are given in two ways.
+    """
+    if is_pretrained and weights is not None:
+        remedy = "leave one of the two out"
+        raise ArgumentError("--weights, --pretrained", "a file of weights, or the published ones", "both", remedy)
+    return {"entry": entry, "weights": PRETRAINED if is_pretrained else weights, "submodule": submodule}
 
 
 def given(flags: Table) -> dict[str, Any]:
