@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import clcalib
-from clcalib.cli import bench, data, describe, evaluate, export, quantize, targets
+from clcalib.cli import bench, data, describe, doctor, evaluate, export, init, quantize, recipes, targets
 from clcalib.cli.completion import with_whole_words
 from clcalib.cli.messages import show_error, shown_warnings
 from clcalib.errors import ClcalibError, FolderInUseError, OutputExistsError, StoppedError, StorageError
@@ -33,12 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(name="init", epilog=init.EXAMPLES)(init.init)
 app.command(name="describe", epilog=describe.EXAMPLES)(describe.describe)
 app.command(name="quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(name="evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(name="bench", epilog=bench.EXAMPLES)(bench.bench_command)
 app.command(name="export", epilog=export.EXAMPLES)(export.export_command)
 app.command(name="targets", epilog=targets.EXAMPLES)(targets.targets)
+app.command(name="recipes", epilog=recipes.EXAMPLES)(recipes.recipes)
+app.command(name="doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(data.app, name="data")
 
 

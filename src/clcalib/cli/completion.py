@@ -28,6 +28,11 @@ def recipes(incomplete: str) -> list[str]:
     return _beginning(RECIPES, incomplete)
 
 
+def recipes_and_additions(incomplete: str) -> list[str]:
+    """The same, and what can be laid over one."""
+    return _beginning((*RECIPES, "contrastive", "last_phase"), incomplete)
+
+
 def targets(incomplete: str) -> list[str]:
     """Names of targets."""
     return _beginning(TARGETS, incomplete)

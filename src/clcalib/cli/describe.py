@@ -16,6 +16,7 @@ from clcalib.capture.submodule import Part
 from clcalib.cli.flags import (
     BitsOption,
     ConfigArgument,
+    ConfigOption,
     EdgeBitsOption,
     FloatOption,
     JsonOption,
@@ -26,6 +27,7 @@ from clcalib.cli.flags import (
     UnitPatternOption,
     WeightsOption,
     collect,
+    one_config,
     quantization_flags,
     split_shape,
     with_patterns,
@@ -58,6 +60,7 @@ _EXAMPLE_IMAGES = 2  # one image would be taken for a fixed batch of one
 def describe(
     config: ConfigArgument = None,
     *,
+    config_file: ConfigOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
     submodule: SubmoduleOption = None,
@@ -87,6 +90,7 @@ def describe(
     With --target the file is written, loaded and run once with quick ranges,
     so that what the runtime refuses is told here.
     """
+    config = one_config(config, config_file)
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"

@@ -32,6 +32,9 @@ WIDTHS, ACCURACY, COST = "Widths and units", "Accuracy", "Time, memory and disk"
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration file; flags win over it.")
 ]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="The same as CONFIG.toml without an option.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -141,6 +144,17 @@ def collect(config: Path | None, assignments: Sequence[str] | None, flags: Table
     settings = [with_absolute_paths(parse_assignment(assignment), here) for assignment in assignments or ()]
     source = str(config) if config is not None else "command line"
     return merge(base, *settings, with_absolute_paths(given(flags), here)), source
+
+
+def one_config(argument: Path | None, option: Path | None) -> Path | None:
+    """The configuration file, which may be given with and without ``--config``.
+
+    Raises:
+        ArgumentError: it is given in both ways.
+    """
+    if argument is not None and option is not None:
+        raise ArgumentError("--config", "one configuration file", f"{argument} and {option}", "leave one of them out")
+    return argument or option
 
 
 def collect_saved(folder: Path, assignments: Sequence[str] | None, flags: Table) -> tuple[dict[str, Any], str]:

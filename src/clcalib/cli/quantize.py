@@ -21,6 +21,7 @@ from clcalib.cli.flags import (
     WIDTHS,
     BitsOption,
     ConfigArgument,
+    ConfigOption,
     DeviceOption,
     EdgeBitsOption,
     EvaluationOption,
@@ -37,6 +38,7 @@ from clcalib.cli.flags import (
     collect,
     collect_saved,
     model_flags,
+    one_config,
     quantization_flags,
     refuse_with_resume,
     split_names,
@@ -80,6 +82,7 @@ EXAMPLES = (
 def quantize(
     config: ConfigArgument = None,
     *,
+    config_file: ConfigOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
     pretrained: PretrainedOption = False,
@@ -256,6 +259,7 @@ def quantize(
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
     """
+    config = one_config(config, config_file)
     widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits, target)
     flags: dict[str, Any] = {
         "model": model_flags(model, weights, is_pretrained=pretrained, submodule=submodule),

@@ -131,6 +131,7 @@ def _package(source: str) -> Any:
         import datasets
     except ImportError as error:
         raise MissingPackageError(
-            f"{source} is a data set of the package datasets, which cannot be imported ({error}): pip install datasets"
+            f"{source} is a data set of the package datasets, which cannot be imported ({error}): "
+            "pip install 'clcalib[datasets]'"
         ) from error
     return datasets
