@@ -27,6 +27,34 @@ _PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirec
 
 _CODES = {OutputExistsError: OUTPUT_EXISTS, StorageError: NOT_WRITTEN, FolderInUseError: IN_USE}
 
+EXAMPLES = (
+    "[bold]A first run[/bold]: what is here, what a network is made of, a file of settings, the run\n\n"
+    "clcalib doctor\n\n"
+    "clcalib describe --model torchvision:resnet18 --bits W4A8\n\n"
+    "clcalib init torchvision:resnet18 --weights resnet18.safetensors --images images/ --out run.toml\n\n"
+    "clcalib quantize run.toml\n\n"
+    "[bold]A network of your own[/bold]: a function that builds it, its weights, a few hundred images\n\n"
+    "clcalib quantize --model net.py:build --weights net.pt --calibration train.txt --bits W4A4 --out runs/a\n\n"
+    "clcalib quantize run.toml --dry-run\n\n"
+    "[bold]More accuracy[/bold]: another method, the contrastive term, more bits where they count\n\n"
+    "clcalib recipes\n\n"
+    "clcalib quantize run.toml --recipe qdrop --contrastive --out runs/qdrop\n\n"
+    "clcalib quantize run.toml --bits W4A4 --max-drop 1.0 --out runs/within-one-point\n\n"
+    "[bold]To deploy[/bold]: under the rules of a runtime, checked in it, timed against float\n\n"
+    "clcalib targets\n\n"
+    "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed\n\n"
+    "clcalib export runs/deployed --out quantized.onnx --float float.onnx\n\n"
+    "clcalib bench float.onnx quantized.onnx\n\n"
+    "[bold]To compare[/bold]: results, and the files of others, on the same images\n\n"
+    "clcalib evaluate runs/a runs/qdrop quantized.onnx --evaluation test.txt\n\n"
+    "[bold]In a terminal[/bold]: clcalib --install-completion teaches your shell the names; every command has --help."
+    "\n\n"
+)
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
+    "(disk full, rights), 5 another process works in the folder, 130 interrupted (Ctrl-C), 143 asked to end (SIGTERM)."
+)
+
 app = typer.Typer(
     name="clcalib",
     rich_markup_mode="rich",
@@ -47,18 +75,14 @@ app.add_typer(data.app, name="data")
 
 @app.callback(
     invoke_without_command=True,
-    epilog="Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
-    "(disk full, rights), 5 another process works in the folder, 130 interrupted (Ctrl-C), 143 asked to end (SIGTERM).",
+    epilog=EXAMPLES + EXIT_CODES,
 )
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error, too.")] = False,
 ) -> None:
-    """Post-training quantization of a trained PyTorch network, to 2 to 8 bits.
-
-    Begin with [bold]clcalib describe[/bold], which prints the units of a network, then [bold]clcalib quantize[/bold].
-    """
+    """Post-training quantization of a trained PyTorch network, to 2 to 8 bits, from a few hundred images."""
     if version:
         sys.stdout.write(f"clcalib {clcalib.__version__}\n")
     elif context.invoked_subcommand is None:

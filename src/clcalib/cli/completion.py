@@ -68,7 +68,10 @@ def models(incomplete: str) -> list[str]:
     """The libraries, and behind the colon of one its networks."""
     place, colon, name = incomplete.partition(":")
     if not colon:
-        return [f"{library}:" for library in _beginning(LIBRARIES, incomplete)]
+        libraries = _beginning(LIBRARIES, incomplete)
+        if len(libraries) != 1:
+            return [f"{library}:" for library in libraries]
+        place = libraries[0]  # its networks, as behind a single completion shells put a blank
     if place not in LIBRARIES:
         return []
     try:

@@ -51,11 +51,12 @@ def plain(value: object) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def transform_line(model: ModelSection, images: ImagesSection, source: Path | None) -> Text:
+def transform_line(model: ModelSection | None, images: ImagesSection, source: Path | None) -> Text:
     """One line on how images are made ready, and who says so."""
     transform = images.transform()
-    table = {"model": model.model_dump(mode="json")}
-    whose = f", as {model.entry} itself says" if is_own(transform, table) else ""
+    whose = ""
+    if model is not None and is_own(transform, {"model": model.model_dump(mode="json")}):
+        whose = f", as {model.entry} itself says"
     where = ", where they are pixels" if source is not None and source.suffix.lower() in _MAYBE_FLOATS else ""
     return Text.assemble(("images: ", "bold"), f"{transform.describe()}{where}{whose}")
 
