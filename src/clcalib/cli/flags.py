@@ -169,7 +169,7 @@ def collect_saved(folder: Path, assignments: Sequence[str] | None, flags: Table)
         expected, got = "the output folder of an interrupted run", f"{folder}, which has no {CONFIG_FILE}"
         raise ArgumentError("--resume", expected, got, "begin anew, with --out")
     settings = [with_absolute_paths(parse_assignment(assignment), here) for assignment in assignments or ()]
-    table = over_saved(base, folder, *settings, with_absolute_paths(given(flags), here))
+    table = over_saved(base, folder, *settings, with_absolute_paths(given(flags), here), may_download=True)
     return table, str(folder / CONFIG_FILE)
 
 

@@ -141,7 +141,12 @@ def _open_files(listing: Listing, path: Path, most_pixels: int) -> _Source:
         return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
     def one(index: int, transform: Transform) -> Tensor:
-        return read_image(listing.files[index], transform, most_pixels)
+        try:
+            return read_image(listing.files[index], transform, most_pixels)
+        except DataError as error:
+            if path.is_dir():
+                raise
+            raise DataError("path", "images that can be read", f"line of {path}: {error}") from error
 
     labels = None if listing.labels is None else torch.tensor(listing.labels)
     return _Source(path.resolve().name, len(listing.files), labels, _one_by_one(one, name, path))

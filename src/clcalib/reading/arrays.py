@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ MOST_TIMES = 100
 _AND_SOME = 1 << 26
 _MOST_HEADER = 1 << 16
 _MOST_MEMBERS = 1000
+_PART = 1 << 20
 _KINDS = "buif"  # truth values, whole numbers and floats
 
 # What a damaged archive, header or stream raises.
@@ -74,13 +75,24 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.
         if any(side < 0 for side in shape) or needed != member.file_size - header.tell():
             claimed, held = " x ".join(map(str, shape)), member.file_size - header.tell()
             raise UnusableFileError(path, f"{member.filename} claims {claimed} of {dtype} and has {held} bytes")
-        content = header.read() + stream.read(needed)
-    if len(content) != needed:
-        raise UnusableFileError(path, f"{member.filename} is cut off")
-    # A copy of bytes in the machine's own order, which may be written to.
-    values = np.frombuffer(bytearray(content), dtype=dtype)
-    array = values.reshape(shape, order="F" if is_fortran else "C")
-    return array.astype(dtype.newbyteorder("="), order="C", copy=False)
+        content = bytearray(needed)
+        done = _fill(memoryview(content), header)
+        if done + _fill(memoryview(content)[done:], stream) != needed:
+            raise UnusableFileError(path, f"{member.filename} is cut off")
+    values = np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if is_fortran else "C")
+    return values.astype(dtype.newbyteorder("="), order="C", copy=False)  # in the machine's own order of bytes
+
+
+def _fill(target: memoryview, source: IO[bytes]) -> int:
+    """Read as much as fits and there is; return how much."""
+    done = 0
+    while done < len(target):
+        part = source.read(min(_PART, len(target) - done))
+        if not part:
+            break
+        target[done : done + len(part)] = part
+        done += len(part)
+    return done
 
 
 def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
