@@ -33,7 +33,7 @@ def bash(words: str, place: int) -> dict[str, str]:
     [
         ("clcalib quantize --recipe st", ["straight_through"]),
         ("clcalib quantize --target op", ["openvino"]),
-        ("clcalib describe --bits w2", ["W2A4", "W2A2"]),
+        ("clcalib describe --bits w2", ["w2a4", "w2a2"]),
         ("clcalib recipes last", ["last_phase"]),
         ("clcalib quantize --augment flip,c", ["flip,crop", "flip,cutmix"]),
         ("clcalib rec", ["recipes"]),

@@ -55,7 +55,8 @@ def devices(incomplete: str) -> list[str]:
 
 def widths(incomplete: str) -> list[str]:
     """Usual widths; layers with widths of their own are written behind a pattern."""
-    return _beginning(("W8A8", "W4A8", "W4A4", "W3A3", "W2A4", "W2A2"), incomplete.upper())
+    usual = ("W8A8", "W4A8", "W4A4", "W3A3", "W2A4", "W2A2")
+    return _beginning([each.lower() for each in usual] if incomplete.startswith("w") else usual, incomplete)
 
 
 def augmentations(incomplete: str) -> list[str]:
