@@ -18,11 +18,12 @@ from clcalib.quant.policy import Bits
 def test_it_is_the_share_of_equal_classes() -> None:
     model, x = tiny(), images(80)
     chain = capture(model, x[:2], unit="layer")
-    seconds = iter(range(0, 10_000, 1000))
-    so_far = AgreementSoFar(chain, x, clock=lambda: float(next(seconds)))
+    now = [0.0]
+    so_far = AgreementSoFar(chain, x, clock=lambda: now[0])
+    now[0] = FIRST_AFTER
     (state,) = chain.prefix(1)(x)
     with torch.no_grad():
-        changed = state + 2.0 * torch.randn(state.shape, generator=torch.Generator().manual_seed(0))
+        changed = state + 20.0 * torch.randn(state.shape, generator=torch.Generator().manual_seed(0))
         own, other = model(x).argmax(1), chain.suffix(0)(changed)[0].argmax(1)
     assert so_far.after(0, (as_rows(state.detach()),)) == 1.0
     expected = float((own == other)[:IMAGES].float().mean())
@@ -53,7 +54,8 @@ def test_it_takes_a_small_share_of_the_time() -> None:
 
 def test_what_does_not_classify_is_not_measured() -> None:
     x = torch.randn(8, 3, 8, 8)
-    chain = capture(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)), x[:2])
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+    chain = capture(layers.eval(), x[:2])
     seconds = iter(range(0, 10_000, 1000))
     so_far = AgreementSoFar(chain, x, clock=lambda: float(next(seconds)))
     assert so_far.after(0, tuple(as_rows(each.detach()) for each in chain.body(0)(x))) is None
