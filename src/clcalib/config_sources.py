@@ -176,9 +176,9 @@ def over_saved(saved: Table, folder: Path, *given: Table, may_download: bool = F
 
 
 def _downloads(saved: Table, given: Table) -> Iterator[str]:
+    """Yield what would be read from the network; calibration images are not read again."""
     for section, key, remedy in (
         ("model", "weights", "--pretrained, or a file by --weights"),
-        ("data", "calibration", "it by --set data.calibration=..."),
         ("data", "evaluation", "it, or other images, by --evaluation"),
     ):
         value = value_at(saved, section, key)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer import rich_utils
 
 import clcalib
 from clcalib.cli import bench, data, describe, doctor, evaluate, export, init, quantize, recipes, targets
@@ -100,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
     given = [argument for argument in given if argument != DEBUG_FLAG]
     errors = Console(stderr=True, highlight=False)
+    # The log of a CI service is no terminal, though typer takes some for one.
+    rich_utils.FORCE_TERMINAL = True if os.environ.get("FORCE_COLOR") else None
     try:
         with shown_warnings(errors, is_debug=is_debug), with_whole_words(os.environ):
             code = app(args=given, prog_name="clcalib", standalone_mode=False)
