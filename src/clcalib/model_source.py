@@ -84,7 +84,7 @@ def _built(section: ModelSection) -> tuple[nn.Module, bool]:
 def _comes_out_otherwise(section: ModelSection, model: nn.Module) -> bool:
     """Whether the entry builds other weights from other random numbers, and so loads none by itself."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch.initial_seed() + 1)
+        torch.default_generator.manual_seed(torch.initial_seed() ^ 1)
         try:
             other = _build(section.entry, section.arguments).state_dict()
         except ArgumentError:  # it can be called once only

@@ -186,5 +186,5 @@ _SPECIAL: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "pt_zip": _zip,
     **dict.fromkeys(("onnx", "onnx_openvino"), _onnx),
     **dict.fromkeys(("safetensors", "model_tensors", "image_tensors"), _safetensors),
-    **dict.fromkeys(("toml", "model_json", "run_json", "config_json", "sheet_json"), _text),
+    **dict.fromkeys(("toml", "model_json", "run_json", "config_json", "sheet_json", "file_list"), _text),
 }

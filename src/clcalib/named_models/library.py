@@ -48,12 +48,12 @@ class Library(Protocol):
         """How its images are made ready; ``file`` is the name of its file of weights, where there is one."""
 
 
-def missing(package: str, error: ImportError) -> MissingPackageError:
+def missing(package: str, error: Exception) -> MissingPackageError:
     """What to tell where a library cannot be imported."""
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return MissingPackageError(f"networks of {package} need the package {package}: pip install 'clcalib[vision]'")
     return MissingPackageError(
-        f"the package {package} is installed and cannot be imported ({error}); install it again: "
+        f"the package {package} is installed and cannot be imported ({said(error)}); install it again: "
         "pip install --force-reinstall 'clcalib[vision]'"
     )
 

@@ -54,9 +54,12 @@ class Timm:
         known = timm.get_pretrained_cfg(name)
         own = {**({} if known is None else known.to_dict()), **(overlay if isinstance(overlay, Mapping) else {})}
         sizes = {key: arguments[key] for key in ("img_size", "in_chans") if isinstance(arguments.get(key), int)}
-        config = timm.data.resolve_data_config(sizes, pretrained_cfg=own)
-        # Without a configuration of its own a network gets timm's defaults.
-        steps = timm.data.create_transform(**config, is_training=False).transforms
+        try:
+            config = timm.data.resolve_data_config(sizes, pretrained_cfg=own)
+            # Without a configuration of its own a network gets timm's defaults.
+            steps = timm.data.create_transform(**config, is_training=False).transforms
+        except Exception as error:  # of an overlay that means nothing
+            return OwnTransform(None, f"not to be told ({said(error)})")
         return OwnTransform(from_steps(steps), ", ".join(f"{key} {value}" for key, value in config.items()))
 
 
@@ -64,6 +67,6 @@ def _timm() -> Any:
     try:
         import timm
         import timm.data
-    except ImportError as error:
+    except Exception as error:  # a library that does not fit this torch raises all kinds
         raise missing("timm", error) from error
     return timm

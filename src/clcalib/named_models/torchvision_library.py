@@ -65,7 +65,7 @@ class Torchvision:
 def _models() -> Any:
     try:
         import torchvision.models
-    except ImportError as error:
+    except Exception as error:  # a library that does not fit this torch raises all kinds
         raise missing("torchvision", error) from error
     return torchvision.models
 
