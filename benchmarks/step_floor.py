@@ -108,5 +108,7 @@ class ConvolutionTypes(TorchDispatchMode):
 
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None: ...
 
+    def agreement_so_far(self, share: float) -> None: ...
+
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         self.__exit__(None, None, None)

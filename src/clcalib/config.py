@@ -17,8 +17,10 @@ from clcalib.calibrate.recipes import RECIPES, with_contrastive, with_last_phase
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
 from clcalib.config_sections import ImagesSection, RecipeSection, RunConfig
 from clcalib.config_sources import Table, value_at
+from clcalib.config_transform import TRANSFORM_KEYS, transform_problems, with_own_transform
 from clcalib.data.augmentation import AUGMENTATIONS
 from clcalib.errors import ArgumentError, ClcalibError, ConfigError
+from clcalib.named_models import PRETRAINED, is_named, problem
 from clcalib.quant.policy import SETTINGS
 from clcalib.quant.ranges import RANGE_RULES
 
@@ -38,7 +40,7 @@ def build(config_type: type[Model], table: Table, source: str) -> Model:
         ConfigError: unknown keys (with the nearest valid one), wrong values, missing files, a device that is not
             there, an unknown recipe or option: all of them in one error.
     """
-    table = _for_type(config_type, table)
+    table = with_own_transform(_for_type(config_type, table))
     problems = [*_structural(config_type, table), *_name_problems(table), *machine_problems(table)]
     if problems:
         raise ConfigError(source, list(dict.fromkeys(problems)))
@@ -87,6 +89,7 @@ def _name_problems(table: Table) -> Iterator[str]:
         name = value_at(table, "quantization", key)
         if isinstance(name, str) and name not in valid:
             yield unknown_name(f"quantization.{key}", name, valid)
+    yield from _model_problems(table)
     yield from _guard_problems(table)
     yield from _augmentation_problems(value_at(table, "data", "augment"))
     # One copy is the default, which a saved configuration has too.
@@ -97,7 +100,22 @@ def _name_problems(table: Table) -> Iterator[str]:
     ):
         yield "data.augment_copies: expected names in data.augment too (--augment with --augment-copies), got none"
     yield from _transform_problems(table.get("data"))
+    yield from transform_problems(table)
     yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"), table.get("last_phase"))
+
+
+def _model_problems(table: Table) -> Iterator[str]:
+    """Yield what is wrong with the name of a network, and with weights that only a name can have."""
+    entry = value_at(table, "model", "entry")
+    if isinstance(entry, str) and is_named(entry):
+        wrong = problem(entry)
+        if wrong is not None:
+            yield str(wrong)
+    elif isinstance(entry, str) and value_at(table, "model", "weights") == PRETRAINED:
+        yield (
+            f'model.weights (--pretrained): expected the path of a file, got "{PRETRAINED}"; only networks by name, '
+            "such as torchvision:resnet18 or timm:resnet18, have published weights"
+        )
 
 
 def _guard_problems(table: Table) -> Iterator[str]:
@@ -118,8 +136,7 @@ def _augmentation_problems(names: object) -> Iterator[str]:
 
 
 def _transform_problems(data: object) -> Iterator[str]:
-    names = ("mean", "standard_deviation", "resize", "crop", "interpolation")
-    values = {key: data[key] for key in names if key in data} if isinstance(data, Mapping) else {}
+    values = {key: data[key] for key in TRANSFORM_KEYS if key in data} if isinstance(data, Mapping) else {}
     if values and not _structural(ImagesSection, values):
         try:
             _parse(ImagesSection, values).transform()

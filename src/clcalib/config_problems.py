@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from clcalib.config_sources import value_at
+from clcalib.config_sources import is_no_path, value_at
 from clcalib.reading.state_dict import WEIGHT_SUFFIXES
 
 PICKLE_SUFFIXES = (".pkl", ".pickle")
@@ -95,11 +95,11 @@ def _file_problems(table: Mapping[str, Any]) -> Iterator[str]:
         if not _is_there(file, Path.is_file):
             yield f"model.entry: there is no file {_shown(file)}"
     weights = value_at(table, "model", "weights")
-    if isinstance(weights, str):
+    if isinstance(weights, str) and not is_no_path("model", weights):
         yield from _weights_problems(Path(weights))
     for key in ("calibration", "evaluation"):
         path = value_at(table, "data", key)
-        if isinstance(path, str) and not _is_there(path, Path.exists):
+        if isinstance(path, str) and not is_no_path("data", path) and not _is_there(path, Path.exists):
             yield f"data.{key}: there is no file or folder {_shown(path)}"
     folder = value_at(table, "run", "spill_folder")
     if isinstance(folder, str) and not _is_there(folder, Path.is_dir):

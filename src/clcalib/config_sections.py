@@ -15,7 +15,7 @@ from clcalib.quant.policy import EDGE_BITS, FLOAT_BITS, WIDTHS, Bits, EdgeBits, 
 from clcalib.quant.spec import MAXIMUM_BITS, MINIMUM_BITS
 from clcalib.width_search import CANDIDATES, IMAGES, Budget, Measure, Per
 
-_ENTRY_FORM = '"package.module:callable" or "path/to/file.py:callable"'
+_ENTRY_FORM = '"torchvision:NAME", "timm:NAME", "package.module:callable" or "path/to/file.py:callable"'
 _ENTRY = r"^.+:[A-Za-z_][A-Za-z_0-9.]*$"
 _TRANSFORM = Transform()
 _BITS = "a whole number from 2 to 8, or 32 for float"
@@ -64,7 +64,9 @@ class ModelSection(_Section):
 
     entry: str = Field(pattern=_ENTRY, description=f"{_ENTRY_FORM} (--model)")
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="a table of the callable's arguments")
-    weights: Path | None = Field(default=None, description="the path of a .safetensors or .pt file")
+    weights: Path | None = Field(
+        default=None, description='the path of a .safetensors or .pt file, or "pretrained" for those of a library'
+    )
     submodule: str | None = Field(
         default=None, min_length=1, description="the path of the module to be quantized, such as backbone"
     )
@@ -84,6 +86,7 @@ class ImagesSection(_Section):
     resize: int | None = Field(default=_TRANSFORM.resize, ge=1, description="a whole number of pixels, at least 1")
     crop: int | None = Field(default=_TRANSFORM.crop, ge=1, description="a whole number of pixels, at least 1")
     interpolation: str = Field(default=_TRANSFORM.interpolation, description='"bilinear" or "bicubic"')
+    squash: bool = Field(default=_TRANSFORM.squash, description="true or false")
     most_pixels: int = Field(
         default=MOST_PIXELS, ge=1, description="a whole number of pixels that an image file may have, at least 1"
     )
@@ -96,6 +99,7 @@ class ImagesSection(_Section):
             mean=self.mean,
             standard_deviation=self.standard_deviation,
             interpolation=self.interpolation,
+            squash=self.squash,
         )
 
 

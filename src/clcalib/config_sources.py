@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clcalib.data.hugging_face import PREFIX
 from clcalib.errors import ArgumentError, CheckpointError, ConfigError, UnusableFileError
+from clcalib.named_models import PRETRAINED
 from clcalib.reading.content import MOST_LEVELS, MOST_TOML, check_depth, read_bytes, read_json
 
 Table = Mapping[str, Any]
@@ -113,13 +115,22 @@ def with_absolute_paths(table: Table, folder: Path) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for section, key in _PATH_KEYS:
         value = value_at(table, section, key)
-        if isinstance(value, str) and value and not (section == "tracking" and _NO_PATH.match(value)):
+        if (
+            isinstance(value, str)
+            and value
+            and not (is_no_path(section, value) or (section == "tracking" and _NO_PATH.match(value)))
+        ):
             paths = merge(paths, {section: {key: _absolute(value, folder)}})
     entry = value_at(table, "model", "entry")
     if isinstance(entry, str) and ".py:" in entry:
         file, _, name = entry.rpartition(":")
         paths = merge(paths, {"model": {"entry": f"{_absolute(file, folder)}:{name}"}})
     return merge(table, paths)
+
+
+def is_no_path(section: str, value: str) -> bool:
+    """Whether a value that may be a path stands for something else: published weights, a data set of a hub."""
+    return (section == "model" and value == PRETRAINED) or (section == "data" and value.startswith(PREFIX))
 
 
 def value_at(table: Table, section: str, key: str) -> object:
@@ -151,20 +162,35 @@ def saved_config(folder: Path) -> dict[str, Any]:
     return {section: without_nulls(values) for section, values in saved.items()}
 
 
-def over_saved(saved: Table, folder: Path, *given: Table) -> dict[str, Any]:
+def over_saved(saved: Table, folder: Path, *given: Table, may_download: bool = False) -> dict[str, Any]:
     """Lay what was given over the configuration that was found in a folder.
 
     A result may come from anyone, and a run leaves no code in its folder.  So code that lies there is only run where
-    it was given, and not because the folder's own configuration names it.
+    it was given, and not because the folder's own configuration names it.  Nor is anything downloaded for its sake,
+    but where a run of one's own goes on.
 
     Raises:
-        ConfigError: the entry is found in the folder, and was not given.
+        ConfigError: the entry is found in the folder, or something would be downloaded, and that was not given.
     """
+    asked = [] if may_download else list(_downloads(saved, merge(*given)))
+    if asked:
+        raise ConfigError(str(folder / CONFIG_FILE), asked)
     entry = value_at(saved, "model", "entry")
     if isinstance(entry, str) and value_at(merge(*given), "model", "entry") is None and _lies_in(entry, folder):
         told = f"model.entry: {entry} is code in the folder of a result; read it, and give it by --model to run it"
         raise ConfigError(str(folder / CONFIG_FILE), [told])
     return merge(saved, *given)
+
+
+def _downloads(saved: Table, given: Table) -> Iterator[str]:
+    """Yield what would be read from the network; calibration images are not read again."""
+    for section, key, remedy in (
+        ("model", "weights", "--pretrained, or a file by --weights"),
+        ("data", "evaluation", "it, or other images, by --evaluation"),
+    ):
+        value = value_at(saved, section, key)
+        if isinstance(value, str) and is_no_path(section, value) and value_at(given, section, key) is None:
+            yield f"{section}.{key}: {value} may be a download, and a folder does not ask for one; give {remedy}"
 
 
 def _lies_in(entry: str, folder: Path) -> bool:

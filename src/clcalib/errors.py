@@ -192,6 +192,14 @@ class UnreadableImagesWarning(ClcalibWarning):
     """Some images of a folder cannot be used and are left out."""
 
 
+class OtherTransformWarning(ClcalibWarning):
+    """Images are made ready in another way than the network's own configuration says."""
+
+
+class UntrainedNetworkWarning(ClcalibWarning):
+    """The network has random weights, as none were given."""
+
+
 class WorseThanNearestWarning(ClcalibWarning):
     """A unit, or the whole result, is worse than with nearest rounding."""
 

@@ -1,4 +1,7 @@
-"""The user's float model: a callable named in the configuration, and weights from the one loader, ``reading``."""
+"""The user's float model: a callable or a library's network named in the configuration, and its weights.
+
+Weights in a file come from the one loader, ``reading``.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from clcalib import named_models
 from clcalib.config_sections import ModelSection
-from clcalib.errors import ArgumentError, CheckpointError, CheckpointLayoutWarning, first_of, misfits
+from clcalib.errors import (
+    ArgumentError,
+    CheckpointError,
+    CheckpointLayoutWarning,
+    UntrainedNetworkWarning,
+    first_of,
+    misfits,
+)
+from clcalib.named_models import is_named
 from clcalib.reading.state_dict import PREFIXES, most_weight_bytes, read_state_dict
 
 # Their functions carry out what stands in a file that an argument names.
@@ -32,11 +44,52 @@ def load_model(section: ModelSection) -> nn.Module:
         ArgumentError: the entry cannot be imported, fails, or gives something else than a module.
         CheckpointError: the weights cannot be read or do not fit the model.
     """
+    model, _ = _built(section)
+    return model
+
+
+def load_trained_model(section: ModelSection) -> nn.Module:
+    """The same for a network that is to be of use.
+
+    Warns:
+        UntrainedNetworkWarning: no weights were given, and what the entry builds has random ones.
+    """
+    model, is_random = _built(section)
+    if section.weights is None and (is_named(section.entry) or (is_random and _comes_out_otherwise(section, model))):
+        ways = "--weights FILE, or --pretrained to download them" if is_named(section.entry) else "--weights FILE"
+        warnings.warn(
+            f"{section.entry} has random weights, so that what is measured on it says nothing about a trained network; "
+            f"give it weights by {ways}",
+            UntrainedNetworkWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+def _built(section: ModelSection) -> tuple[nn.Module, bool]:
+    """The network in eval mode, and whether random numbers were drawn for it."""
+    is_pretrained = section.weights is not None and named_models.is_pretrained(section.weights)
     with torch.random.fork_rng(devices=[]):  # the caller's generator does not pay for weights that are replaced
-        model = _build(section.entry, section.arguments)
-    if section.weights is not None:
+        before = torch.get_rng_state()
+        if is_named(section.entry):
+            model = named_models.build(section.entry, section.arguments, is_pretrained=is_pretrained)
+        else:
+            model = _build(section.entry, section.arguments)
+        has_drawn = not torch.equal(before, torch.get_rng_state())
+    if section.weights is not None and not is_pretrained:
         load_weights(model, section.weights)
-    return model.eval()
+    return model.eval(), has_drawn
+
+
+def _comes_out_otherwise(section: ModelSection, model: nn.Module) -> bool:
+    """Whether the entry builds other weights from other random numbers, and so loads none by itself."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch.initial_seed() ^ 1)
+        try:
+            other = _build(section.entry, section.arguments).state_dict()
+        except ArgumentError:  # it can be called once only
+            return False
+    return any(not torch.equal(tensor, other.get(name, tensor)) for name, tensor in model.state_dict().items())
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

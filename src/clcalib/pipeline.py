@@ -331,6 +331,7 @@ def quantize(
         detection=found,
         last_phase=None if outcome.network is None else last_phase_record(outcome.network),
         calibration_images=len(calibration),
+        calibration_transform=calibration.provenance.transform,
         evaluation_images=0 if evaluation is None else len(evaluation.images),
         device=str(job.device),
         precision=str(job.dtype).removeprefix("torch."),

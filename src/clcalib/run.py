@@ -29,7 +29,7 @@ from clcalib.estimate import Estimate, estimate
 from clcalib.export.checkpoint import load_chain, saved_target
 from clcalib.export.deployed import PAPER, check_operators, require_writer, write_float
 from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
-from clcalib.model_source import load_model
+from clcalib.model_source import load_model, load_trained_model
 from clcalib.output import STATE_FOLDER, check_output_folder, has_unfinished, kept, occupied
 from clcalib.pipeline import RECORD_FILE, QuantizationResult, quantize
 from clcalib.quant.allocation import check_solver
@@ -84,7 +84,7 @@ def _run(config: RunConfig, target: Target | None, observer: Observer) -> Quanti
     out = config.run.out
     observer.stage("loading")
     with collected_warnings() as messages:
-        model, arguments = load_model(config.model), _arguments(config, observer)
+        model, arguments = load_trained_model(config.model), _arguments(config, observer)
     arguments["state_folder"] = out / STATE_FOLDER
     arguments["is_resumed"] = has_unfinished(out)
     if config.budget is not None:

@@ -83,6 +83,10 @@ class TimingObserver:
         """Pass it on."""
         self._listener.unit_recalled(index, count, name, error_before, error_after)
 
+    def agreement_so_far(self, share: float) -> None:
+        """Pass it on."""
+        self._listener.agreement_so_far(share)
+
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         """Note the time."""
         self.units[-1].end = self._clock()

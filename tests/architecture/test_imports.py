@@ -24,7 +24,8 @@ ORDER = (
     # The Python API; what follows is the command line, which uses it.
     *("checks", "unit_records", "job", "identity", "keeping", "judging", "pipeline", "timing", "estimate"),
     *("target_accuracy", "width_plan", "width_search", "mixed_precision", "deployment", "__init__"),
-    *("config_sources", "config_problems", "config_sections", "config", "output", "model_source", "reporting", "run"),
+    *("named_models", "config_sources", "config_transform", "config_problems", "config_sections", "config", "output"),
+    *("model_source", "reporting", "run"),
     *("cli", "__main__"),
 )
 # Beyond the order: a leaf, and parts that must work without what made a model.
@@ -36,7 +37,7 @@ FORBIDDEN = {
 }
 # Modules that may be imported inside a function, as not every machine has them (``resource``, ``fcntl``: not Windows).
 OPTIONAL = {"torchvision", "timm", "resource", "fcntl", "msvcrt"}
-OPTIONAL |= {"onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch", "tensorboard", "mlflow"}
+OPTIONAL |= {"onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch", "tensorboard", "mlflow", "datasets"}
 NEEDS_TRITON = {"clcalib.fused.triton_kernels"}  # no dependency; imported inside a function, where a GPU asks for it
 
 BLOCKED = (
@@ -54,6 +55,7 @@ BLOCKED = (
     "pandas",
     "tensorboard",
     "mlflow",
+    "datasets",
 )
 
 

@@ -32,12 +32,12 @@ ONLY_IN: dict[str, set[str]] = {
     "load_file": {"reading/state_dict.py"}, "safe_open": set(), "load_safetensors": {"reading/state_dict.py"},
     "Image.open": {"data/decode.py"},
     "onnx.load": {"export/runtimes/model_file.py"},
-    "tarfile.open": {"data/fetch.py"}, "zipfile.ZipFile": {"reading/torch_file.py"},
+    "tarfile.open": {"data/fetch.py"}, "zipfile.ZipFile": {"reading/arrays.py", "reading/torch_file.py"},
     "tomllib.loads": {"config_sources.py"}, "tomllib.load": set(), "json.load": set(),
-    # The state of a run has limits and digests of its own; in the last two a text is parsed that is no file.
+    # The state of a run has limits and digests of its own; in the last three a text is parsed that is no file.
     "json.loads": {
         "reading/content.py", "durable/lock.py", "durable/manifest.py", "durable/payload.py",
-        "export/checkpoint_description.py", "export/runtimes/peak_memory.py",
+        "export/checkpoint_description.py", "export/runtimes/peak_memory.py", "cli/findings.py",
     },
     "safetensors.torch.load": {"durable/payload.py", "reading/state_dict.py"},
 }  # fmt: skip

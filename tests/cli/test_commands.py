@@ -98,12 +98,16 @@ def test_augmentation_and_last_phase_by_flags(workplace: Path, capsys: Capture) 
 
 def test_evaluate_gives_what_the_run_recorded(workplace: Path, capsys: Capture) -> None:
     assert main(["quantize", "run.toml", "--bits", "W2A2", "--out", "out", "--quiet"]) == 0
-    assert capsys.readouterr().out == ""
-    assert main(["evaluate", "out"]) == 0
-    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
     record = read_record("out/run.json")
     assert record.quantized_top1 is not None
+    assert record.float_top1 is not None
     assert record.agreement is not None
+    accuracies = f"top-1 {100 * record.quantized_top1:.2f} % (float {100 * record.float_top1:.2f} %)"
+    line = f"{workplace / 'out'}: qdrop W2A2, {accuracies}, agreement {100 * record.agreement:.2f} %\n"
+    assert (printed.out, printed.err) == (line, "")
+    assert main(["evaluate", "out"]) == 0
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
     assert ["quantized", f"{100 * record.quantized_top1:.2f}", f"{100 * record.agreement:.2f}"] in rows
 
 

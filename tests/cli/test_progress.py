@@ -82,6 +82,63 @@ def test_a_pipe_gets_one_line_a_stage_and_a_unit() -> None:
     assert "[fc]" in text_of(out)
 
 
+def test_a_pipe_hears_of_a_long_unit_every_few_seconds(clock: list[float]) -> None:
+    log = console(width=200)
+    observer = PlainObserver(console(), log, clock=lambda: clock[0])
+    observer.unit_started(0, 4, "layer1", "block", 1000)
+    for step in range(0, 1000, 25):
+        clock[0] += 0.8
+        observer.step(step, {"Reconstruction": 0.125, "RoundingPenalty": 2.5})
+    lines = text_of(log).splitlines()
+    assert len(lines) == 3  # in 32 seconds
+    assert lines[0] == (
+        "unit 1 of 4  layer1  step 301 of 1000  reconstruction 0.125  rounding penalty 2.5  run 8%, 2 min 08 s left"
+    )
+    clock[0] += 1.0
+    observer.unit_finished(0, "layer1", 0.5, 0.25)
+    observer.agreement_so_far(0.953125)
+    clock[0] += 9.0
+    observer.unit_started(1, 4, "layer2", "block", 1000)
+    observer.correcting(32, 64)
+    clock[0] += 2.0
+    observer.correcting(64, 64)
+    told = text_of(log).splitlines()[3:]
+    assert "error 0.5 -> 0.25" in told[0]
+    assert told[1] == "so far the same class as the float network for 95.3% of the images looked at"
+    assert told[2].startswith("unit 2 of 4  layer2  correcting inputs, 64 of 64 images  run 25%")
+    assert len(told) == 3
+
+
+def test_a_terminal_is_shown_how_good_the_network_is_so_far() -> None:
+    log = console(is_terminal=True, width=100)
+    with observer_for(console(), log) as observer:
+        assert isinstance(observer, LiveObserver)
+        observer.unit_started(0, 2, "[stem]", "layer", 10)
+        observer.agreement_so_far(0.5)
+        observer.refresh()
+    assert "so far the same class as the float network for 50.0%" in text_of(log)
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}])
+def test_colours_are_for_terminals_that_have_them(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Console(file=Terminal(), width=80)
+    shown.print("word", style="red")
+    assert ("\x1b[31m" in text_of(shown)) == (not variables)
+    piped = Console(file=io.StringIO(), width=80)
+    piped.print("word", style="red")
+    assert "\x1b" not in text_of(piped)
+    assert type(observer_for(shown, shown)) is (PlainObserver if variables.get("TERM") == "dumb" else LiveObserver)
+
+
 def test_a_terminal_gets_bars_losses_and_the_time_left() -> None:
     out, log = console(is_terminal=True), console(is_terminal=True)
     observer = observer_for(out, log)

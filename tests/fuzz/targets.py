@@ -225,6 +225,24 @@ def _pixels() -> list[bytes]:
             for kind in (torch.float32, torch.uint8)]  # fmt: skip
 
 
+def _arrays() -> list[bytes]:
+    contents = []
+    for kind, save in ((np.uint8, np.savez), (np.float32, np.savez_compressed)):
+        stream = io.BytesIO()
+        save(stream, images=np.arange(3 * 192).reshape(3, 3, 8, 8).astype(kind), labels=np.array([0, 1, 1]))
+        contents.append(stream.getvalue())
+    return contents
+
+
+def _lists() -> list[bytes]:
+    return [b"# images\na.png, 3\nb.png\t1\n", b"a.png\r\n\r\nb.png\r\n"]
+
+
+def _list_folder(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / name)
+
+
 def _sheets() -> list[bytes]:
     content = {"tile": [4, 4], "columns": 2, "count": 4, "labels": [0, 1, 2, 1], "classes": ["a", "b", "c"]}
     return [json.dumps(content).encode()]
@@ -260,6 +278,8 @@ TARGETS: dict[str, Target] = {
     "image_tensors": Target(
         "images.safetensors", lambda path: load_evaluation(path, transform=TRANSFORM), _pixels
     ),
+    "npz": Target("images.npz", lambda path: load_evaluation(path, transform=TRANSFORM), _arrays),
+    "file_list": Target("list.txt", lambda path: load_evaluation(path, transform=TRANSFORM), _lists, _list_folder),
     "sheet_json": Target(
         "sheet.json", lambda path: load_evaluation(path, transform=TRANSFORM), _sheets, _sheet_folder
     ),

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -114,6 +115,21 @@ def exported() -> bytes:
 def npz(canary: Path) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, images=np.array([Command(canary)], dtype=object))
+    return stream.getvalue()
+
+
+def npy_archive(shape: bytes, zeros: int = 0, times: int = 1) -> bytes:
+    """An ``.npz`` with an array ``images`` of a claimed shape and some zeros."""
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b", }\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there already
+        for _ in range(times):
+            with target.open("images.npy", "w", force_zip64=True) as member:
+                member.write(content)
+                for start in range(0, zeros, 1 << 24):
+                    member.write(bytes(min(1 << 24, zeros - start)))
     return stream.getvalue()
 
 
@@ -250,6 +266,7 @@ PICKLES: dict[str, tuple[str, Maker]] = {
     "a pickle as images": ("image_tensors", lambda canary: pickle.dumps(Command(canary), 2)),
     "an array of objects": ("pt_zip", npz),
     "an array of objects as images": ("image_tensors", npz),
+    "an array of objects in an archive": ("npz", npz),
     "a long bytearray": ("pt_zip", lambda _: torch_saved({"a": Long()})),
     "a long bytearray in the old format": ("pt_legacy", lambda _: torch_saved({"a": Long()}, is_legacy=True)),
     "a storage of a terabyte": ("pt_zip", lambda _: storage_of(1 << 38)),
@@ -298,6 +315,15 @@ IMAGES: dict[str, tuple[str, Maker]] = {
     "PostScript called .png": (
         "png", lambda c: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n" + f"({c}) (w) file closefile\n".encode()),
 }  # fmt: skip
+ARRAYS: dict[str, tuple[str, Maker]] = {
+    "an array of 2^80 values": ("npz", lambda _: npy_archive(b"(1099511627776, 1099511627776, 3, 3)")),
+    "an array of negative size": ("npz", lambda _: npy_archive(b"(-1, -4, 3, 3)")),
+    "an array longer than its bytes": ("npz", lambda _: npy_archive(b"(100000, 3, 8, 8)")),
+    "a header that is a program": ("npz", lambda c: npy_archive(f"open({str(c)!r}, 'w')".encode())),
+    "an array that unpacks to gigabytes": ("npz", lambda _: npy_archive(b"(20000, 3, 60, 60)", zeros=216_000_000)),
+    "two arrays of one name": ("npz", lambda _: npy_archive(b"(1, 3, 2, 2)", zeros=12, times=2)),
+    "an archive of many members": ("npz", lambda _: archive({f"{number}.npy": b"" for number in range(2000)})),
+}
 GRAPHS: dict[str, tuple[str, Maker]] = {
     "a constant of 2^60 values": ("onnx", lambda _: graph(huge_constant)),
     "an input of 2^120 values": ("onnx", lambda _: graph(huge_input)),
@@ -326,8 +352,11 @@ TEXTS: dict[str, tuple[str, Maker]] = {
     "a record of many digits": ("run_json", lambda _: b'{"seed": ' + b"9" * 1_000_000 + b"}"),
     "a deep record": ("run_json", lambda _: b'{"a":' * 200_000),
     "a deep configuration": ("config_json", lambda _: b'{"model":' * 200_000),
+    "a list of a secret": ("file_list", lambda _: b"a.png\n/etc/passwd\n"),
+    "a list without an end of a line": ("file_list", lambda _: b"a" * 10_000_000),
+    "a list of bytes": ("file_list", lambda _: bytes(range(256)) * 100),
     "a sheet of 10^18 tiles": ("sheet_json", lambda _: b'{"tile": [4, 4], "columns": 2, "count": 1000000000000000000}'),
     "a sheet elsewhere": (
         "sheet_json", lambda _: b'{"tile": [4, 4], "columns": 2, "count": 4, "sheets": ["../../secret.png"]}'),
 }  # fmt: skip
-CORPUS = {**PICKLES, **TENSORS, **IMAGES, **GRAPHS, **TEXTS}
+CORPUS = {**PICKLES, **TENSORS, **ARRAYS, **IMAGES, **GRAPHS, **TEXTS}

@@ -187,6 +187,6 @@ _SPECIAL: dict[str, Callable[[bytes, random.Random], bytes]] = {
     **dict.fromkeys(("onnx", "onnx_openvino"), _onnx),
     **dict.fromkeys(("safetensors", "model_tensors", "image_tensors"), _safetensors),
     **dict.fromkeys(
-        ("toml", "model_json", "run_json", "config_json", "sheet_json", "trace_json", "report_json"), _text
+        ("toml", "model_json", "run_json", "config_json", "sheet_json", "trace_json", "report_json", "file_list"), _text
     ),
 }

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {
     **dict.fromkeys(("pt_zip", "pt_legacy", "safetensors", "jpg", "png", "webp", "bmp", "onnx", "toml"), (30, 1000)),
     **dict.fromkeys(("model_json", "model_tensors", "run_json", "config_json", "trace_json", "report_json"), (8, 250)),
-    # Beyond these: images as tensors and as tile sheets, and the other runtime.
-    **dict.fromkeys(("image_tensors", "sheet_json", "onnx_openvino"), (15, 250)),
+    # Beyond these: images as tensors, as arrays, by a list and as tile sheets, and the other runtime.
+    **dict.fromkeys(("image_tensors", "npz", "file_list", "sheet_json", "onnx_openvino"), (15, 250)),
 }
 
 

@@ -27,6 +27,12 @@ class Observer(Protocol):
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
         """A unit that an earlier process finished; nothing is done for it."""
 
+    def agreement_so_far(self, share: float) -> None:
+        """To this share of a few images the network, with the units so far quantized, gives the float network's class.
+
+        Told now and then, when a unit is finished (``so_far.py``).
+        """
+
 
 class Observers:
     """Several observers as one: each is told of everything, in their order."""
@@ -69,6 +75,11 @@ class Observers:
         for observer in self.observers:
             observer.unit_recalled(index, count, name, error_before, error_after)
 
+    def agreement_so_far(self, share: float) -> None:
+        """Tell how good the network is."""
+        for observer in self.observers:
+            observer.agreement_so_far(share)
+
 
 class SilentObserver:
     """Shows nothing."""
@@ -93,3 +104,6 @@ class SilentObserver:
 
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
         """Ignore a unit that was finished earlier."""
+
+    def agreement_so_far(self, share: float) -> None:
+        """Ignore how good the network is."""

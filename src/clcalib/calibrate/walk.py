@@ -20,9 +20,10 @@ from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, w
 from clcalib.calibrate.journal import Journal, Unsaved
 from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
-from clcalib.calibrate.observer import Observer
+from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.probes import ProbeError, check_finite, stored_error, term_scales, unit_error
 from clcalib.calibrate.recipe import Phase, Recipe
+from clcalib.calibrate.so_far import AgreementSoFar
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, as_rows
 from clcalib.calibrate.streams import StepStream, stream
@@ -113,6 +114,7 @@ class Walk:
         calibration = Pair.of(images)
         other = None if held_out is None else Pair.of(held_out)
         count, passed = len(self.floating.units), 0
+        so_far = AgreementSoFar(self.floating, images if held_out is None else held_out)
         for index in range(count):
             saved = self.journal.recall(self.journal.name(index), self.quantized)
             if saved is not None:
@@ -125,8 +127,15 @@ class Walk:
             with listening() as told:
                 trace = self._visit(index, calibration, other)
             passed = index + 1
+            self._tell_agreement(so_far, index, calibration if other is None else other)
             self.journal.commit(index, count, quantizers_of(self.quantized.chain.body(index)), trace, told)
             yield trace
+
+    def _tell_agreement(self, so_far: AgreementSoFar, index: int, pair: Pair) -> None:
+        if type(self.observer) is not SilentObserver:  # whoever hears nothing is spared the work
+            share = so_far.after(index, pair.quantized)
+            if share is not None:
+                self.observer.agreement_so_far(share)
 
     def _pass(self, index: int, pair: Pair, other: Pair | None) -> None:
         """Bring the pairs behind a unit that is finished."""

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from clcalib.cli import completion
 from clcalib.cli.flags import RUNTIME_HELP, split_shape
 from clcalib.export.runtimes.bench import ROUNDS, bench
 from clcalib.export.runtimes.layers import LayerCounts
@@ -30,7 +31,9 @@ def bench_command(
     float_model: Annotated[Path, typer.Argument(metavar="FLOAT.onnx", help="The network in float.")],
     quantized_model: Annotated[Path, typer.Argument(metavar="QUANTIZED.onnx", help="The same network, quantized.")],
     *,
-    runtime: Annotated[str, typer.Option("--runtime", metavar="NAME", help=RUNTIME_HELP)] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option("--runtime", metavar="NAME", autocompletion=completion.runtimes, help=RUNTIME_HELP)
+    ] = "onnxruntime",
     batch: Annotated[
         list[int] | None, typer.Option("--batch", metavar="N", help="Images of a call; again for more. 1 and 64.")
     ] = None,

@@ -1,4 +1,7 @@
-"""``clcalib data``: bring public data sets to this machine.  The only command that uses the network."""
+"""``clcalib data``: bring public data sets to this machine.
+
+Beside it only ``--pretrained`` and images of ``hf:NAME`` use the network.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ EXAMPLES = (
 
 @app.callback()
 def data() -> None:
-    """Bring public data sets to this machine; the only command that uses the network."""
+    """Bring public data sets to this machine; besides, only --pretrained and hf:NAME use the network."""
 
 
 @app.command(name="cifar10", epilog=EXAMPLES)

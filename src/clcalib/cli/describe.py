@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from clcalib.capture.chain import capture
 from clcalib.capture.coverage import float_parts
@@ -15,8 +16,10 @@ from clcalib.capture.submodule import Part
 from clcalib.cli.flags import (
     BitsOption,
     ConfigArgument,
+    ConfigOption,
     EdgeBitsOption,
     FloatOption,
+    JsonOption,
     ModelOption,
     SetOption,
     SubmoduleOption,
@@ -24,23 +27,29 @@ from clcalib.cli.flags import (
     UnitPatternOption,
     WeightsOption,
     collect,
+    one_config,
     quantization_flags,
     split_shape,
     with_patterns,
 )
+from clcalib.cli.results import show_json
 from clcalib.config import build
 from clcalib.config_sections import ModelConfig
+from clcalib.config_transform import own_transform_of
 from clcalib.data.sources import load_calibration
 from clcalib.errors import ArgumentError
 from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.model_source import load_model
+from clcalib.named_models import OwnTransform
 from clcalib.quant.policy import float_reasons
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.tables import description_table, float_table, policy_table
+from clcalib.unit_records import layer_records
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
-    "clcalib describe --model torchvision.models:resnet18 --shape 3,224,224\n\n"
+    "clcalib describe --model torchvision:resnet18\n\n"
+    "clcalib describe --model timm:deit_tiny_patch16_224 --bits W4A8 --target onnxruntime\n\n"
     "clcalib describe --model my_network.py:build --weights my.safetensors --shape 3,32,32 --unit layer\n\n"
     "clcalib describe run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*'"
 )
@@ -51,11 +60,15 @@ _EXAMPLE_IMAGES = 2  # one image would be taken for a fixed batch of one
 def describe(
     config: ConfigArgument = None,
     *,
+    config_file: ConfigOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
     submodule: SubmoduleOption = None,
     shape: Annotated[
-        str | None, typer.Option("--shape", metavar="C,H,W", help="Shape of one image; a TOML with images needs none.")
+        str | None,
+        typer.Option(
+            "--shape", metavar="C,H,W", help="Shape of one image; a TOML with images, or a network by name, needs none."
+        ),
     ] = None,
     unit: Annotated[str, typer.Option("--unit", metavar="block|layer", help="What is one unit.")] = "block",
     unit_pattern: UnitPatternOption = None,
@@ -64,6 +77,7 @@ def describe(
     first_last_bits: EdgeBitsOption = None,
     target: TargetOption = None,
     settings: SetOption = None,
+    is_json: JsonOption = False,
 ) -> None:
     """Print the units that a network is cut into, the widths that every layer would get and why, and what stays float.
 
@@ -76,6 +90,7 @@ def describe(
     With --target the file is written, loaded and run once with quick ranges,
     so that what the runtime refuses is told here.
     """
+    config = one_config(config, config_file)
     if unit not in ("block", "layer"):
         raise ArgumentError("--unit", "block or layer", repr(unit))
     kind: Literal["block", "layer"] = "block" if unit == "block" else "layer"
@@ -100,16 +115,38 @@ def describe(
     own = target_of(section.target)
     widths = Widths(chain, section.bits(), section.setting, section.layer_overrides(), section.edge_bits())
     policy = widths.policy(own)
-    console = Console(highlight=False)
-    console.print(description_table(describe_chain(chain)))
-    console.print()
-    console.print(policy_table(policy))
-    parts = float_parts(chain, float_reasons(policy))
-    if parts:
+    rows, parts = describe_chain(chain), float_parts(chain, float_reasons(policy))
+    log = Console(stderr=True, highlight=False)
+    _tell_origin(parsed, size, log)
+    console = log if is_json else Console(highlight=False)
+    if is_json:
+        show_json({"image_shape": size, "units": rows, "policy": layer_records(policy), "float_parts": parts})
+    else:
+        console.print(description_table(rows))
         console.print()
-        console.print(float_table(parts))
+        console.print(policy_table(policy))
+        if parts:
+            console.print()
+            console.print(float_table(parts))
     if own is not None:
         _rehearse(widths, own, images, console)
+
+
+def _tell_origin(config: ModelConfig, size: tuple[int, ...], log: Console) -> None:
+    """What is taken from a network's own configuration, and that its weights play no part here."""
+    own = _own_transform(config)
+    if own is None:
+        return
+    shape = "x".join(map(str, size))
+    transform = own.text if own.transform is None else own.transform.describe()
+    log.print(Text.assemble(("images: ", "bold"), f"{shape}; {config.model.entry} itself takes: {transform}"))
+    if config.model.weights is None:
+        told = "random, which does for a description; clcalib quantize is to be given --weights or --pretrained"
+        log.print(Text.assemble(("weights: ", "bold"), told))
+
+
+def _own_transform(config: ModelConfig) -> OwnTransform | None:
+    return own_transform_of({"model": config.model.model_dump(mode="json")})
 
 
 def _rehearse(widths: Widths, target: Target, images: torch.Tensor, console: Console) -> None:
@@ -125,7 +162,10 @@ def _rehearse(widths: Widths, target: Target, images: torch.Tensor, console: Con
 def _image_shape(shape: str | None, config: ModelConfig) -> tuple[int, ...]:
     if shape is not None:
         return split_shape(shape)
-    if config.data is None:
-        raise ArgumentError("--shape", "the shape of one image, such as 3,32,32", "none")
-    images = load_calibration(config.data.calibration, transform=config.data.transform(), count=1).images
-    return tuple(images.shape[1:])
+    if config.data is not None:
+        images = load_calibration(config.data.calibration, transform=config.data.transform(), count=1).images
+        return tuple(images.shape[1:])
+    own = _own_transform(config)
+    if own is not None and own.transform is not None and (side := own.transform.crop or own.transform.resize):
+        return own.transform.channels, side, side
+    raise ArgumentError("--shape", "the shape of one image, such as 3,32,32", "none")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,16 +12,20 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from clcalib.cli import completion
 from clcalib.cli.flags import (
     RUNTIME_HELP,
     DeviceOption,
     EvaluationOption,
     ModelOption,
+    PretrainedOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
     given,
+    model_flags,
 )
+from clcalib.cli.results import plain, show_json, transform_line
 from clcalib.cli.side_by_side import config_beside, float_logits, images_of, is_onnx_file, side_by_side
 from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig
@@ -31,12 +33,12 @@ from clcalib.config_sources import over_saved, parse_assignment, saved_config, w
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError
 from clcalib.evaluate.accuracy import agreement, logits, top1
-from clcalib.evaluate.detection import SCORE_THRESHOLD, detection_agreement, detections, is_detector
+from clcalib.evaluate.detection import SCORE_THRESHOLD, DetectionAgreement, detection_agreement, detections, is_detector
 from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.runtime import runtime_named
 from clcalib.model_source import load_model
 from clcalib.pipeline import load
-from clcalib.report.model_table import model_table
+from clcalib.report.model_table import ModelRow, model_table
 from clcalib.report.tables import accuracy_table, detection_table
 from clcalib.run import limited_threads
 
@@ -58,9 +60,12 @@ def evaluate(
     *,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    pretrained: PretrainedOption = False,
     evaluation: EvaluationOption = None,
     settings: SetOption = None,
-    runtime: Annotated[str | None, typer.Option("--runtime", metavar="NAME", help=RUNTIME_HELP)] = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", metavar="NAME", autocompletion=completion.runtimes, help=RUNTIME_HELP)
+    ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     score_threshold: Annotated[
@@ -89,7 +94,7 @@ def evaluate(
     data.resize and data.crop, as for clcalib quantize.
     """
     flags = {
-        "model": {"entry": model, "weights": weights},
+        "model": model_flags(model, weights, is_pretrained=pretrained),
         "data": {"evaluation": evaluation},
         "run": {"device": device, "threads": threads},
     }
@@ -99,29 +104,50 @@ def evaluate(
     console = Console(highlight=False)
     if runtime is not None and not any(is_onnx_file(path) for path in models):
         raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {models[0]}", "leave it out")
-    if len(models) > 1 or is_json:
-        rows = side_by_side(models, given_here, runtime or "onnxruntime")
-        if is_json:
-            sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-        else:
-            console.print(model_table(rows))
+    if len(models) > 1:
+        _show_rows(side_by_side(models, given_here, runtime or "onnxruntime"), console, is_json=is_json)
         return
     (saved,) = models
+    if is_onnx_file(saved) and is_json:
+        _show_rows(side_by_side(models, given_here, runtime or "onnxruntime"), console, is_json=True)
+        return
     if is_onnx_file(saved):
         table = over_saved(config_beside(saved), saved.parent, *given_here)
         _evaluate_onnx(saved, table, runtime or "onnxruntime", console)
         return
     config = build(EvaluationConfig, over_saved(saved_config(saved), saved, *given_here), str(saved))
     images = images_of(config)
+    _tell_images(config)
+    shown: Any
     with limited_threads(config.run.threads):
         float_model, place = load_model(config.model), config.run.device
         quantized, has_weights = load(saved, float_model).to(place), config.model.weights is not None
         floating = float_model.to(place).eval() if has_weights else None
         if is_detector(quantized, images.images[:1].to(place)):
-            shown = _detections(quantized, floating, images.images, place, score_threshold)
+            found = _detections(quantized, floating, images.images, place, score_threshold)
+            row = {"model": str(saved), "images": len(images), "score_threshold": score_threshold, **plain(found)}
+            boxes = [("quantized", found.matched, found.overlap)]
+            shown = [row] if is_json else detection_table(boxes, found.count, score_threshold)
+        elif is_json:
+            shown = side_by_side(models, given_here, "onnxruntime")
         else:
             shown = _classes(quantized, floating, images, place)
-    console.print(shown)
+    if is_json:
+        show_json(shown)
+    else:
+        console.print(shown)
+
+
+def _tell_images(config: EvaluationConfig | OnnxEvaluationConfig) -> None:
+    log = Console(stderr=True, highlight=False)
+    log.print(transform_line(config.model, config.data, config.data.evaluation), soft_wrap=True)
+
+
+def _show_rows(rows: Sequence[ModelRow], console: Console, *, is_json: bool) -> None:
+    if is_json:
+        show_json(rows)
+    else:
+        console.print(model_table(rows))
 
 
 def _classes(model: nn.Module, floating: nn.Module | None, images: EvaluationSet, place: str) -> Table:
@@ -130,12 +156,13 @@ def _classes(model: nn.Module, floating: nn.Module | None, images: EvaluationSet
     return accuracy_table(_rows("quantized", outputs, float_outputs, images.labels), len(images))
 
 
-def _detections(model: nn.Module, floating: nn.Module | None, images: Tensor, place: str, threshold: float) -> Table:
+def _detections(
+    model: nn.Module, floating: nn.Module | None, images: Tensor, place: str, threshold: float
+) -> DetectionAgreement:
     if floating is None:
         raise ArgumentError("--weights", "those of the float detector, whose boxes are compared with", "none")
     tables = [detections(each, images, device=place) for each in (floating, model)]
-    found = detection_agreement(*tables, score_threshold=threshold)
-    return detection_table([("quantized", found.matched, found.overlap)], found.count, threshold)
+    return detection_agreement(*tables, score_threshold=threshold)
 
 
 def _evaluate_onnx(path: Path, table: dict[str, Any], runtime: str, console: Console) -> None:
@@ -143,6 +170,7 @@ def _evaluate_onnx(path: Path, table: dict[str, Any], runtime: str, console: Con
     engine, read = runtime_named(runtime, "--runtime"), read_model(path)
     session = engine.session(read, config.run.threads)
     images = images_of(config)
+    _tell_images(config)
     with limited_threads(config.run.threads):
         outputs = logits(session.network(), images.images)
         float_outputs = None if config.model is None else float_logits(config.model, images, config.run.device)

@@ -11,10 +11,12 @@ from rich.console import Console
 from clcalib.cli.flags import (
     EvaluationOption,
     ModelOption,
+    PretrainedOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
     given,
+    model_flags,
 )
 from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig
@@ -46,6 +48,7 @@ def export_command(
     ] = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    pretrained: PretrainedOption = False,
     evaluation: EvaluationOption = None,
     settings: SetOption = None,
     threads: ThreadsOption = None,
@@ -68,7 +71,7 @@ def export_command(
         if file is not None and file.exists() and not overwrite:
             raise OutputExistsError(f"{file} exists; name another file, or say --overwrite")
     flags = {
-        "model": {"entry": model, "weights": weights},
+        "model": model_flags(model, weights, is_pretrained=pretrained),
         "data": {"evaluation": evaluation},
         "run": {"threads": threads},
     }

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from clcalib.cli import completion
 from clcalib.config_sources import (
     CONFIG_FILE,
     Table,
@@ -20,6 +21,7 @@ from clcalib.config_sources import (
     with_absolute_paths,
 )
 from clcalib.errors import ArgumentError
+from clcalib.named_models import PRETRAINED
 from clcalib.quant.policy import FLOAT, Override
 
 RUNTIME_HELP = 'What runs ONNX models: onnxruntime (default) or openvino; pip install "clcalib\\[onnxruntime]".'
@@ -30,16 +32,29 @@ WIDTHS, ACCURACY, COST, TRACKING = "Widths and units", "Accuracy", "Time, memory
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration file; flags win over it.")
 ]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="The same as CONFIG.toml without an option.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="ENTRY", help="What builds the network: package.module:callable or path/to/file.py:callable."
+        "--model",
+        metavar="ENTRY",
+        autocompletion=completion.models,
+        help="The network: torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable.",
     ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="Its weights: a .safetensors file, or a state dict in a .pt file."),
 ]
+PretrainedOption = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained", help="Of a network by name: the weights that its makers publish, downloaded where needed."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 SubmoduleOption = Annotated[
     str | None,
     typer.Option("--submodule", metavar="PATH", help="Quantize this part of the network only, such as backbone."),
@@ -54,7 +69,13 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", rich_help_panel=COST, metavar="NAME", help="cpu (default), cuda, cuda:N or mps."),
+    typer.Option(
+        "--device",
+        rich_help_panel=COST,
+        metavar="NAME",
+        autocompletion=completion.devices,
+        help="cpu (default), cuda, cuda:N or mps.",
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -86,6 +107,7 @@ BitsOption = Annotated[
         "--bits",
         rich_help_panel=WIDTHS,
         metavar="WIDTHS",
+        autocompletion=completion.widths,
         help="W4A4: 2 to 8 bits, 32 is float; again, for some layers, 'layer4.*=W4A8', '@depthwise=W8'.",
     ),
 ]
@@ -101,6 +123,7 @@ TargetOption = Annotated[
         "--target",
         rich_help_panel=WIDTHS,
         metavar="NAME",
+        autocompletion=completion.targets,
         help="Calibrate under the rules of a runtime: onnxruntime, openvino, torch, ...; clcalib targets lists them.",
     ),
 ]
@@ -142,6 +165,17 @@ def collect(config: Path | None, assignments: Sequence[str] | None, flags: Table
     return merge(base, *settings, with_absolute_paths(given(flags), here)), source
 
 
+def one_config(argument: Path | None, option: Path | None) -> Path | None:
+    """The configuration file, which may be given with and without ``--config``.
+
+    Raises:
+        ArgumentError: it is given in both ways.
+    """
+    if argument is not None and option is not None:
+        raise ArgumentError("--config", "one configuration file", f"{argument} and {option}", "leave one of them out")
+    return argument or option
+
+
 def collect_saved(folder: Path, assignments: Sequence[str] | None, flags: Table) -> tuple[dict[str, Any], str]:
     """The same with the configuration that a run left in its folder in place of a TOML.
 
@@ -154,7 +188,7 @@ def collect_saved(folder: Path, assignments: Sequence[str] | None, flags: Table)
         expected, got = "the output folder of an interrupted run", f"{folder}, which has no {CONFIG_FILE}"
         raise ArgumentError("--resume", expected, got, "begin anew, with --out")
     settings = [with_absolute_paths(parse_assignment(assignment), here) for assignment in assignments or ()]
-    table = over_saved(base, folder, *settings, with_absolute_paths(given(flags), here))
+    table = over_saved(base, folder, *settings, with_absolute_paths(given(flags), here), may_download=True)
     return table, str(folder / CONFIG_FILE)
 
 
@@ -164,6 +198,20 @@ def refuse_with_resume(config: Path | None, out: Path | None, *, is_dry: bool, o
         if is_given:
             remedy = "the folder has the settings of its run; leave it out"
             raise ArgumentError(name, "nothing beside --resume", config or out or name, remedy)
+
+
+def model_flags(
+    entry: str | None, weights: Path | None, *, is_pretrained: bool, submodule: str | None = None
+) -> dict[str, Any]:
+    """The keys of ``[model]`` that the flags stand for.
+
+    Raises:
+        ArgumentError: weights are given in two ways.
+    """
+    if is_pretrained and weights is not None:
+        remedy = "leave one of the two out"
+        raise ArgumentError("--weights, --pretrained", "a file of weights, or the published ones", "both", remedy)
+    return {"entry": entry, "weights": PRETRAINED if is_pretrained else weights, "submodule": submodule}
 
 
 def given(flags: Table) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from clcalib.report.tables import duration, policy_table
 
 _REFRESHES_PER_SECOND = 4
 _BAR_WIDTH = 30
+SECONDS_OF_SILENCE = 10.0  # at most, while a unit is optimised, where lines are printed
 
 
 class RunProgress:
@@ -40,6 +41,7 @@ class RunProgress:
         self.steps_done = 0
         self.losses: Mapping[str, float] = {}
         self.corrected = (0, 0)  # images whose inputs are corrected, and of how many
+        self.agreement: float | None = None  # of the network so far, with the float network
 
     def start_unit(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """A unit begins."""
@@ -85,12 +87,14 @@ class RunProgress:
 
 
 class PlainObserver:
-    """One line for each stage and each unit; for files and pipes."""
+    """One line for each stage and each unit, and one every few seconds within a unit; for files and pipes."""
 
-    def __init__(self, out: Console, log: Console) -> None:
+    def __init__(self, out: Console, log: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = out
         self.log = log
-        self.progress = RunProgress()
+        self.clock = clock
+        self.progress = RunProgress(clock)
+        self._spoke = clock()
 
     def __enter__(self) -> PlainObserver:
         return self
@@ -102,7 +106,8 @@ class PlainObserver:
 
     def stage(self, name: str) -> None:
         """Print the stage."""
-        self.log.print(Text(f"{name} ..."), soft_wrap=True)
+        self.progress = RunProgress(self.clock)
+        self._say(Text(f"{name} ..."))
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
         """Print the policy table."""
@@ -113,30 +118,44 @@ class PlainObserver:
         self.progress.start_unit(index, count, name, kind, steps)
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
-        """Take note of it."""
+        """Take note of it, and print a line where there was none for some time."""
         self.progress.step(step, losses)
+        self._break_silence()
 
     def correcting(self, done: int, count: int) -> None:
-        """Take note of it."""
+        """The same."""
         self.progress.corrected = (done, count)
+        self._break_silence()
 
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         """Print the unit's line."""
         self.progress.steps_done = self.progress.steps
-        self.log.print(_unit_line(self.progress, name, error_before, error_after), soft_wrap=True)
+        self._say(_unit_line(self.progress, name, error_before, error_after))
 
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
         """Print the unit's line."""
         self.progress.recall_unit(index, count, name)
-        line = _unit_line(self.progress, name, error_before, error_after, "saved earlier")
+        self._say(_unit_line(self.progress, name, error_before, error_after, "saved earlier"))
+
+    def agreement_so_far(self, share: float) -> None:
+        """Print how good the network is."""
+        self.progress.agreement = share
+        self._say(Text(_agreement(share)))
+
+    def _break_silence(self) -> None:
+        if self.clock() - self._spoke >= SECONDS_OF_SILENCE:
+            self._say(Text(_step_line(self.progress)))
+
+    def _say(self, line: Text) -> None:
         self.log.print(line, soft_wrap=True)
+        self._spoke = self.clock()
 
 
 class LiveObserver(PlainObserver):
     """The same lines, and below them bars for the unit and the run, the losses and the time left."""
 
-    def __init__(self, out: Console, log: Console) -> None:
-        super().__init__(out, log)
+    def __init__(self, out: Console, log: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(out, log, clock)
         self._stage = ""
         self._live = Live(
             console=log, get_renderable=self._render, refresh_per_second=_REFRESHES_PER_SECOND, transient=True
@@ -155,7 +174,7 @@ class LiveObserver(PlainObserver):
     def stage(self, name: str) -> None:
         """Show the stage in the display instead of on a line of its own."""
         self._stage = name
-        self.progress = RunProgress()
+        self.progress = RunProgress(self.clock)
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
         """Print the policy table above the display."""
@@ -164,6 +183,13 @@ class LiveObserver(PlainObserver):
         super().policy(rows)
         self.out.print()
         self._live.start()
+
+    def agreement_so_far(self, share: float) -> None:
+        """Show it in the display."""
+        self.progress.agreement = share
+
+    def _break_silence(self) -> None:
+        """The display is never silent."""
 
     def refresh(self) -> None:
         """Draw now instead of at the next tick."""
@@ -185,7 +211,10 @@ class LiveObserver(PlainObserver):
             f"unit {progress.index + 1} of {progress.count}  ", style="bold", overflow="ellipsis", no_wrap=True
         )
         heading.append(f"{progress.name} ({progress.kind})", style="cyan")
-        return Group(heading, grid, Text(_losses(progress.losses), overflow="ellipsis", no_wrap=True))
+        lines = [Text(_losses(progress.losses), overflow="ellipsis", no_wrap=True)]
+        if progress.agreement is not None:
+            lines.append(Text(_agreement(progress.agreement), overflow="ellipsis", no_wrap=True))
+        return Group(heading, grid, *lines)
 
 
 def observer_for(out: Console, log: Console) -> PlainObserver:
@@ -203,10 +232,29 @@ def _unit_bar(progress: RunProgress) -> tuple[ProgressBar, str]:
 
 
 def _unit_line(progress: RunProgress, name: str, before: float, after: float, note: str | None = None) -> Text:
-    width = len(str(progress.count))
-    head = f"unit {progress.index + 1:>{width}} of {progress.count}  "
     note = duration(progress.unit_seconds) if note is None else note
-    return Text(f"{head}{name:<24} error {before:.3g} -> {after:.3g}  {note}")
+    return Text(f"{_head(progress)}{name:<24} error {before:.3g} -> {after:.3g}  {note}")
+
+
+def _step_line(progress: RunProgress) -> str:
+    """Where a run is, on one line; the parts that are not known yet are left out."""
+    done, count = progress.corrected
+    if count and not progress.steps_done:
+        work = f"correcting inputs, {done:,} of {count:,} images"
+    else:
+        work = f"step {progress.steps_done} of {progress.steps}" if progress.steps else ""
+    left = progress.seconds_left
+    time_left = "" if left is None else f", {duration(left)} left"
+    parts = [_head(progress) + progress.name, work, _losses(progress.losses), f"run {progress.fraction:.0%}{time_left}"]
+    return "  ".join(part for part in parts if part)
+
+
+def _agreement(share: float) -> str:
+    return f"so far the same class as the float network for {share:.1%} of the images looked at"
+
+
+def _head(progress: RunProgress) -> str:
+    return f"unit {progress.index + 1:>{len(str(progress.count))}} of {progress.count}  "
 
 
 def _losses(losses: Mapping[str, float]) -> str:

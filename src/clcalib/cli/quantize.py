@@ -14,19 +14,22 @@ from rich.text import Text
 
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipes import RECIPES
-from clcalib.cli.estimates import estimate_table, estimate_text
+from clcalib.cli import completion
 from clcalib.cli.flags import (
     ACCURACY,
     COST,
     WIDTHS,
     BitsOption,
     ConfigArgument,
+    ConfigOption,
     DeviceOption,
     EdgeBitsOption,
     EvaluationOption,
     FloatOption,
+    JsonOption,
     MlflowOption,
     ModelOption,
+    PretrainedOption,
     SetOption,
     SubmoduleOption,
     TargetOption,
@@ -36,12 +39,22 @@ from clcalib.cli.flags import (
     WeightsOption,
     collect,
     collect_saved,
+    model_flags,
+    one_config,
     quantization_flags,
     refuse_with_resume,
     split_names,
     with_patterns,
 )
 from clcalib.cli.progress import observer_for
+from clcalib.cli.results import (
+    estimate_json,
+    result_line,
+    show_estimate,
+    show_json,
+    show_record,
+    transform_line,
+)
 from clcalib.config import build
 from clcalib.config_problems import options_model
 from clcalib.config_sections import RunConfig
@@ -50,16 +63,7 @@ from clcalib.durable.stop import Request, stopping_politely
 from clcalib.errors import ClcalibWarning, StoppedError
 from clcalib.output import is_finished
 from clcalib.pipeline import RECORD_FILE
-from clcalib.report.deployment_table import deployment_table
 from clcalib.report.record import RunRecord, read_record
-from clcalib.report.tables import (
-    budget_table,
-    detection_table,
-    method_name,
-    summary_table,
-    target_table,
-    unit_table,
-)
 from clcalib.run import dry_run, run
 
 EXAMPLES = (
@@ -80,13 +84,17 @@ EXAMPLES = (
 def quantize(
     config: ConfigArgument = None,
     *,
+    config_file: ConfigOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    pretrained: PretrainedOption = False,
     submodule: SubmoduleOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", metavar="PATH", help="Images: a folder, a tile sheet, a .safetensors file or CIFAR-10."
+            "--calibration",
+            metavar="PATH",
+            help="Images: a folder, a .txt list of files, an .npz or .safetensors file, CIFAR-10, hf:NAME.",
         ),
     ] = None,
     augment: Annotated[
@@ -94,6 +102,7 @@ def quantize(
         typer.Option(
             "--augment",
             metavar="NAMES",
+            autocompletion=completion.augmentations,
             help=f"Add changed copies of the calibration images: any of {', '.join(AUGMENTATIONS)}, as flip,crop.",
         ),
     ] = None,
@@ -144,7 +153,9 @@ def quantize(
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help=f"{', '.join(RECIPES)}. By default fast, 200 steps; cl_calib is the paper's method, 20,000 steps.",
+            autocompletion=completion.recipes,
+            help="fast (default, 200 steps), qdrop, cl_calib (the paper's method, 20,000 steps), ...; clcalib recipes "
+            "lists them.",
         ),
     ] = None,
     steps: Annotated[
@@ -198,6 +209,7 @@ def quantize(
             "--precision",
             rich_help_panel=COST,
             metavar="NAME",
+            autocompletion=completion.precisions,
             help="Type of convolutions while optimising: auto (the faster one here), float32 or bfloat16.",
         ),
     ] = None,
@@ -222,7 +234,10 @@ def quantize(
             "--dry-run", rich_help_panel=COST, help="Print the time, memory and disk that it would take; write nothing."
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the result on one line, and warnings and errors.")
+    ] = False,
+    is_json: JsonOption = False,
 ) -> None:
     """Quantize a trained network with a few hundred images; nothing is retrained.
 
@@ -248,9 +263,10 @@ def quantize(
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
     """
+    config = one_config(config, config_file)
     widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits, target)
     flags: dict[str, Any] = {
-        "model": {"entry": model, "weights": weights, "submodule": submodule},
+        "model": model_flags(model, weights, is_pretrained=pretrained, submodule=submodule),
         "data": {
             "calibration": calibration,
             "augment": split_names(augment),
@@ -281,27 +297,30 @@ def quantize(
     table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
     table = with_patterns(table, bits, float_)
     parsed = build(RunConfig, _with_any_folder(table) if is_dry else table, source)
-    console, log = Console(highlight=False), Console(stderr=True, highlight=False)
+    log = Console(stderr=True, highlight=False)
+    console = log if is_json else Console(highlight=False)
+    if not quiet:
+        log.print(transform_line(parsed.model, parsed.data, parsed.data.calibration), soft_wrap=True)
     if is_dry:
         log.print("a dry run: a few steps on few images; its errors are not those of the run", soft_wrap=True)
         with observer_for(console, log) as observer:
             found = dry_run(parsed, observer)
-        console.print()
-        if found.budget is not None:
-            console.print(budget_table(found.budget))
-            console.print()
-        console.print(estimate_table(found))
-        console.print()
-        rounds = None if parsed.target is None else parsed.target.rounds
-        console.print(estimate_text(found, rounds), soft_wrap=False)
+        if is_json:
+            show_json(estimate_json(found))
+        else:
+            show_estimate(found, None if parsed.target is None else parsed.target.rounds, console)
         return
     if resume is not None and is_finished(parsed.run.out):
         log.print(Text(f"the run in {parsed.run.out} is finished; nothing is left to do"), soft_wrap=True)
         record = read_record(parsed.run.out / RECORD_FILE)
     else:
         record = _run(parsed, console, log, is_resumed=resume is not None, is_quiet=quiet)
-    if not quiet:
-        _show(record, parsed.run.out, console)
+    if is_json:
+        show_json(record)
+    elif quiet:
+        console.print(Text(result_line(record, parsed.run.out)), soft_wrap=True)
+    else:
+        show_record(record, parsed.run.out, console)
 
 
 def _run(config: RunConfig, console: Console, log: Console, *, is_resumed: bool, is_quiet: bool) -> RunRecord:
@@ -342,29 +361,3 @@ def _with_fitting_options(table: dict[str, Any], recipe: str | None, steps: int 
     if odd:
         warnings.warn(f"{recipe} has no option {', '.join(odd)}: left out of [recipe]", ClcalibWarning, stacklevel=2)
     return {**table, "recipe": {key: value for key, value in section.items() if key in valid}}
-
-
-def _show(record: RunRecord, out: Path, console: Console) -> None:
-    console.print()
-    if record.units and record.steps_per_unit:
-        console.print(unit_table(record))
-        console.print()
-    if record.detection is not None:
-        found = record.detection
-        rows = [("nearest", found.nearest_matched, found.nearest_overlap)] if record.recipe != "nearest" else []
-        rows.append((method_name(record), found.matched, found.overlap))
-        console.print(detection_table(rows, found.detections, found.score_threshold))
-        console.print()
-    if record.budget is not None:
-        console.print(budget_table(record.budget))
-        console.print()
-    if record.deployment is not None:
-        console.print(deployment_table(record.deployment))
-        console.print()
-    if record.target is not None:
-        console.print(target_table(record.target))
-        console.print()
-    console.print(summary_table([record]))
-    console.print()
-    for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
-        console.print(Text(str(path)), soft_wrap=True)

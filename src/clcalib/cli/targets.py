@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clcalib.cli.flags import JsonOption
+from clcalib.cli.results import show_json
 from clcalib.quant.targets import TARGETS, Target
 from clcalib.report.tables import new_table
 
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "clcalib targets\n\n"
+    "clcalib targets --json\n\n"
+    "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed"
+)
 
-def targets() -> None:
+
+def targets(*, is_json: JsonOption = False) -> None:
     """List the targets of clcalib quantize --target, and what their integer kernels take.
 
     A target decides which tensors are quantized, their widths and their
     signs, before calibration, so that nothing changes when the result is
     written for the runtime.
     """
+    if is_json:
+        show_json([_facts(target) for target in TARGETS.values()])
+        return
     console = Console(highlight=False)
     console.print(_table(list(TARGETS.values())))
     for target in TARGETS.values():
         for note in target.notes:
             console.print(Text.assemble((f"{target.name}: ", "bold"), note), soft_wrap=False)
+
+
+def _facts(target: Target) -> dict[str, Any]:
+    names = ("name", "summary", "weight_bits", "activation_bits", "is_weight_symmetric", "is_activation_symmetric")
+    return {name: getattr(target, name) for name in (*names, "runtime", "file", "notes")}
 
 
 def _table(rows: Sequence[Target]) -> Table:

@@ -9,6 +9,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +60,55 @@ def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """
     try:
         check_size(path, _MOST_FILE)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Of damaged notes beside the pixels, which do not matter here.
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > most_pixels:
-                    raise ValueError(f"{image.width} x {image.height} pixels; at most {most_pixels} are decoded")
-                _check_scans(image, path)
-                image.load()
-                return _upright(image)
+        return _decoded(path, path.read_bytes, most_pixels)
     except UnusableFileError as error:
         raise DataError("path", "a readable image file", f"{path} ({error.reason})") from error
     except _DECODING_ERRORS as error:
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, Image.DecompressionBombError) else error
-        raise DataError("path", "a readable image file", f"{path} ({reason})") from error
+        raise _unreadable(error, str(path)) from error
 
 
-def _check_scans(image: Image.Image, path: Path) -> None:
+def decode_image(content: bytes, name: str, transform: Transform, most_pixels: int = MOST_PIXELS) -> Tensor:
+    """Decode and transform the bytes of an image file, as ``read_image`` does those of a file.
+
+    Args:
+        content: of the file.
+        name: what errors call it.
+        transform: what is done to the pixels.
+        most_pixels: that the image may have.
+
+    Raises:
+        DataError: it cannot be decoded, or the transform does not take it.
+    """
+    if len(content) > _MOST_FILE:
+        raise DataError("path", "a readable image file", f"{name} (has {len(content)} bytes)")
+    try:
+        image = _decoded(io.BytesIO(content), lambda: content, most_pixels)
+    except _DECODING_ERRORS as error:
+        raise _unreadable(error, name) from error
+    return _transformed(image, name, transform)
+
+
+def _decoded(source: Path | io.BytesIO, read: Callable[[], bytes], most_pixels: int) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Of damaged notes beside the pixels, which do not matter here.
+        warnings.simplefilter("ignore", UserWarning)
+        with Image.open(source, formats=FORMATS) as image:
+            if image.width * image.height > most_pixels:
+                raise ValueError(f"{image.width} x {image.height} pixels; at most {most_pixels} are decoded")
+            _check_scans(image, read)
+            image.load()
+            return _upright(image)
+
+
+def _unreadable(error: Exception, name: str) -> DataError:
+    reason = f"{type(error).__name__}: {error}" if isinstance(error, Image.DecompressionBombError) else error
+    return DataError("path", "a readable image file", f"{name} ({reason})")
+
+
+def _check_scans(image: Image.Image, read: Callable[[], bytes]) -> None:
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
-        scans = path.read_bytes().count(b"\xff\xda")
+        scans = read().count(b"\xff\xda")
         if scans > _MOST_SCANS:
             raise ValueError(f"{scans} scans; at most {_MOST_SCANS} are decoded")
 
@@ -97,11 +127,14 @@ def read_image(path: Path, transform: Transform, most_pixels: int = MOST_PIXELS)
     Raises:
         DataError: it cannot be decoded, or the transform does not take it.
     """
-    image = open_image(path, most_pixels)
+    return _transformed(open_image(path, most_pixels), str(path), transform)
+
+
+def _transformed(image: Image.Image, name: str, transform: Transform) -> Tensor:
     try:
         return transform.image(image)
     except DataError as error:
-        raise DataError("path", "an image that the transform takes", f"{path} ({error})") from error
+        raise DataError("path", "an image that the transform takes", f"{name} ({error})") from error
 
 
 def read_rgb(path: Path) -> Tensor:  # -> (H, W, 3) uint8

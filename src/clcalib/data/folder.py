@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from clcalib.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 LABEL_FILE = "labels.csv"
+_MOST_DIGITS = 9  # of a class number; longer ones are names
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,21 @@ def _from_table(folder: Path) -> Listing:
             )
         files.append(folder / name)
         texts.append(label.strip())
-    if all(text.isdecimal() for text in texts):
-        return Listing(tuple(files), tuple(int(text) for text in texts))
-    classes = tuple(sorted(set(texts)))
-    return Listing(tuple(files), tuple(classes.index(text) for text in texts), classes)
+    return Listing(tuple(files), *numbered(texts))
+
+
+def numbered(texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Labels as class numbers, and the names of the classes in the order of these; none where they are numbers.
+
+    Example:
+        >>> numbered(["dog", "cat", "dog"]), numbered(["7", "3"])
+        (((1, 0, 1), ('cat', 'dog')), ((7, 3), ()))
+    """
+    if all(text.isdecimal() and len(text) <= _MOST_DIGITS for text in texts):
+        return tuple(int(text) for text in texts), ()
+    classes = sorted(set(texts))
+    places = {name: number for number, name in enumerate(classes)}
+    return tuple(places[text] for text in texts), tuple(classes)
 
 
 def _is_inside(name: str) -> bool:

@@ -29,9 +29,10 @@ class Transform:
         mean: of each channel on the scale of 0 to 1; one value makes the images grey, three make them RGB.
         standard_deviation: of each channel, on the same scale.
         interpolation: a name in ``INTERPOLATIONS``.
+        squash: whether both sides get the length ``resize``, whatever their ratio was.
 
     Raises:
-        ArgumentError: a field is out of its range.
+        ArgumentError: a field is out of its range, or there is nothing to squash to.
 
     Example:
         >>> half = Transform(mean=(0.5, 0.5, 0.5), standard_deviation=(0.5, 0.5, 0.5))
@@ -44,6 +45,7 @@ class Transform:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     standard_deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
@@ -56,6 +58,8 @@ class Transform:
             raise ArgumentError("standard_deviation", f"{len(self.mean)} values above 0", self.standard_deviation)
         if self.interpolation not in INTERPOLATIONS:
             raise ArgumentError("interpolation", f"one of {', '.join(INTERPOLATIONS)}", self.interpolation)
+        if self.squash and self.resize is None:
+            raise ArgumentError("squash", "a resize beside it", "none", "set resize, or leave squash out")
 
     @property
     def channels(self) -> int:
@@ -95,7 +99,8 @@ class Transform:
             >>> Transform(resize=256, crop=224, mean=(0.5,), standard_deviation=(0.25,)).describe()
             'resize 256 bilinear, crop 224, mean (0.5), standard deviation (0.25)'
         """
-        steps = [f"resize {self.resize} {self.interpolation}"] if self.resize is not None else []
+        size = f"{self.resize} x {self.resize}" if self.squash else self.resize
+        steps = [f"resize {size} {self.interpolation}"] if self.resize is not None else []
         steps += [f"crop {self.crop}"] if self.crop is not None else []
         steps += [f"mean ({_listed(self.mean)})", f"standard deviation ({_listed(self.standard_deviation)})"]
         return ", ".join(steps)
@@ -111,7 +116,7 @@ class Transform:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _resized(self, image: Image.Image, shorter: int) -> Image.Image:  # resized, and cropped where that is asked for
-        width, height = _resized(image.size, shorter)
+        width, height = (shorter, shorter) if self.squash else _resized(image.size, shorter)
         how = INTERPOLATIONS[self.interpolation]
         if self.crop is None:
             if width * height > _MOST_RESIZED:

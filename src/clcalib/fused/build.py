@@ -86,10 +86,15 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Where compiled kernels are kept; where that is no folder of the user's own, one for this process is taken."""
+    base = os.environ.get("CLCALIB_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clcalib"
+
+
 def _cache() -> Path:
     """A folder of the user's own: what lies there is run."""
-    base = os.environ.get("CLCALIB_CACHE")
-    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clcalib"
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK) and _is_own(folder):

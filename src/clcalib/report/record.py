@@ -235,6 +235,7 @@ class RunRecord(Frozen):
         stored_bytes, spilled_bytes: the most that the units' stored inputs and targets had in memory and in files.
         guard_tolerance: by what share a unit's error could be larger than with nearest rounding, which else took its
             place; None where units were not guarded.
+        calibration_transform: what was done to the pixels of the calibration images.
         versions: the versions of Python, clcalib and torch.
         precision: the type in which convolutions computed during optimisation; cache_precision: the type in which the
             float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
@@ -275,6 +276,7 @@ class RunRecord(Frozen):
     budget: BudgetRecord | None = None
     submodule: str | None = None
     calibration_images: Count
+    calibration_transform: str | None = None
     evaluation_images: Count = 0
     device: str
     precision: str = "float32"

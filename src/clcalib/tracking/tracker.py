@@ -83,6 +83,9 @@ class Tracker:
     def correcting(self, done: int, count: int) -> None:
         """Nothing is told of corrected inputs."""
 
+    def agreement_so_far(self, share: float) -> None:
+        """Nothing is told of the network before its end; when it is measured depends on the machine's speed."""
+
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """Tell the steps that follow under this name."""
         self._enter(name)

@@ -2,6 +2,8 @@
 
 Layer by layer, the rounding of the weights is learned so that the layer's output, on input from the quantized prefix,
 stays near the float layer's output.  Activations inside the layer stay float meanwhile.
+
+When to use: to compare with AdaRound, or where single layers are to be the units.
 """
 
 from __future__ import annotations

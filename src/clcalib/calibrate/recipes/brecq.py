@@ -2,6 +2,8 @@
 
 Block by block: first the rounding, with float activations and input from the quantized prefix; then the activation
 scales, with the rounding fixed, on float input and with exponent 2.4.
+
+When to use: to compare with BRECQ; weights come first and activation scales afterwards, each with its own loss.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 L = L_host + weight * L_contrastive: the positive pair is one image's quantized and float activation, the negatives are
 the float activations of the other images; both sides are read behind the frozen float remainder of the network.
+
+When to use: for the results of the paper, with its steps; ``fast`` with the contrastive term is its quick form.
 """
 
 from __future__ import annotations

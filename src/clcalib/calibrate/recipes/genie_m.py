@@ -2,6 +2,8 @@
 
 w_hat = s * (clamp(B + h(v) + z, q_min, q_max) - z): B = floor(w / s_0) comes from the scale that the search found and
 stays, so that the scale s can be trained beside the rounding v: it moves the values, never the codes.
+
+When to use: as QDrop, where the scales of the weights are to be trained as well.
 """
 
 from __future__ import annotations

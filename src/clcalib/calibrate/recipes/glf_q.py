@@ -3,6 +3,8 @@
 Block by block, rounding and all scales jointly, rounded at each step.  L = e / e_0 + f / f_0, with e the error of the
 block's output, f that of the feature which the rest of the float network makes of it, e_0 and f_0 what they are as
 the block is found.
+
+When to use: where the penultimate feature is to count as much as the output of the block.
 """
 
 from __future__ import annotations

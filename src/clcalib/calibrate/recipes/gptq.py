@@ -1,4 +1,7 @@
-"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): rounding with error feedback, in closed form, without a single step."""
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): rounding with error feedback, in closed form, without a single step.
+
+When to use: where there is no time for steps, and something better than nearest rounding is wanted.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 QDrop's block reconstruction, with the prediction difference beside it: half of each batch also goes through the block
 with everything quantized and then through the float rest of the network, whose prediction is held against the float
 network's.  The block's float input is first corrected towards the statistics of batch norm.
+
+When to use: for classifiers at very few bits, with time: what the network predicts counts beside what the block
+returns.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Block by block, rounding and activation scales jointly.  The block's input is an element-wise mix of the quantized and
 the float prefix, and inside the block each activation keeps its quantized value with probability one half.
+
+When to use: at 4 bits and fewer with time for the steps of the paper; most of the other methods build on it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Activation steps alone: weights stay at nearest rounding, and only the activation scales are learned (LSQ gradient).
 
 It is the second phase of BRECQ without the first one, and so tells how much of a method comes from its scales.
+
+When to use: to see how much of a gain comes from the activation scales alone.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ comes out, so there is no penalty that hardens.
 
 The rates come from benchmarks/fewer_steps.py (ResNet-20, W2A2, one seed), where they were selected by the accuracy on
 images outside the calibration and the test set.
+
+When to use: in short runs, as the other way of rounding beside that of ``fast``.
 """
 
 from __future__ import annotations
