@@ -109,6 +109,33 @@ PROMISES: Sequence[tuple[str, str, str, Callable[[Rows], str]]] = (
         "test_durability.py",
         signals,
     ),
+    ("Determinism", "", "", str),
+    (
+        "same bytes",
+        "The same command twice: the same bytes of checkpoint and ONNX file, with each recipe and the term",
+        "test_repeatable.py",
+        lambda rows: f"{len(rows)} pairs of runs, {total(rows, 'different')} different",
+    ),
+    (
+        "environment",
+        "The shell's variables (OMP_NUM_THREADS and others) play no part: the number of threads is pinned",
+        "test_repeatable.py",
+        lambda rows: (
+            f"{total(rows, 'variants')} pairs of variables and pinned threads, {total(rows, 'different')} different"
+        ),
+    ),
+    (
+        "stored",
+        "Nor does it matter whether values are kept in memory or in files",
+        "test_repeatable.py",
+        lambda rows: f"{len(rows)} runs, {total(rows, 'different')} different",
+    ),
+    (
+        "listing",
+        "Nor in which order a folder is listed; images are read one after the other, by no workers",
+        "test_repeatable.py",
+        lambda rows: f"{total(rows, 'orders')} orders, {total(rows, 'different')} different",
+    ),
     ("Files from anywhere", "", "", str),
     ("malicious", "No file runs code, fills the memory or hangs", "test_malicious.py", malicious),
     ("mutants", "No damaged file brings a traceback, a crash or a hang", "test_mutants.py", mutants),

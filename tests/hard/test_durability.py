@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -15,10 +16,19 @@ import torch
 
 import clcalib
 from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.recipe import Term
 from clcalib.durable.lock import LOCK_FILE, folder_lock
 from clcalib.durable.manifest import generation_of, read_manifest
 from clcalib.durable.state import newest_manifest
-from clcalib.errors import DamagedStateWarning, FolderInUseError, OutputExistsError, ResumeError, StorageError
+from clcalib.errors import (
+    DamagedStateWarning,
+    FolderInUseError,
+    NonFiniteLossWarning,
+    OutputExistsError,
+    ResumeError,
+    StorageError,
+)
+from clcalib.objectives.batch import Need, UnitBatch
 from tests.hard.figures import IS_FULL, record, size
 from tests.hard.small_run import FORKS, Task, code_of, digest, digest_in, often, quantize, recipe, started
 from tests.tiny import images, tiny
@@ -87,6 +97,46 @@ def test_the_last_phase_over_the_whole_network_goes_on_too(tmp_path, monkeypatch
     assert digest(again, tmp_path / "again") == expected
     assert again.record.last_phase == result.record.last_phase
     assert again.record.units == result.record.units
+
+
+@dataclasses.dataclass(frozen=True)
+class BreaksHalfway:
+    """A loss that is not finite from the middle of the phase on, or, where it is mended, only at full speed."""
+
+    is_mended: bool
+    needs = frozenset({Need.ROUNDING})
+
+    def __call__(self, batch: UnitBatch) -> torch.Tensor:
+        fastest = max(float(own.detach().abs().max()) for own in batch.rounding)
+        is_broken = float(batch.progress) >= 0.5 and not (self.is_mended and fastest < 90.0)
+        return batch.output.sum() * (float("nan") if is_broken else 0.0)
+
+
+@pytest.mark.usefixtures("exported_once")
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_run_whose_loss_breaks_goes_on_from_before_and_behind_that(is_mended, tmp_path, monkeypatch):
+    """Stopped again and again: in the attempt that breaks, in the search for the place, and in the second attempt."""
+    (phase,) = recipe(steps=30).phases
+    rate = 100.0 if is_mended else phase.rounding_rate
+    phase = dataclasses.replace(phase, rounding_rate=rate, terms=(*phase.terms, Term(BreaksHalfway(is_mended))))
+    own = dataclasses.replace(recipe(steps=30), phases=(phase,))
+    monkeypatch.setattr(warnings, "showwarning", lambda *told, **more: None)
+    warnings.simplefilter("always", NonFiniteLossWarning)
+    whole = quantize(None, recipe=own)
+    expected = digest(whole, tmp_path / "whole")
+    messages = [message for message in whole.record.warnings if "BreaksHalfway is nan" in message]
+    assert len(messages) == len(whole.record.units)
+    assert all(("was done again in float32" in message) is is_mended for message in messages)
+    often(monkeypatch)
+    for pieces in range(50):
+        try:
+            result = quantize(tmp_path / "state", is_resumed=pieces > 0, recipe=own, observer=Stops(2 * pieces))
+        except RuntimeError:
+            continue
+        break
+    assert pieces >= 2
+    assert digest(result, tmp_path / "pieces") == expected
+    assert [message for message in result.record.warnings if message in messages] == messages
 
 
 def has_manifest(state: Path) -> bool:

@@ -75,6 +75,7 @@ def test_twice_the_same_bytes(name: str, is_contrastive: bool, tmp_path: Path) -
 def test_twice_the_same_file_for_a_runtime(target: str, tmp_path: Path) -> None:
     made = recipe("fast", is_contrastive=True)
     assert written(tmp_path / "a", made, target) == written(tmp_path / "b", made, target)
+    record("same bytes", recipe="fast", is_contrastive=True, target=target, files=len(FILES), different=0)
 
 
 @pytest.mark.parametrize("name", ["qdrop", "pd_quant", "fast"] if IS_FULL else ["fast"])
@@ -85,6 +86,7 @@ def test_where_values_are_stored_plays_no_part(name: str, tmp_path: Path) -> Non
     spill.mkdir()
     for budget in (1, 20_000, "1MB") if IS_FULL else (1,):
         assert written(tmp_path / f"disk {budget}", made, memory_budget=budget, spill_folder=spill) == expected
+        record("stored", recipe=name, budget=budget, different=0)
     assert not list(spill.iterdir())
 
 
@@ -97,21 +99,32 @@ written(pathlib.Path(sys.argv[1]), recipe("fast", is_contrastive=True))
 """
 
 
-@pytest.mark.skipif(not IS_FULL, reason="each variant is a process of its own; set CLCALIB_HARD=1")
-def test_the_environment_plays_no_part_where_threads_are_pinned(tmp_path: Path) -> None:
-    found = {}
+# What a user's shell may have set; None is not set at all.
+SHELLS = [
+    {"OMP_NUM_THREADS": threads, **rest}
+    for threads in (None, "1", "2", "4")
+    for rest in ({"PYTHONHASHSEED": "7"}, {"MKL_NUM_THREADS": "2", "OMP_DYNAMIC": "true"}, {"OMP_PROC_BIND": "close"})
+]
+
+
+def environment(variables: dict[str, str | None]) -> dict[str, str]:
+    rest = {name: value for name, value in os.environ.items() if name not in variables}
+    return rest | {name: value for name, value in variables.items() if value is not None}
+
+
+@pytest.mark.parametrize("threads", [1, 2] if IS_FULL else [1])
+def test_the_environment_plays_no_part_where_threads_are_pinned(threads: int, tmp_path: Path) -> None:
     script = SCRIPT.format(paths=[str(ROOT), str(ROOT / "src"), str(ROOT / "examples")])
-    for threads in (1, 2):
-        for variables in ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2"}, {"PYTHONHASHSEED": "7"}):
-            folder = tmp_path / f"{threads}-{'-'.join(variables.values())}-{len(found)}"
-            environment = {**os.environ, **variables}
-            command = [sys.executable, "-c", script, str(folder), str(threads)]
-            subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True, timeout=300)
-            found[folder.name] = threads, {name: (folder / name).read_bytes() for name in FILES}
-    for threads in (1, 2):
-        own = [files for count, files in found.values() if count == threads]
-        assert own[0] == own[1] == own[2]
-    record("environment", variants=len(found), different=0)
+    found = []
+    for number, variables in enumerate(SHELLS if IS_FULL else SHELLS[:: len(SHELLS) - 1]):
+        folder = tmp_path / str(number)
+        command = [sys.executable, "-c", script, str(folder), str(threads)]
+        own = environment(variables)
+        subprocess.run(command, check=True, env=own, cwd=tmp_path, capture_output=True, timeout=300)
+        found.append({name: (folder / name).read_bytes() for name in FILES})
+    different = sum(files != found[0] for files in found)
+    record("environment", threads=threads, variants=len(found), different=different)
+    assert different == 0
 
 
 @pytest.mark.parametrize("has_classes", [False, True])
@@ -138,3 +151,4 @@ def test_the_order_in_which_a_folder_is_listed_plays_no_part(
         assert all(torch.equal(own[0].images, each.images) for each in own)
         assert len({each.provenance.digest for each in own}) == 1
         assert len({each.provenance.indices for each in own}) == 1
+    record("listing", orders=3, has_classes=has_classes, different=0)
