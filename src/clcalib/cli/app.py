@@ -12,11 +12,18 @@ import typer
 from rich.console import Console
 
 import clcalib
-from clcalib.cli import bench, data, describe, evaluate, export, quantize, targets
+from clcalib.cli import bench, data, describe, evaluate, export, leaderboard, quantize, sweep, targets
 from clcalib.cli.messages import show_error, shown_warnings
-from clcalib.errors import ClcalibError, FolderInUseError, OutputExistsError, StoppedError, StorageError
+from clcalib.errors import (
+    ClcalibError,
+    FolderInUseError,
+    OutputExistsError,
+    StoppedError,
+    StorageError,
+    SweepFailedError,
+)
 
-OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, RUNS_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "CLCALIB_DEBUG"
 
 _INTERRUPTED = "interrupted; no result was written"
@@ -24,7 +31,12 @@ _INTERRUPTED = "interrupted; no result was written"
 # What a wrong path or missing rights raise; other OSErrors are not the user's input.
 _PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
-_CODES = {OutputExistsError: OUTPUT_EXISTS, StorageError: NOT_WRITTEN, FolderInUseError: IN_USE}
+_CODES = {
+    OutputExistsError: OUTPUT_EXISTS,
+    StorageError: NOT_WRITTEN,
+    FolderInUseError: IN_USE,
+    SweepFailedError: RUNS_FAILED,
+}
 
 app = typer.Typer(
     name="clcalib",
@@ -38,6 +50,8 @@ app.command(name="quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command(name="evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(name="bench", epilog=bench.EXAMPLES)(bench.bench_command)
 app.command(name="export", epilog=export.EXAMPLES)(export.export_command)
+app.command(name="sweep", epilog=sweep.EXAMPLES)(sweep.sweep)
+app.command(name="leaderboard", epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard_command)
 app.command(name="targets")(targets.targets)
 app.add_typer(data.app, name="data")
 
@@ -45,7 +59,8 @@ app.add_typer(data.app, name="data")
 @app.callback(
     invoke_without_command=True,
     epilog="Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
-    "(disk full, rights), 5 another process works in the folder, 130 interrupted (Ctrl-C), 143 asked to end (SIGTERM).",
+    "(disk full, rights), 5 another process works in the folder, 6 some runs of a sweep failed, 130 interrupted "
+    "(Ctrl-C), 143 asked to end (SIGTERM).",
 )
 def root(
     context: typer.Context,
