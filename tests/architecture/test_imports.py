@@ -41,7 +41,7 @@ OPTIONAL |= {"onnx", "onnxruntime", "openvino", "scipy", "torchao", "executorch"
 # where a sweep has seen that SQLAlchemy is there.
 NEEDS_PACKAGE = {
     "clcalib.fused.triton_kernels",
-    *(f"clcalib.sweep.{name}" for name in ("database", "migrating", "models", "migrations.env")),
+    *(f"clcalib.sweep.{name}" for name in ("database", "engine", "migrating", "models", "migrations.env")),
     "clcalib.sweep.migrations.versions.v0001_runs_and_results",
 }
 

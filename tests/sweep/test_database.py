@@ -15,7 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from clcalib.errors import DatabaseError
-from clcalib.sweep.database import Database, database_url
+from clcalib.sweep.database import Database
+from clcalib.sweep.engine import database_url
 from clcalib.sweep.jobs import Outcome
 from clcalib.sweep.models import Base
 from tests.sweep.small_jobs import entry

@@ -6,27 +6,23 @@ on one machine, PostgreSQL for several.  A step may be done twice, as after a lo
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.pool import NullPool
+from sqlalchemy.engine import Connection, Engine
 
-from clcalib.errors import DatabaseError, StorageError
+from clcalib.errors import DatabaseError
+from clcalib.sweep.engine import BUSY, make_engine, may_pass, told
 from clcalib.sweep.jobs import Entry, Outcome
 from clcalib.sweep.migrating import migrate
 from clcalib.sweep.models import DONE, FAILED, QUEUED, RUNNING, Base, Result, Run
 
-BUSY = 60.0  # seconds of waiting for other writers, and for a server that comes back
 _PAUSE = 0.2
 _AT_ONCE = 500  # rows of an insertion
 _HIDDEN = {"configuration", "record", "claim", "lease_until", "worker", "added_at"}
@@ -59,11 +55,11 @@ class Database:
         Raises:
             DatabaseError: it cannot be opened or reached, is no database of a sweep, or of a newer version.
         """
-        database = cls(_engine(address))
+        database = cls(make_engine(address))
         if not is_new and database.is_file and not Path(str(database.name)).is_file():
             raise DatabaseError(f"there is no database {database.name}; clcalib sweep makes one")
         if is_checked:
-            with _told(database.name):
+            with told(database.name):
                 database._retried(lambda connection: migrate(connection, database.name, is_new=is_new), patience=5.0)
         return database
 
@@ -169,8 +165,8 @@ class Database:
         """Give up the runs that were begun ``most`` times and never ended."""
 
         def bury(connection: Connection) -> None:
-            told = sa.func.coalesce(Run.message, "its worker fell silent")
-            message = sa.literal(f"was begun {most} times and never ended; the last time: ") + told
+            last = sa.func.coalesce(Run.message, "its worker fell silent")
+            message = sa.literal(f"was begun {most} times and never ended; the last time: ") + last
             update = sa.update(Run).where(Run.attempts >= most, _is_free(_now(connection)))
             connection.execute(update.values(state=FAILED, claim=None, lease_until=None, message=message))
 
@@ -204,11 +200,11 @@ class Database:
         return self._read(lambda connection: [dict(row._mapping) for row in connection.execute(query)])
 
     def _write(self, step: Callable[[Connection], Value]) -> Value:
-        with _told(self.name):
+        with told(self.name):
             return self._retried(step)
 
     def _read(self, step: Callable[[Connection], Value]) -> Value:
-        with _told(self.name):
+        with told(self.name):
             return self._retried(step, is_reading=True)
 
     def _retried(
@@ -221,57 +217,10 @@ class Database:
                 with self._engine.connect().execution_options(is_reading=is_reading) as connection, connection.begin():
                     return step(connection)
             except (exc.OperationalError, exc.InterfaceError) as error:
-                if not _may_pass(error) or time.monotonic() > end:
+                if not may_pass(error) or time.monotonic() > end:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
-
-
-def database_url(address: str | Path) -> str:
-    """The URL of a database: of a path that of an SQLite file, of ``postgresql://`` the one with the driver's name."""
-    text = str(address)
-    if "://" not in text:
-        return sa.URL.create("sqlite", database=str(Path(text).absolute())).render_as_string()
-    try:
-        url = make_url(text)
-    except exc.ArgumentError:
-        raise DatabaseError(_unusable(text.partition(":")[0])) from None
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise DatabaseError(_unusable(url.drivername))
-    return url.render_as_string(hide_password=False)
-
-
-def _unusable(kind: str) -> str:
-    return f"a database: expected a path, or a URL such as postgresql://user@host/name, got one that begins with {kind}"
-
-
-def _engine(address: str | Path) -> Engine:
-    url = make_url(database_url(address))
-    if url.drivername != "sqlite":
-        return sa.create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
-    if url.database is not None:
-        try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DatabaseError(f"{url.database} cannot be made: {error.strerror}; name another folder") from None
-    engine = sa.create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY, "isolation_level": None})
-
-    def settle(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute(f"PRAGMA busy_timeout = {BUSY * 1000:.0f}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    def begin(connection: Connection) -> None:
-        # A writer takes its place at once, so that it waits in line instead of failing at its first change.
-        is_reading = connection.get_execution_options().get("is_reading")
-        connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
-
-    sa.event.listen(engine, "connect", settle)
-    sa.event.listen(engine, "begin", begin)
-    return engine
 
 
 def _insert(connection: Connection, table: type[Run] | type[Result]) -> Any:
@@ -293,26 +242,3 @@ def _now(connection: Connection) -> float:
     if connection.dialect.name == "sqlite":
         return time.time()
     return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0)
-
-
-def _may_pass(error: exc.DBAPIError) -> bool:
-    """Whether what went wrong can be other in a moment."""
-    if isinstance(error.orig, sqlite3.Error):
-        return any(word in str(error.orig) for word in ("locked", "busy"))
-    return isinstance(error, exc.OperationalError)
-
-
-@contextlib.contextmanager
-def _told(name: object) -> Iterator[None]:
-    """Turn what SQLAlchemy raises into an error that says what to do."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        reason = " ".join(str(error.orig).split())
-        if "disk is full" in reason:
-            raise StorageError(errno.ENOSPC, f"{name} could not be written: {reason}; make room") from None
-        if isinstance(error.orig, sqlite3.Error):
-            remedy = "name another file (--database)"
-        else:
-            remedy = "see that the server runs, and that the address (--database) is right"
-        raise DatabaseError(f"{name} cannot be used: {reason}; {remedy}") from None
