@@ -96,6 +96,10 @@ class DatabaseError(ClcalibError, RuntimeError):
     """The database of a sweep cannot be used: it is none, is of a newer version, or cannot be reached."""
 
 
+class EmptyDatabaseError(DatabaseError):
+    """The database of a sweep has no tables yet."""
+
+
 class SweepFailedError(ClcalibError, RuntimeError):
     """Some runs of a sweep failed; the message says which and why.  The others are done."""
 

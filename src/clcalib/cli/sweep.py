@@ -16,7 +16,7 @@ from rich.text import Text
 from clcalib.cli.sweep_progress import JsonWatcher, watcher_for
 from clcalib.config_sources import parse_assignment, with_absolute_paths
 from clcalib.durable.stop import Request, stopping_politely
-from clcalib.errors import ArgumentError, MissingPackageError, StoppedError, SweepFailedError
+from clcalib.errors import ArgumentError, EmptyDatabaseError, MissingPackageError, StoppedError, SweepFailedError
 from clcalib.report.tables import new_table
 from clcalib.sweep.driver import Summary, drive
 from clcalib.sweep.jobs import Executor, require_packages
@@ -134,8 +134,7 @@ def _how_to_go_on() -> str:
 
 
 def _show_plan(plan: Plan, *, is_json: bool) -> None:
-    is_there = "://" in plan.database or Path(plan.database).is_file()
-    states = open_database(plan.database, is_new=False).states() if is_there else {}
+    states = _known_states(plan.database)
     rows = [(entry, states.get(entry.key, "missing")) for entry in plan.entries]
     counts = {
         state: sum(own == state for _, own in rows) for state in ("done", "running", "queued", "failed", "missing")
@@ -155,6 +154,16 @@ def _show_plan(plan: Plan, *, is_json: bool) -> None:
     console.print()
     console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count), soft_wrap=True)
     console.print(Text(f"database: {_hidden(plan.database)}"), soft_wrap=True)
+
+
+def _known_states(database: str) -> dict[str, str]:
+    """Key -> state, of a database that may not be there yet, and is not made for a look."""
+    if "://" not in database and not Path(database).is_file():
+        return {}
+    try:
+        return open_database(database, is_new=False).states()
+    except EmptyDatabaseError:
+        return {}
 
 
 _STYLES = {"done": "green", "failed": "red", "running": "cyan"}

@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
-from clcalib.errors import DatabaseError
+from clcalib.errors import DatabaseError, EmptyDatabaseError
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x636C63616C6962  # of PostgreSQL, for whoever changes the tables: "clcalib"
@@ -27,6 +27,7 @@ def migrate(connection: Connection, name: object, *, is_new: bool = True) -> Non
 
     Raises:
         DatabaseError: it is of a newer version, or has tables that are not a sweep's.
+        EmptyDatabaseError: it is empty, and must not be.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -46,5 +47,5 @@ def migrate(connection: Connection, name: object, *, is_new: bool = True) -> Non
     if current is None and {"runs", "results"} & set(tables):
         raise DatabaseError(f"{name} has tables that are not a sweep's; name another database (--database)")
     if current is None and not is_new:
-        raise DatabaseError(f"{name} is not the database of a sweep; clcalib sweep makes one")
+        raise EmptyDatabaseError(f"{name} is not the database of a sweep; clcalib sweep makes one")
     command.upgrade(config, "head")
