@@ -153,7 +153,9 @@ def test_a_missing_package_is_told_with_the_command_that_brings_it(
     swept: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, missing: str, arguments: list[str], extra: str
 ) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == missing else found(name, *more)
+    )
     assert main(arguments) == 2
     assert (
         f'a sweep needs {missing}; install what it needs with: pip install "clcalib[{extra}]"'

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from clcalib.cli.sweep_progress import JsonWatcher, watcher_for
+from clcalib.cli.sweep_progress import JsonWatcher, PlainWatcher, watcher_for
 from clcalib.config_sources import parse_assignment, with_absolute_paths
 from clcalib.durable.stop import Request, stopping_politely
 from clcalib.errors import ArgumentError, EmptyDatabaseError, MissingPackageError, StoppedError, SweepFailedError
@@ -101,7 +101,7 @@ def _run(plan: Plan, on: Pool, workers: int, ray_address: str | None, *, is_json
     request, log = Request(), Console(stderr=True, highlight=False)
     try:
         executor = _executor(on, workers, ray_address, plan)  # first, for Ray sets a handler of SIGTERM, too
-        watcher = JsonWatcher(sys.stdout) if is_json else watcher_for(log)
+        watcher: JsonWatcher | PlainWatcher = JsonWatcher(sys.stdout) if is_json else watcher_for(log)
         with stopping_politely(_PATIENCE) as request, watcher as watch:
             summary = drive(
                 plan.entries,

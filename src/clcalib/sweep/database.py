@@ -58,6 +58,8 @@ class Database:
         database = cls(make_engine(address))
         if not is_new and database.is_file and not Path(str(database.name)).is_file():
             raise DatabaseError(f"there is no database {database.name}; clcalib sweep makes one")
+        if is_new and database.is_file:
+            _make_folder(Path(str(database.name)))
         if is_checked:
             with told(database.name):
                 database._retried(lambda connection: migrate(connection, database.name, is_new=is_new), patience=5.0)
@@ -221,6 +223,13 @@ class Database:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"{file} cannot be made: {error.strerror}; name another folder") from None
 
 
 def _insert(connection: Connection, table: type[Run] | type[Result]) -> Any:

@@ -42,16 +42,11 @@ def make_engine(address: str | Path) -> Engine:
     """An engine without a pool: each step has a connection of its own, so nothing is left to a process that is forked.
 
     Raises:
-        DatabaseError: the address is none, or the folder of the file cannot be made.
+        DatabaseError: the address is none.
     """
     url = make_url(database_url(address))
     if url.drivername != "sqlite":
         return sa.create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
-    if url.database is not None:
-        try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DatabaseError(f"{url.database} cannot be made: {error.strerror}; name another folder") from None
     engine = sa.create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY, "isolation_level": None})
 
     def settle(connection: sqlite3.Connection, _: object) -> None:
