@@ -93,8 +93,10 @@ def plan_of(
     wanted = [cell for cell in cells(file, settings) if not only or _is_meant(cell, only)]
     configurations = _configurations(wanted, section.out, source)
     found: dict[str, tuple[int, Entry]] = {}
+    digests: dict[str, str] = {}  # a folder of images is looked through once
     for cell, config in zip(wanted, configurations, strict=True):
-        model, data = model_digest(config.model), data_digest(config)
+        model, images = model_digest(config.model), f"{config.data.calibration} {config.data.evaluation}"
+        data = digests[images] = digests.get(images) or data_digest(config)
         for seed in cell.seeds:
             if not only or any(word in cell.label(seed) for word in only):
                 entry = _entry(cell, config, seed, model, data)
