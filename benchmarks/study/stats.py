@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clcalib.sweep.statistics import t_interval
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 FEW = 20  # below so many seeds the percentile bootstrap is too narrow, and the t interval stands beside it
-
-# Student's t at 0.975, by degrees of freedom from 1 on.
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -34,14 +29,6 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
     drawn = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
     low, high = np.quantile(sample[drawn].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """mean +- t s / sqrt(n): right if the differences are normal."""
-    count, mean = len(values), float(np.mean(values))
-    freedom = min(count - 1, len(T_QUANTILES))  # beyond the table, a little too wide
-    half = T_QUANTILES[freedom - 1] * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return mean - half, mean + half
 
 
 def crossed_interval(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:

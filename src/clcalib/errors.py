@@ -92,6 +92,18 @@ class ResumeError(ClcalibError, ValueError):
     """A run cannot go on where it stopped: its saved state is of other settings, or none of it can be read."""
 
 
+class DatabaseError(ClcalibError, RuntimeError):
+    """The database of a sweep cannot be used: it is none, is of a newer version, or cannot be reached."""
+
+
+class EmptyDatabaseError(DatabaseError):
+    """The database of a sweep has no tables yet."""
+
+
+class SweepFailedError(ClcalibError, RuntimeError):
+    """Some runs of a sweep failed; the message says which and why.  The others are done."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped; the message says what is saved and how to go on."""
 

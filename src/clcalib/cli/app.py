@@ -22,16 +22,25 @@ from clcalib.cli import (
     evaluate,
     export,
     init,
+    leaderboard,
     quantize,
     recipes,
     report,
+    sweep,
     targets,
 )
 from clcalib.cli.completion import with_whole_words
 from clcalib.cli.messages import show_error, shown_warnings
-from clcalib.errors import ClcalibError, FolderInUseError, OutputExistsError, StoppedError, StorageError
+from clcalib.errors import (
+    ClcalibError,
+    FolderInUseError,
+    OutputExistsError,
+    StoppedError,
+    StorageError,
+    SweepFailedError,
+)
 
-OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, RUNS_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "CLCALIB_DEBUG"
 
 _INTERRUPTED = "interrupted; no result was written"
@@ -39,7 +48,12 @@ _INTERRUPTED = "interrupted; no result was written"
 # What a wrong path or missing rights raise; other OSErrors are not the user's input.
 _PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
-_CODES = {OutputExistsError: OUTPUT_EXISTS, StorageError: NOT_WRITTEN, FolderInUseError: IN_USE}
+_CODES = {
+    OutputExistsError: OUTPUT_EXISTS,
+    StorageError: NOT_WRITTEN,
+    FolderInUseError: IN_USE,
+    SweepFailedError: RUNS_FAILED,
+}
 
 EXAMPLES = (
     "[bold]A first run[/bold]: what is here, what a network is made of, a file of settings, the run\n\n"
@@ -66,7 +80,8 @@ EXAMPLES = (
 )
 EXIT_CODES = (
     "Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
-    "(disk full, rights), 5 another process works in the folder, 130 interrupted (Ctrl-C), 143 asked to end (SIGTERM)."
+    "(disk full, rights), 5 another process works in the folder, 6 some runs of a sweep failed, 130 interrupted (Ctrl-C), 143 "
+    "asked to end (SIGTERM)."
 )
 
 app = typer.Typer(
@@ -86,6 +101,8 @@ app.command(name="compare", epilog=compare.EXAMPLES)(compare.compare_command)
 app.command(name="targets", epilog=targets.EXAMPLES)(targets.targets)
 app.command(name="recipes", epilog=recipes.EXAMPLES)(recipes.recipes)
 app.command(name="doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(name="sweep", epilog=sweep.EXAMPLES)(sweep.sweep)
+app.command(name="leaderboard", epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard_command)
 app.add_typer(data.app, name="data")
 
 

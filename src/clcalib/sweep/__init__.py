@@ -1,0 +1,1 @@
+"""Many runs as one: a file says which, a database knows which are done, and processes or Ray carry them out."""
