@@ -75,13 +75,15 @@ EXAMPLES = (
     "clcalib bench float.onnx quantized.onnx\n\n"
     "[bold]To compare[/bold]: results, and the files of others, on the same images\n\n"
     "clcalib evaluate runs/a runs/qdrop quantized.onnx --evaluation test.txt\n\n"
+    "clcalib report runs/a\n\n"
+    "clcalib compare runs/a runs/qdrop --out compare.html\n\n"
     "[bold]In a terminal[/bold]: clcalib --install-completion teaches your shell the names; every command has --help."
     "\n\n"
 )
 EXIT_CODES = (
     "Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
-    "(disk full, rights), 5 another process works in the folder, 6 some runs of a sweep failed, 130 interrupted (Ctrl-C), 143 "
-    "asked to end (SIGTERM)."
+    "(disk full, rights), 5 another process works in the folder, 6 some runs of a sweep failed, 130 interrupted "
+    "(Ctrl-C), 143 asked to end (SIGTERM)."
 )
 
 app = typer.Typer(
