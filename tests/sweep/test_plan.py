@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from clcalib.config import make_recipe
-from clcalib.config_sections import RecipeSection
+from clcalib.config_sections import ModelSection, RecipeSection
 from clcalib.errors import ConfigError
 from clcalib.sweep import key
 from clcalib.sweep.plan import SweepFile, cells
@@ -142,6 +142,25 @@ def test_tile_sheets_and_folders_are_digested_whole(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("other")
     os.utime(tmp_path / "a.png", (0, 0))
     assert key.images_digest(tmp_path / "a.json") != sheet
+
+
+def test_a_list_is_digested_with_its_files_and_a_hub_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("a")
+    (tmp_path / "list.txt").write_text("a.png\ngone.png\n")
+    before = key.images_digest(tmp_path / "list.txt")
+    (tmp_path / "a.png").write_text("another")
+    assert key.images_digest(tmp_path / "list.txt") != before
+    assert key.images_digest(Path("hf:cifar10")) != key.images_digest(Path("hf:cifar100"))
+
+
+def test_who_watches_a_run_is_no_part_of_its_key(folder: Path) -> None:
+    before = keys(plan(folder))
+    assert keys(plan(folder, settings=[{"tracking": {"tensorboard": str(folder / "events")}}])) == before
+
+
+def test_published_weights_are_known_by_their_name() -> None:
+    named = ModelSection(entry="torchvision:resnet18", weights=Path("pretrained"))
+    assert key.model_digest(named) != key.model_digest(named.model_copy(update={"weights": None}))
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from clcalib.config_sections import ModelSection, RunConfig
+from clcalib.data.file_list import SUFFIX as LIST
+from clcalib.data.file_list import read_file_list
+from clcalib.data.hugging_face import PREFIX as HUB
+from clcalib.named_models import is_pretrained
 from clcalib.report.environment import versions
 
 PACKAGE = Path(__file__).parent.parent
 _SOURCES = (".py", ".cpp")
-_NOT_IN_A_RESULT = ("cli", "sweep")  # parts of the package that no run's numbers depend on
+_NOT_IN_A_RESULT = ("cli", "sweep", "tracking")  # parts of the package that no run's numbers depend on
 _PATHS = {"data": ("calibration", "evaluation"), "model": ("weights",)}
 _PLACES = {"run": ("out", "overwrite", "spill_folder", "memory_budget")}
 _CHUNK = 1 << 20
@@ -37,7 +41,8 @@ def model_digest(section: ModelSection) -> str:
     """sha256 of the weights' file and of the code that builds the network: its file, or the package that it is of."""
     place = section.entry.rpartition(":")[0]
     code = file_digest(Path(place)) if place.endswith(".py") else _package_digest(place.partition(".")[0])
-    weights = "none" if section.weights is None else file_digest(section.weights)
+    path = section.weights
+    weights = str(path) if path is None or is_pretrained(path) else file_digest(path)
     return _hash([code, weights])
 
 
@@ -48,7 +53,15 @@ def data_digest(config: RunConfig) -> str:
 
 
 def images_digest(path: Path) -> str:
-    """sha256 of the names and contents of what images are read from: a folder, a file, a tile sheet with its index."""
+    """sha256 of the names and contents of what images are read from.
+
+    These are a folder, a file, a tile sheet with its index, a list with its files; or the name of a data set of a hub.
+    """
+    if str(path).startswith(HUB):
+        return _hash(str(path))
+    if path.suffix.lower() == LIST:
+        files = [file for file in read_file_list(path).files if file.is_file()]  # reading one that is missing tells it
+        return _hash([file_digest(path), *(file_digest(file) for file in files)])
     if path.is_dir():
         return _digest_of(sorted(file for file in path.rglob("*") if file.is_file()), path)
     if path.suffix.lower() in (".json", ".png"):
@@ -76,7 +89,7 @@ def keys(config: RunConfig, code: str, model: str, data: str) -> tuple[str, str,
 
 def canonical(config: RunConfig) -> dict[str, Any]:
     """A configuration without what its result does not depend on, and with names in place of paths."""
-    table: dict[str, Any] = config.model_dump(mode="json")
+    table: dict[str, Any] = config.model_dump(mode="json", exclude={"tracking"})
     for section, names in {**_PATHS, **_PLACES}.items():
         for name in names:
             table[section].pop(name, None)
