@@ -105,7 +105,7 @@ def test_a_result_that_is_worse_than_nearest_rounding_is_told(monkeypatch):
     """Float and nearest rounding are right on all images, the result on none."""
     right, wrong = torch.eye(4)[torch.zeros(20, dtype=torch.int64)], torch.eye(4)[torch.ones(20, dtype=torch.int64)]
     answers = iter([right, right, wrong] * 2)
-    monkeypatch.setattr("clcalib.pipeline.logits", lambda *arguments, **options: next(answers))
+    monkeypatch.setattr("clcalib.judging.logits", lambda *arguments, **options: next(answers))
     shown = images(20, seed=5)
     cases = ((torch.zeros(20, dtype=torch.int64), "top-1"), (None, "agreement with the float network"))
     for labels, measure in cases:

@@ -350,6 +350,8 @@ TEXTS: dict[str, tuple[str, Maker]] = {
     "a long description": ("model_json", lambda _: b"[" + b"[]," * 2_000_000 + b"[]]"),
     "a record with NaN": ("run_json", lambda _: TARGETS["run_json"].seeds()[0].replace(b'"seed": 0', b'"seed": NaN')),
     "a record of many digits": ("run_json", lambda _: b'{"seed": ' + b"9" * 1_000_000 + b"}"),
+    "a deep trace": ("trace_json", lambda _: b'{"a":' * 200_000),
+    "deep evidence": ("report_json", lambda _: b'{"a":' * 200_000),
     "a deep record": ("run_json", lambda _: b'{"a":' * 200_000),
     "a deep configuration": ("config_json", lambda _: b'{"model":' * 200_000),
     "a list of a secret": ("file_list", lambda _: b"a.png\n/etc/passwd\n"),

@@ -177,7 +177,7 @@ def test_killed_at_random_times(tmp_path):
     saving = time.monotonic()
     assert code_of(process) == 0
     end = time.monotonic()
-    kills, tries, inside, lost, wrong, wanted = 0, 0, 0, 0, 0, size(4, 200)
+    kills, tries, inside, lost, wrong, wanted = 0, 0, 0, 0, 0, size(3, 200)
     while kills < wanted and tries < 10 * wanted:
         tries += 1
         shutil.rmtree(state)

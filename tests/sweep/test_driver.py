@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,8 +74,9 @@ def test_killed_workers_are_replaced(tmp_path: Path) -> None:
     def kill(progress: Progress) -> None:
         if len(killed) < 5:
             for number in pool.numbers[:1]:
-                os.kill(number, signal.SIGKILL)
-                killed.append(number)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(number, signal.SIGKILL)
+                    killed.append(number)
 
     entries = [entry(number, seconds=0.2) for number in range(5)]
     summary = drive(entries, hashed, database, pool, watch=kill, most_attempts=99)

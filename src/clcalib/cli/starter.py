@@ -118,6 +118,13 @@ SECTIONS: dict[str, tuple[str, dict[str, Key]]] = {
             "images": Key("Calibration images that this is measured on."),
         },
     ),
+    "tracking": (
+        "Experiment trackers that are told of the run as it goes; they change no result.",
+        {
+            "tensorboard": Key("Folder for the event files of TensorBoard.", "runs/events"),
+            "mlflow": Key("Folder for a store of MLflow, or the address of one.", "runs/mlflow"),
+        },
+    ),
     "run": (
         "How and where.",
         {
