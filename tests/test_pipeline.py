@@ -294,3 +294,13 @@ def test_the_shortcut_reads_quantized_values():
     quantizers = [node for node in graph.nodes if str(node.target).startswith("activation_")]
     readers = [len(node.users) for node in quantizers]
     assert max(readers) == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("OMP_DYNAMIC", "TRUE"), ("OMP_THREAD_LIMIT", "1")])
+def test_threads_that_never_come_are_told_before_they_are_waited_for(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(ArgumentError, match=f"{name}: expected .*giving 2 threads.*; unset it"):
+        quantize()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert quantize().record.threads == 1

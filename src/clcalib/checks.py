@@ -29,6 +29,8 @@ from clcalib.quant.spec import Grid
 
 T = TypeVar("T")
 
+_TRUE = ("true", "1", "yes", "on")
+
 BYTES = 'a number of bytes above 0, or a text such as "2GB", "512MB" or "1.5GiB"'
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?))?B?", re.IGNORECASE)
 
@@ -58,6 +60,8 @@ def check_arguments(
                 name, f"images of shape {tuple(shape)}, as in calibration", str(tuple(other.images.shape[1:]))
             )
     _check_has_negatives(recipe, calibration)
+    if recipe.phases:
+        _check_threads_come()
     batch = max((phase.batch_size for phase in recipe.all_phases), default=1)
     if len(calibration) < batch:
         warnings.warn(
@@ -66,6 +70,26 @@ def check_arguments(
             SmallCalibrationWarning,
             stacklevel=3,
         )
+
+
+def _check_threads_come() -> None:
+    """Raise where OpenMP may give fewer threads than are asked for.
+
+    oneDNN's backward convolutions then wait for the others, and the run would stand still for ever (pytorch #91547).
+    """
+    threads = torch.get_num_threads()
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    for name, is_harm in (
+        ("OMP_DYNAMIC", os.environ.get("OMP_DYNAMIC", "").strip().lower() in _TRUE),
+        ("OMP_THREAD_LIMIT", limit.strip().isdecimal() and int(limit) < threads),
+    ):
+        if threads > 1 and is_harm:
+            raise ArgumentError(
+                name,
+                f"it not to keep OpenMP from giving {threads} threads, for which torch's convolutions wait for ever",
+                f"{os.environ[name]} in the environment",
+                "unset it, or compute with one thread (--threads 1, torch.set_num_threads(1))",
+            )
 
 
 def _check_has_negatives(recipe: Recipe, calibration: CalibrationSet) -> None:

@@ -103,7 +103,11 @@ written(pathlib.Path(sys.argv[1]), recipe("fast", is_contrastive=True))
 SHELLS = [
     {"OMP_NUM_THREADS": threads, **rest}
     for threads in (None, "1", "2", "4")
-    for rest in ({"PYTHONHASHSEED": "7"}, {"MKL_NUM_THREADS": "2", "OMP_DYNAMIC": "true"}, {"OMP_PROC_BIND": "close"})
+    for rest in (
+        {"PYTHONHASHSEED": "7"},
+        {"MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+        {"OMP_PROC_BIND": "close"},
+    )
 ]
 
 
