@@ -12,11 +12,13 @@ the output folder has at most, against what was estimated before.  Writes ``benc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,6 @@ import clcalib
 from clcalib.config import build
 from clcalib.config_sections import RunConfig
 from clcalib.config_sources import merge, read_toml
-from clcalib.durable import state as durable_state
 from clcalib.durable.state import RunState
 from clcalib.files import write_atomically
 from clcalib.run import dry_run, run
@@ -40,13 +41,13 @@ RUNS = 3
 
 
 class Meter:
-    """Times every save, and looks how large the folder has become."""
+    """Times every save."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seconds, self.saves, self.largest = folder, 0.0, 0, 0
+    def __init__(self) -> None:
+        self.seconds, self.saves = 0.0, 0
 
     def __enter__(self) -> Meter:
-        self.put, self.write = RunState.put, write_atomically
+        self.put = RunState.put
 
         def put(state: RunState, *arguments: Any, **named: Any) -> None:
             start = time.perf_counter()
@@ -54,18 +55,35 @@ class Meter:
             self.seconds += time.perf_counter() - start
             self.saves += 1
 
-        def write(path: Path, content: bytes) -> None:
-            self.write(path, content)
-            sizes = [file.stat().st_size for file in self.folder.rglob("*") if file.is_file()]
-            self.largest = max(self.largest, sum(sizes))
-
         RunState.put = put  # type: ignore[method-assign]
-        durable_state.write_atomically = write
         return self
 
     def __exit__(self, *error: object) -> None:
         RunState.put = self.put  # type: ignore[method-assign]
-        durable_state.write_atomically = self.write
+
+
+class Watch:
+    """Looks every few milliseconds how large a folder has become, whoever writes into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.largest, self.is_over = folder, 0, threading.Event()
+        self.thread = threading.Thread(target=self.look)
+
+    def __enter__(self) -> Watch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.is_over.set()
+        self.thread.join()
+
+    def look(self) -> None:
+        while not self.is_over.wait(0.003):
+            total = 0
+            for file in self.folder.rglob("*"):
+                with contextlib.suppress(OSError):  # it is gone by now
+                    total += file.stat().st_size if file.is_file() else 0
+            self.largest = max(self.largest, total)
 
 
 def config_of(out: Path, **recipe: Any) -> RunConfig:
@@ -77,7 +95,7 @@ def share_of_saves() -> dict[str, Any]:
     """What saves take of whole runs, the default recipe being as it is and a snapshot due every minute."""
     rows = []
     for _ in range(RUNS):
-        with tempfile.TemporaryDirectory(dir=ROOT) as folder, Meter(Path(folder)) as meter:
+        with tempfile.TemporaryDirectory(dir=ROOT) as folder, Meter() as meter:
             start, cpu = time.perf_counter(), time.process_time()
             run(config_of(Path(folder) / "out"), clcalib.calibrate.observer.SilentObserver())
             seconds = time.perf_counter() - start
@@ -100,7 +118,7 @@ def room() -> dict[str, Any]:
 
     rows = []
     for name, own in {"fast": {"name": "fast", "steps": 4}, "adaround": {"name": "adaround", "steps": 4}}.items():
-        with tempfile.TemporaryDirectory(dir=ROOT) as folder, Meter(Path(folder)) as meter:
+        with tempfile.TemporaryDirectory(dir=ROOT) as folder, Watch(Path(folder)) as watch:
             config = config_of(Path(folder) / "out", **own)
             estimated = dry_run(config, clcalib.calibrate.observer.SilentObserver()).disk_bytes
             before, pipeline.Journal = pipeline.Journal, lambda state: Journal(state, snapshot_seconds=0.0)
@@ -108,7 +126,7 @@ def room() -> dict[str, Any]:
                 run(config, clcalib.calibrate.observer.SilentObserver())
             finally:
                 pipeline.Journal = before
-            rows.append({"recipe": name, "estimated": estimated, "largest": meter.largest})
+            rows.append({"recipe": name, "estimated": estimated, "largest": watch.largest})
     return {"ratio": [round(row["estimated"] / row["largest"], 3) for row in rows], "runs": rows}
 
 

@@ -27,7 +27,7 @@ from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import detections
 from clcalib.job import Job, Outcome, prepare
-from clcalib.keeping import needed_bytes, page_bytes
+from clcalib.keeping import needed_bytes
 from clcalib.modes import usual_modes
 from clcalib.pipeline import quantize
 from clcalib.quant.policy import TENSOR, LayerPolicy
@@ -130,7 +130,7 @@ def estimate(
         peak_memory_bytes=peak + stored - space.most_used,
         stored_bytes=stored,
         spilled_bytes=round(space.most_in_files * scale),
-        disk_bytes=needed_bytes(job) + page_bytes(job),
+        disk_bytes=needed_bytes(job, has_page=True),
         policy=job.policy,
         float_operators=float_operators(job.chain, {row.layer for row in job.policy if row.input is not None}),
         warnings=tuple(messages),

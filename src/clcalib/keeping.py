@@ -71,7 +71,7 @@ def check_room(job: Job, folder: Path, fields: int) -> None:
         )
 
 
-def needed_bytes(job: Job, fields: int | None = None) -> int:
+def needed_bytes(job: Job, fields: int | None = None, *, has_page: bool = False) -> int:
     """The most bytes that a run has in its output folder at a time.
 
     These are the codes, scales and zero points of nearest rounding, of the finished units and in the end of the saved
@@ -82,6 +82,7 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
     Args:
         job: of the run.
         fields: of its identity; None for about as many as there are.
+        has_page: whether a page is made at the end, without the room for which a run ends well, too.
     """
     state = job.chain.module.state_dict()
     sizes = _sizes(job.policy, state)
@@ -95,14 +96,11 @@ def needed_bytes(job: Job, fields: int | None = None) -> int:
     count = len(units)
     fields = fields if fields is not None else len(job.policy) + 60
     manifests = _MANIFESTS * (fields * _FIELD + count * 2 * _TENSOR)
-    last = max(3 * max(steps, default=0), finished + max(steps, default=0))  # at the largest unit, or at the end
+    page = _PAGE + len(job.policy) * _PAGE_LAYER if has_page else 0
+    # At the largest unit, when the model is written beside the last steps, or when the page is written.
+    last = max(3 * max(steps, default=0), finished + max(steps, default=0), finished + page)
     curves = (2 * count + 3) * _curve_bytes(job.recipe)  # of all units in the state and in trace.json
     return int(2 * finished + last + floats + manifests + curves + count * (_VALUES + _ROW))
-
-
-def page_bytes(job: Job) -> int:
-    """About what ``report.html`` and ``report.json`` have; a run ends well without the room for them."""
-    return _PAGE + len(job.policy) * _PAGE_LAYER
 
 
 def _unit_bytes(layers: Sequence[Size]) -> int:
