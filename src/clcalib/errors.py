@@ -92,6 +92,10 @@ class ResumeError(ClcalibError, ValueError):
     """A run cannot go on where it stopped: its saved state is of other settings, or none of it can be read."""
 
 
+class WorkerLostError(ClcalibError, ConnectionError):
+    """Another worker of the run is gone or cannot be reached; what is finished is saved, and the run can go on."""
+
+
 class DatabaseError(ClcalibError, RuntimeError):
     """The database of a sweep cannot be used: it is none, is of a newer version, or cannot be reached."""
 
