@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -27,7 +29,7 @@ def test_workers_have_neighbouring_shards(workers: int) -> None:
     ends = [team.own_span(10) for team in teams]
     assert ends[0][0] == 0
     assert ends[-1][1] == 10
-    assert all(before[1] == after[0] for before, after in zip(ends, ends[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ends))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -93,7 +94,7 @@ class Team:
     def spans(self, count: int) -> list[tuple[int, int]]:
         """By shard, the first of its images and the one behind its last, of ``count`` images."""
         ends = [count * number // self.shards for number in range(self.shards + 1)]
-        return list(zip(ends, ends[1:], strict=False))
+        return list(itertools.pairwise(ends))
 
     def own_span(self, count: int) -> tuple[int, int]:
         """The first image of this worker's shards and the one behind the last, of ``count`` images."""
