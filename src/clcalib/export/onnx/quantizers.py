@@ -188,9 +188,10 @@ def _eight_bits(writer: Writer, name: str, stored: str, bits: int, offset: Tenso
         return output
 
     if offset is not None:
-        taken = writer.reserve(f"{name}/centred")
-        numbers = writer.constant(f"{name}/offset", offset.to(torch.int32))
-        writer.step("Sub", (cast(stored, f"{name}/codes32", torch.int32), numbers), (taken,), "")
+        taken, bits_of_offset = writer.reserve(f"{name}/centred"), bits if _fits(offset, bits) else 8
+        small = writer.constant(f"{name}/offset", offset.to(dtype), None if bits_of_offset == 8 else bits_of_offset)
+        wide = [cast(each, f"{each}32", torch.int32) for each in (stored, small)]  # no runtime subtracts in 8 bits
+        writer.step("Sub", wide, (taken,), "")
         return cast(taken, f"{name}/codes8", dtype)
     return stored if bits == 8 else cast(stored, f"{name}/codes8", dtype)
 
