@@ -27,7 +27,7 @@ from clcalib.quant.targets import TARGETS
 from common import NETWORKS, RESULTS, all_images, provenance, shuffled
 
 FOLDER, TARGET, RECIPE = RESULTS / "weight_signs", "openvino", "fast"
-WIDTHS, SEEDS, IMAGES = ((2, 4), (3, 4), (4, 4), (4, 8)), (0, 1, 2), 1024
+WIDTHS, SEEDS, IMAGES = ((2, 4), (4, 4), (3, 4), (4, 8)), (0, 1, 2), 1024
 PROVENANCE = provenance()
 
 
