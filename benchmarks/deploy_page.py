@@ -126,6 +126,8 @@ def page(rows: list[dict[str, Any]]) -> str:
 def _target(name: str) -> str:
     target = TARGETS[name]
     signs = [", symmetric" if flag else "" for flag in (target.is_weight_symmetric, target.is_activation_symmetric)]
+    if signs[0] and target.asymmetric_below > target.weight_bits[0]:
+        signs[0] += f" at {target.weight_bits[-1]}"
     widths = [f"{bits[0]} to {bits[-1]}" if len(bits) > 1 else str(bits[0]) for bits in
               (target.weight_bits, target.activation_bits)]  # fmt: skip
     return f"| `{name}` | {widths[0]} bits{signs[0]} | {widths[1]} bits{signs[1]} | {target.summary} |"

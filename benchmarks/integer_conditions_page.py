@@ -43,9 +43,10 @@ quantizers as extra work. `integer_report` reads what really runs from the graph
 * **ONNX Runtime** wants a quantizer on every input and, but for Gemm and MatMul, behind every output; one quantizer for
   each tensor; uint8 activations, since x86 kernels do not take int8 behind a branch (`quantize_static` of ONNX Runtime
   makes int8 ones by default); Relu and Clip only where the quantizer behind them ends where they do. Weights may have
-  zero points.
-* **OpenVINO** wants symmetric int8 weights and leaves the rest to itself: activations of any kind between a layer and
-  its quantizer, outputs in float. A product of two activations wants int8 without zero points on the right, and no
+  zero points, with which its kernels take longer.
+* **OpenVINO** wants int8 weights without zero points (codes of fewer than 8 bits lose theirs
+  [beforehand](decisions/0018-zero-points-of-narrow-weights.md)) and leaves the rest to itself: activations of any kind
+  between a layer and its quantizer, outputs in float. A product of two activations wants int8 without zero points on the right, and no
   zero points on the left.
 * **On codes**, between QuantizeLinear and DequantizeLinear, Clip, Pad, Flatten and MaxPool are integer in both. So a
   clip of codes is the way to fewer than 8 bits, and to a Relu whose quantizer has a zero point.

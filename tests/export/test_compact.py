@@ -100,7 +100,7 @@ def test_a_layer_costs_few_bytes_beside_its_numbers(target: str) -> None:
         for is_compact in (True, False)
         for chain in chains
     )
-    assert 0 < (many - few) / 4 < 360
+    assert 0 < (many - few) / 4 < 440  # of these, about 70 take the zero points of 4-bit codes off
     assert many - few < 0.5 * (named_many - named_few)
 
 

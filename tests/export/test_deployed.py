@@ -18,6 +18,7 @@ from clcalib.errors import CheckpointError, KernelDifferenceWarning, RuntimeMiss
 from clcalib.export.checkpoint import load_chain
 from clcalib.export.deployed import onnx_rules, write_float, write_onnx
 from clcalib.export.onnx.emit import emit, round_biases, with_rounded_biases
+from clcalib.export.onnx.quantizers import stored_weight
 from clcalib.export.roundtrip import compare_codes, with_codes
 from clcalib.export.runtimes import LayerCounts, integer_report, session
 from clcalib.pipeline import QuantizationResult
@@ -85,6 +86,43 @@ def test_integer_kernels_do_all_the_work_in_onnxruntime(widths: tuple[int, int],
     write_onnx(calibrated(tiny(), "onnxruntime", *widths).quantized, path, TARGETS["onnxruntime"])
     counts = LayerCounts.of(integer_report(path))
     assert (counts.integer_layers, counts.float_layers, counts.float_operations) == (4, 0, 0)
+
+
+class Rows(nn.Module):
+    """Linear layers of images' rows, whose weights are written transposed, and a convolution of few channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rows, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.rows(F.relu(self.conv(x)).flatten(2).mT))
+        return self.last(x.mean(1))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_zero_points_of_weights_are_taken_off_before_a_kernel_sees_them(bits: int, target: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    images, widths = clcalib.CalibrationSet.from_tensor(IMAGES), clcalib.Bits(bits, 8)
+    settings = {"recipe": clcalib.recipes.nearest(), "target": target, "first_last_bits": "same"}
+    quantized = clcalib.quantize(Rows().eval(), images, bits=widths, **settings).quantized  # type: ignore[arg-type]
+    for layer in ("conv", "rows", "last"):
+        weight = quantized.weight(layer)
+        assert len(set(weight.zero_point.flatten().tolist())) > 1
+        found = stored_weight(weight, onnx_rules(TARGETS[target]))
+        assert not found.zero_point.any()
+        assert (found.offset is not None) == (bits == 4)  # -15 to 15 does not fit into 4 bits, -7 to 7 does
+        assert int(found.codes.abs().max()) <= 1 << (found.bits - 1)
+        codes = found.codes if found.offset is None else found.codes - found.offset
+        assert torch.equal(codes * weight.scale, weight())
+    path = tmp_path / "model.onnx"
+    emitted = write_onnx(quantized, path, TARGETS[target])
+    in_float = [row.name for row in integer_report(path, target) if row.has_weights and not row.is_integer]
+    assert in_float == ([] if target == "onnxruntime" else ["rows"])  # as with weights of 8 bits
+    compared = compare_codes(quantized.chain, emitted, session(with_codes(emitted), target, threads=1), IMAGES)
+    assert compared.max_code_difference <= 1
+    assert max(row.own_share for row in compared.tensors) < 1e-3
 
 
 def test_clamps_and_narrow_grids_are_clips_of_codes_and_moves_move_them() -> None:

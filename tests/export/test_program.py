@@ -206,6 +206,20 @@ def test_narrow_weights_are_computed_as_they_are(tmp_path: Path) -> None:
     assert (record.integer_layers, record.max_code_difference) == (4, 0)
 
 
+def test_zero_points_of_narrow_weights_are_taken_off_their_codes() -> None:
+    result = quantized(tiny(), bits=4)
+    weight = result.quantized.weight("block.conv1")
+    assert weight.zero_point.any()
+    program = emit_program(result.quantized)
+    stored = program.state_dict[f"{result.quantized.weights['block.conv1']}_codes"]
+    assert stored.dtype == torch.int8
+    assert torch.equal(stored * weight.scale, weight())
+    shown = images(16, seed=3)
+    difference = (program.module()(shown) - result.model(shown)).abs()
+    assert float(difference.max()) <= steps(result)
+    assert float((difference > 1e-5).float().mean()) < 0.05
+
+
 def test_a_sum_with_the_images_themselves_is_computed_whatever_their_layout(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason=NEEDS_TORCHAO)
     shown = torch.randn(48, 8, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -173,6 +173,9 @@ def test_signs_of_the_target_win_over_patterns_and_float_activations_are_refused
     row = rows_of(chain, "openvino", overrides={"block.conv1": Bits(8, 8)})["block.conv1"]
     assert row.weight is not None
     assert row.weight.is_symmetric
+    narrow = rows_of(chain, "openvino", Bits(4, 8))["block.conv1"]
+    assert narrow.weight is not None
+    assert not narrow.weight.is_symmetric  # kernels see no zero point of fewer than 8 bits
     with pytest.raises(ArgumentError, match=r"activations.*integers for target openvino, got float"):
         rows_of(chain, "openvino", Bits(4, None))
     with pytest.raises(ArgumentError, match=r"grid.*'uniform' for target onnxruntime, got 'log2'"):

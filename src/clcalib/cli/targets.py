@@ -53,13 +53,15 @@ def _table(rows: Sequence[Target]) -> Table:
     for row in rows:
         table.add_row(
             row.name,
-            _widths(row.weight_bits, row.is_weight_symmetric),
+            _widths(row.weight_bits, row.is_weight_symmetric, row.asymmetric_below),
             _widths(row.activation_bits, row.is_activation_symmetric),
             Text(row.summary),
         )
     return table
 
 
-def _widths(bits: Sequence[int], is_symmetric: bool) -> str:
+def _widths(bits: Sequence[int], is_symmetric: bool, asymmetric_below: int = 0) -> str:
     widths = str(bits[0]) if len(bits) == 1 else f"{bits[0]}-{bits[-1]}"
-    return f"{widths} bits, symmetric" if is_symmetric else f"{widths} bits"
+    if not is_symmetric:
+        return f"{widths} bits"
+    return f"{widths} bits, symmetric" + (f" at {bits[-1]}" if asymmetric_below > bits[0] else "")

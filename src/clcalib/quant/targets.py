@@ -13,6 +13,7 @@ from clcalib.quant.reads import find_reads
 from clcalib.quant.spec import QuantSpec
 
 ALL_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+NARROW = 8  # below this width a code less its zero point fits into 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Target:
         weight_bits: widths that a weight may have.
         activation_bits: widths that an activation may have.
         is_weight_symmetric: whether weights must be signed, with the zero point 0; scales are per output channel.
-        asymmetric_below: weights of fewer bits than this have a zero point all the same: of so few codes none is to be
-            lost.
+        asymmetric_below: weights of fewer bits than this have a zero point all the same, which is taken off before a
+            kernel sees them: of so few codes none is to be lost.
         is_activation_symmetric: whether activations must be; their scale is per tensor.
         placement: where quantizers stand; None as in the papers, at what layers read.
         runtime: the runtime that executes the file, or None if nothing here does.
@@ -143,23 +144,27 @@ TARGETS: dict[str, Target] = {
             "onnxruntime",
             "ONNX Runtime on processors: quantizers at convolutions' results, sums and pools too",
             is_weight_symmetric=True,
-            asymmetric_below=4,
+            asymmetric_below=NARROW,
             placement=Placement(
                 frozenset(("add", "mul", "cat", "sigmoid", "leaky_relu", "softmax", *_POOLS)), has_results=True
             ),
             runtime="onnxruntime",
             notes=(
                 "codes of fewer than 8 bits are computed in 8, exactly; weights are stored in 4 where they fit",
-                "weights of 2 and 3 bits keep a zero point, which takes its kernels more time",
+                "zero points of weights are taken off their codes when the file is loaded; weights of 8 bits have none",
                 "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
             ),
         ),
         Target(
             "openvino",
-            "OpenVINO on processors: symmetric weights; sums are computed by convolutions' kernels",
+            "OpenVINO on processors: sums are computed by convolutions' kernels",
             is_weight_symmetric=True,
+            asymmetric_below=NARROW,
             placement=Placement(),
             runtime="openvino",
+            notes=(
+                "zero points of weights are taken off their codes when the file is loaded; weights of 8 bits have none",
+            ),
         ),
         Target(
             "tensorrt",
@@ -175,6 +180,7 @@ TARGETS: dict[str, Target] = {
             "PyTorch on x86 processors: a program for torch.compile; sums are computed by convolutions' kernels",
             activation_bits=(8,),
             is_weight_symmetric=True,
+            asymmetric_below=NARROW,
             placement=Placement(frozenset(("add",)), is_fused=True),
             runtime="torch",
             file="model.pt2",
@@ -191,6 +197,7 @@ TARGETS: dict[str, Target] = {
             "ExecuTorch with XNNPACK, on phones and processors: a .pte file; quantizers at all results too",
             activation_bits=(8,),
             is_weight_symmetric=True,
+            asymmetric_below=NARROW,
             placement=Placement(frozenset(("add", "mul", *_POOLS)), has_results=True, has_linear_results=True),
             runtime="executorch",
             file="model.pte",

@@ -7,6 +7,8 @@ in the same order: Div, Round (halves to even), Add, Clip, Sub, Mul, each rounde
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -14,7 +16,7 @@ from torch.nn.functional import pad
 from clcalib.export.onnx.call import ONNX_TYPES, Call
 from clcalib.export.onnx.codes import write_codes
 from clcalib.export.onnx.rules import OnnxRules
-from clcalib.export.onnx.writer import UnsupportedError
+from clcalib.export.onnx.writer import UnsupportedError, Writer
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.spec import PerChannel, QuantSpec
 
@@ -82,14 +84,49 @@ def _write_twin(call: Call, source: str, quantizer: ActivationQuantizer) -> None
 
 
 def is_symmetric(weight: IntegerWeight, rules: OnnxRules) -> bool:
-    """Whether the codes of a weight as they are stored are signed, without zero points."""
-    return container(weight.spec, rules) == torch.int8 and not bool((weight.zero_point - _shift(weight, rules)).any())
+    """Whether the codes of a weight as kernels see them are signed, without zero points."""
+    return container(weight.spec, rules) == torch.int8 and not bool(stored_weight(weight, rules).zero_point.any())
 
 
-def _shift(weight: IntegerWeight, rules: OnnxRules) -> int:
-    """What is taken off the codes so that they fit into their type."""
-    is_moved = container(weight.spec, rules) == torch.int8 and not weight.spec.is_signed
-    return weight.spec.middle if is_moved else 0
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """The codes of a weight as they stand in the file; the value is s * (codes - offset - zero_point).
+
+    Attributes:
+        codes: whole numbers, as many bits wide as they are stored  # shape: as the weight
+        bits: that many.
+        offset: taken off when the file is loaded, in integers; None for nothing.
+        zero_point: taken off by the kernels, which without one are faster, and in OpenVINO are integer at all.
+    """
+
+    codes: Tensor
+    bits: int
+    offset: Tensor | None
+    zero_point: Tensor
+
+
+def stored_weight(weight: IntegerWeight, rules: OnnxRules) -> StoredWeight:
+    """How a weight is stored: where integer kernels read it, codes of up to 7 bits lose their zero point beforehand.
+
+    q - z lies between -(2^b - 1) and 2^b - 1, which 8 bits hold for b <= 7; 4 bits hold it for b <= 3.  So codes of 4
+    bits are stored as they are, and z is taken off when the file is loaded.
+    """
+    bits = rules.storage_bits(weight.spec.bits)
+    middle = weight.spec.middle if not weight.spec.is_signed else 0
+    if container(weight.spec, rules) != torch.int8:
+        return StoredWeight(weight.codes, bits, None, weight.zero_point)
+    codes, rest = weight.codes - middle, weight.zero_point - middle
+    centred = weight.codes - weight.zero_point
+    if not bool(rest.any()) or not rules.are_codes_integer or not _fits(centred, 8):
+        return StoredWeight(codes, bits, None, rest)
+    if _fits(centred, bits):
+        return StoredWeight(centred, bits, None, torch.zeros_like(rest))
+    return StoredWeight(codes, bits, rest, torch.zeros_like(rest))
+
+
+def _fits(codes: Tensor, bits: int) -> bool:
+    half = 1 << (bits - 1)
+    return bool((codes >= -half).all()) and bool((codes < half).all())
 
 
 def write_weight(
@@ -105,28 +142,27 @@ def write_weight(
         zero_channels: input channels of zeros behind those of the weight, which ``is_symmetric``.
     """
     spec, dtype = weight.spec, container(weight.spec, call.writer.rules)
-    shift = _shift(weight, call.writer.rules)
-    codes, scale = weight.codes - shift, weight.scale
-    zero_point = weight.zero_point - shift
+    found = stored_weight(weight, call.writer.rules)
+    codes, offset, scale, zero_point = found.codes, found.offset, weight.scale, found.zero_point
     axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
     if is_transposed:
         codes, name = codes.mT, f"{name}/transposed"
         axis = None if axis is None else 1 - axis
+        offset = None if offset is None or axis is None else offset.mT
     if zero_channels:
-        codes, name = pad(codes, (0, 0) * (codes.dim() - 2) + (0, zero_channels)), f"{name}/filled"
+        filled = (0, 0) * (codes.dim() - 2) + (0, zero_channels)
+        # Their value is 0 once the offset is taken off.
+        codes = pad(codes, filled) if offset is None else torch.cat((codes, _repeated(offset, codes, zero_channels)), 1)
+        name = f"{name}/filled"
     scale, zero_point = (value.flatten() if axis is not None else value.reshape(()) for value in (scale, zero_point))
     writer = call.writer
     if name in writer.weights:
         return writer.weights[name]
-    bits = writer.rules.storage_bits(spec.bits)
-    stored = writer.constant(f"{name}/codes", codes.to(dtype), None if bits == 8 else bits)
-    if spec.bits < bits:
+    stored = writer.constant(f"{name}/codes", codes.to(dtype), None if found.bits == 8 else found.bits)
+    if spec.bits < found.bits:
         kind = "int" if dtype == torch.int8 else "uint"
-        writer.narrow[stored] = f"{spec.bits} bits in {kind}{bits}"
-    if bits < 8:
-        cast = writer.reserve(f"{name}/codes8")
-        writer.step("Cast", (stored,), (cast,), "", to=ONNX_TYPES[dtype])
-        stored = cast
+        writer.narrow[stored] = f"{spec.bits} bits in {kind}{found.bits}"
+    stored = _eight_bits(writer, name, stored, found.bits, offset, dtype)
     numbers = (
         writer.constant(f"{name}/scale", scale),
         # ONNX Runtime has no integer Gemm where this is left out, even if it is 0.
@@ -136,6 +172,28 @@ def write_weight(
     attributes = {} if axis is None else {"axis": axis}
     writer.step("DequantizeLinear", (stored, *numbers), (output,), "", **attributes)
     return output
+
+
+def _repeated(offset: Tensor, codes: Tensor, channels: int) -> Tensor:
+    """An offset as the codes of some more input channels."""
+    return offset.expand(codes.shape[0], channels, *codes.shape[2:])
+
+
+def _eight_bits(writer: Writer, name: str, stored: str, bits: int, offset: Tensor | None, dtype: torch.dtype) -> str:
+    """Codes in 8 bits, less their offset; runtimes compute this once, when they load the file."""
+
+    def cast(source: str, wanted: str, to: torch.dtype) -> str:
+        output = writer.reserve(wanted)
+        writer.step("Cast", (source,), (output,), "", to=ONNX_TYPES[to])
+        return output
+
+    if offset is not None:
+        taken, bits_of_offset = writer.reserve(f"{name}/centred"), bits if _fits(offset, bits) else 8
+        small = writer.constant(f"{name}/offset", offset.to(dtype), None if bits_of_offset == 8 else bits_of_offset)
+        wide = [cast(each, f"{each}32", torch.int32) for each in (stored, small)]  # no runtime subtracts in 8 bits
+        writer.step("Sub", wide, (taken,), "")
+        return cast(taken, f"{name}/codes8", dtype)
+    return stored if bits == 8 else cast(stored, f"{name}/codes8", dtype)
 
 
 def write_bias(call: Call, layer: str, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> str | None:

@@ -24,7 +24,7 @@ from clcalib.export.program.operators import operators
 from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.placement import MOVES, clamp_limits, pads_with_numbers, plain_name
-from clcalib.quant.spec import PerChannel
+from clcalib.quant.spec import PerChannel, QuantSpec
 
 MARK = "clcalib.quantizer"  # in a node's custom metadata: the quantizer whose codes it makes; compilers hand it on
 _OF_THIS_MACHINE = ("stack_trace", "from_node")  # paths of source files, which a file that is given away need not tell
@@ -154,8 +154,8 @@ def _check(module: fx.GraphModule) -> None:
             raise ArgumentError("quantized", "quantizers with a range", f"none in {node.target}", "calibrate it first")
         if isinstance(inner, ActivationQuantizer) and inner.spec.grid != "uniform":
             problems.append(f"codes on the grid {inner.spec.grid} in {module_path(node) or 'the model itself'}")
-        if isinstance(inner, IntegerWeight) and bool(inner.zero_point.any()):
-            problems.append(f"a weight with a zero point, {node.target}")
+        if isinstance(inner, IntegerWeight) and _largest(inner.spec) > 127 and bool(inner.zero_point.any()):
+            problems.append(f"a weight of {inner.spec.bits} bits with a zero point, {node.target}")
     if problems:
         raise UnsupportedOperatorError("the network cannot be written as a program of PyTorch", problems)
 
@@ -195,12 +195,18 @@ def _write_activation(graph: fx.Graph, node: fx.Node, grid: Grid, grids: dict[fx
     graph.erase_node(node)
 
 
+def _largest(spec: QuantSpec) -> int:
+    """The largest size of a code less its zero point."""
+    return spec.q_max - spec.q_min
+
+
 def _write_weight(module: fx.GraphModule, node: fx.Node, weight: IntegerWeight) -> None:
     axis = weight.spec.granularity.axis if isinstance(weight.spec.granularity, PerChannel) else 0
     stem = f"{node.target}_"
     channels = weight.codes.shape[axis]
     if not hasattr(module, f"{stem}codes"):
-        module.register_buffer(f"{stem}codes", weight.codes.to(torch.int8))
+        # Kernels know no zero points of weights; less than 8 bits leave room to take them off the codes.
+        module.register_buffer(f"{stem}codes", (weight.codes - weight.zero_point).to(torch.int8))
         module.register_buffer(f"{stem}scale", weight.scale.flatten().expand(channels).clone())
         module.register_buffer(f"{stem}zero_point", torch.zeros(channels, dtype=torch.int64))
     call = module.graph.call_function
@@ -212,7 +218,8 @@ def _write_weight(module: fx.GraphModule, node: fx.Node, weight: IntegerWeight) 
             values = call(torch.ops.aten.mul.Tensor, (codes, call(torch.ops.aten.view.default, (scale, shape))))
         else:
             numbers = [module.graph.get_attr(f"{stem}{part}") for part in ("codes", "scale", "zero_point")]
-            limits = (weight.spec.q_min, weight.spec.q_max, torch.int8)
+            ends = -_largest(weight.spec), _largest(weight.spec)
+            limits = (*(ends if bool(weight.zero_point.any()) else (weight.spec.q_min, weight.spec.q_max)), torch.int8)
             values = call(operators().dequantize_weight, (*numbers, axis, *limits))
     values.meta = dict(node.meta)
     node.replace_all_uses_with(values)
