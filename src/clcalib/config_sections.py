@@ -205,6 +205,7 @@ class RunSection(ComputeSection):
         default="auto", description='"auto", "float32" or "bfloat16"'
     )
     cache_precision: Literal["float32", "bfloat16"] = Field(default="float32", description='"float32" or "bfloat16"')
+    shards: int = Field(default=1, ge=1, description="a whole number of parts of the images, at least 1 (--shards)")
 
 
 class GuardSection(_Section):

@@ -123,11 +123,11 @@ def test_two_calls_meet_and_one_that_is_started_again_is_taken_back(tmp_path: Pa
     codes = dict[int, int]()
 
     def run(number: int, place: Place) -> None:
-        codes[number] = supervise(place, Toy(tmp_path, seconds=0.1), "the same")
+        codes[number] = supervise(place, Toy(tmp_path, seconds=0.1))
 
     threads = [threading.Thread(target=run, args=(0, places[0]))]
     threads[0].start()
-    with call(tmp_path, "1", address) as lost:  # its settings are others, and it is gone before that matters
+    with call(tmp_path, "1", address) as lost:
         lost.kill()
     threads += [threading.Thread(target=run, args=(number, places[1])) for number in (1,)]
     threads[1].start()
@@ -143,7 +143,7 @@ def test_calls_with_other_settings_are_told(tmp_path: Path, capfd: pytest.Captur
 
     def run(rank: int) -> None:
         place = Place.among_machines(WORKERS, rank, address)
-        codes[rank] = supervise(place, Toy(tmp_path), f"seed {rank}")
+        codes[rank] = supervise(place, Toy(tmp_path), str(rank))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(WORKERS)]
     for thread in threads:
@@ -151,7 +151,10 @@ def test_calls_with_other_settings_are_told(tmp_path: Path, capfd: pytest.Captur
     for thread in threads:
         thread.join()
     assert codes == {0: 2, 1: 2}
-    assert capfd.readouterr().out.count("worker 1 was started with other settings than worker 0: seed 1") == WORKERS
+    assert (
+        capfd.readouterr().out.count("worker 1 was started with other settings than worker 0: seed is 1, and not 0")
+        == WORKERS
+    )
 
 
 def test_a_call_that_never_comes_is_waited_for_and_then_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -99,14 +99,14 @@ def units_in(folder: Path) -> int:
     return len(list(folder.glob("unit-*")))
 
 
-def supervise(place: Place, toy: Toy, settings: str = "", silence: float = 20.0, **limits: float) -> int:
+def supervise(place: Place, toy: Toy, seed: str = "0", silence: float = 20.0, **limits: float) -> int:
     """One call; lines are printed, and so is its end."""
     run = Run(
         progress=lambda: units_in(toy.folder),
         stopped=lambda: "go on with the toy",
         tell=lambda line: print(line, flush=True),
     )
-    end = Supervisor(place, Crew(toy, silence), run, settings, silence=silence, **limits).run()  # type: ignore[arg-type]
+    end = Supervisor(place, Crew(toy, silence), run, {"seed": seed}, silence=silence, **limits).run()  # type: ignore[arg-type]
     print(f"end {end.code}: {end.message}", flush=True)
     return end.code
 

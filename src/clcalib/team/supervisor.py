@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from clcalib.durable.stop import PATIENCE
+from clcalib.errors import first_of
 from clcalib.team.board import Board, End
 from clcalib.team.crew import SILENCE, Crew
 from clcalib.team.member import LOST, Seat
@@ -35,12 +37,12 @@ class Run:
     """What the supervisor knows of the run.
 
     Attributes:
-        progress: a number that is another one when something more is saved.
+        progress: what is another value when more is saved.
         stopped: what to tell where the run stops and worker 0 cannot say.
         tell: shows a line to the user.
     """
 
-    progress: Callable[[], int]
+    progress: Callable[[], object]
     stopped: Callable[[], str]
     tell: Callable[[str], None]
 
@@ -66,21 +68,21 @@ class Supervisor:
         place: Place,
         crew: Crew,
         run: Run,
-        settings: str = "",
+        settings: Mapping[str, str] | None = None,
         *,
         wait: float = WAIT,
         attempts: int = ATTEMPTS,
         silence: float = SILENCE,
     ) -> None:
         self._place, self._crew, self._run = place, crew, run
-        self._settings, self._wait, self._attempts, self._silence = settings, wait, attempts, silence
+        self._settings, self._wait, self._attempts, self._silence = dict(settings or {}), wait, attempts, silence
         self._signals = list[int]()
         self._attempt = ""
         self._count = self._fruitless = 0
-        self._saved: int | None = None
+        self._saved: object = None
         self._missing = dict[int, float]()  # the calls that are waited for, and since when
         self._told = set[int]()
-        self._board = Board(place, settings)
+        self._board = Board(place, json.dumps(self._settings))
 
     def run(self) -> End:
         """Supervise until the run has ended, for all calls in the same way."""
@@ -150,9 +152,9 @@ class Supervisor:
     def _disagreement(self) -> End | None:
         """The end where another call has other settings; worker 0's call says so."""
         for rank, text in self._board.view.settings if self._place.is_first else ():
-            if text != self._settings:
-                told = f"worker {rank} was started with other settings than worker 0"
-                return End(2, f"{told}: {text}, and not {self._settings}; give all calls the same")
+            if differences := _differences(json.loads(text), self._settings):
+                told = f"worker {rank} was started with other settings than worker 0: {first_of(differences)}"
+                return End(2, f"{told}; give all calls the same")
         return None
 
     def _absence(self) -> End | None:
@@ -232,3 +234,8 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _differences(theirs: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
+    fields = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+    return [f"{name} is {theirs.get(name, 'not there')}, and not {own.get(name, 'there')}" for name in fields]
