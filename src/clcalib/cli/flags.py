@@ -153,7 +153,7 @@ WorkersOption = Annotated[
         "--workers",
         rich_help_panel=WORKERS,
         metavar="N|env",
-        help="Share the run among N processes: on this machine, or one in each call with --rank; env: as torchrun says.",
+        help="Share the run among N processes: of this machine, or one a call with --rank; env: as torchrun says.",
     ),
 ]
 ShardsOption = Annotated[
