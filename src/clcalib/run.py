@@ -39,6 +39,7 @@ from clcalib.report.environment import collected_warnings
 from clcalib.report.record import RunRecord, write_record
 from clcalib.reporting import leave_page
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
+from clcalib.team.team import Team
 from clcalib.tracking.measures import flattened
 from clcalib.tracking.opening import require_trackers, trackers
 from clcalib.tracking.tracker import Tracker
@@ -222,6 +223,7 @@ def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "is_guarded": config.guard.enabled,
         "guard_tolerance": config.guard.tolerance,
         "observer": observer,
+        "team": Team(shards=config.run.shards),
     }
 
 
