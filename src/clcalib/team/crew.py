@@ -37,9 +37,8 @@ class _Worker:
 
     @property
     def code(self) -> int | None:
-        """The exit code, less than 0 for a signal; None as long as it runs."""
-        code = self.process.exitcode
-        return code if self.report is None or code is None else self.report.code
+        """What it said, or its exit code, less than 0 for a signal; None as long as it works."""
+        return self.process.exitcode if self.report is None else self.report.code
 
 
 class Crew:
@@ -136,7 +135,10 @@ class Crew:
 
     def kill(self) -> None:
         """End all, and be sure that they are gone."""
+        end = time.monotonic() + _LATE
         for worker in self._workers:
+            if worker.report is not None:
+                worker.process.join(max(0.0, end - time.monotonic()))  # it is about to be gone
             worker.process.kill()
         for worker in self._workers:
             worker.process.join()
@@ -154,7 +156,7 @@ def _hear(worker: _Worker) -> None:
             worker.report = said if isinstance(said, Report) else worker.report
     except (EOFError, OSError):
         worker.pipe.close()
-        worker.process.join(_LATE)  # it is about to be gone
+        worker.process.join(_LATE)
 
 
 def processor_seconds(process: int) -> float | None:

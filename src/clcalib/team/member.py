@@ -75,11 +75,7 @@ def work(job: Job, seat: Seat, pipe: Connection) -> None:
     report = job(seat)
     with contextlib.suppress(OSError), lock:
         pipe.send(report)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    # Without the end of the interpreter, in which threads of a broken group may wait for ever.
-    os._exit(report.code)
+    sys.exit(report.code)
 
 
 def meet(seat: Seat, begun: Callable[[], None] = lambda: None) -> Store:
