@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from clcalib.calibrate.latest import LatestLosses
+from clcalib.calibrate.layout import Layout
+from clcalib.calibrate.recipe import Phase
 from clcalib.calibrate.shares import shares
 from clcalib.calibrate.step import Step
+from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import TrainableActivation
 
 Wait = Callable[[], list[Tensor]]  # for the tensors of all workers
@@ -34,6 +37,7 @@ class SharedSteps:
     def __init__(self, step: Step) -> None:
         self._step, self._layout = step, step.data.layout
         self._shares = shares(step.phase, self._layout)
+        self._batches = _Batches(step.random, self._layout, [share.phase for share in self._shares])
         self._activations = [module for module in step.body.modules() if isinstance(module, TrainableActivation)]
         self._own = [
             dataclasses.replace(
@@ -41,7 +45,7 @@ class SharedSteps:
                 phase=share.phase,
                 # A loss is a mean over images, so its sum over shards with these factors is that of all images.
                 scales=[scale * factor for scale, factor in zip(step.scales, share.factors, strict=True)],
-                following=functools.partial(self._following, at),
+                following=functools.partial(self._batches.following, at),
             )
             for at, share in enumerate(self._shares)
         ]
@@ -61,7 +65,7 @@ class SharedSteps:
             own.random.advance(number, self._layout.team.own[at])
             for activation in self._activations:
                 activation.share = self._shares[at].images
-            index = self._batch(at).to(step.data.target.device)
+            index = self._batches.rows(at).to(step.data.target.device)
             self._form.write(row, due, own.losses(due, index, number / step.phase.steps))
             waits.append(self._layout.team.exchange.begin(row))
         total = self._added_up([wait() for wait in waits])
@@ -74,19 +78,6 @@ class SharedSteps:
         """Of each term, the loss of the last step at which it was due, over all shards; see ``LatestLosses``."""
         return self._seen.losses()
 
-    def _batch(self, at: int, ahead: int = 0) -> Tensor:
-        """The rows that a step looks at in one of the own shards."""
-        own, layout = self._own[at], self._layout
-        count, shard = layout.own_counts[at], layout.team.own[at]
-        return own.random.batch(count, own.phase.batch_size, ahead, shard) + layout.starts[at]
-
-    def _following(self, at: int) -> Tensor | None:
-        """Those that are looked at behind the shard ``at``: in the next one, or in the next step's first one."""
-        ahead, place = divmod(at + 1, len(self._own))
-        if self._step.random.step + ahead >= self._step.phase.steps:
-            return None
-        return self._batch(place, ahead)
-
     def _added_up(self, found: Sequence[list[Tensor]]) -> Tensor:
         """The sum over all shards; ``found`` has those of all workers for each own shard."""
         rows = [by_rank[rank] for rank in range(self._layout.team.workers) for by_rank in found]
@@ -94,6 +85,31 @@ class SharedSteps:
         for row in rows[1:]:
             total += row
         return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """Which rows the steps look at; it refers to no store, which would then outlive the phase.
+
+    Attributes:
+        random: of the steps.
+        layout: where the shards are.
+        phases: what is done in each of the own ones.
+    """
+
+    random: StepStream
+    layout: Layout
+    phases: Sequence[Phase]
+
+    def rows(self, at: int, ahead: int = 0) -> Tensor:
+        """Those of the present step, or of a later one, in the own shard ``at``."""
+        count, shard = self.layout.own_counts[at], self.layout.team.own[at]
+        return self.random.batch(count, self.phases[at].batch_size, ahead, shard) + self.layout.starts[at]
+
+    def following(self, at: int) -> Tensor | None:
+        """Those that come behind the shard ``at``: of the next one, or of the next step's first one."""
+        ahead, place = divmod(at + 1, len(self.phases))
+        return self.rows(place, ahead) if self.random.step + ahead < self.phases[at].steps else None
 
 
 class _Form:
