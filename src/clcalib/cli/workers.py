@@ -196,7 +196,8 @@ class SharedRun:
     def _work(self, config: RunConfig, seat: Seat) -> None:
         with self._observer(seat) as observer:
             store = meet(seat)
-            exchange = ProcessGroup(store, seat.rank, seat.workers, address=own_address(seat.host, seat.port))
+            address = own_address(seat.host, seat.port)
+            exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
             team = Team(config.run.shards, seat.workers, seat.rank, exchange)
             if seat.rank == 0:
                 run(config, observer, is_resumed=self.is_resumed or not seat.is_first, team=team)
