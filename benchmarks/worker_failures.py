@@ -3,8 +3,8 @@
     python benchmarks/worker_failures.py kills     # 50 workers killed at random times, over runs of a small network
     python benchmarks/worker_failures.py link      # a link that is down for 60 s, 10 times (Linux, root)
 
-Each part is written by itself.  A run must end by itself, with the bytes of one that nothing happened to, and do no more
-than one unit again for each failure.  For the link, two network namespaces stand for two machines; where they cannot be
+Each part is written by itself.  A run must end by itself, with the bytes of one that nothing happened to, and do no
+more than one unit again for each failure.  For the link, two network namespaces stand for two machines; where they cannot be
 made, the part says so and writes nothing.
 """
 
@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, ROOT, provenance
 from safetensors.torch import save_file
 
 from clcalib.cli import main as clcalib
 from clcalib.files import write_atomically
 from clcalib.team.crew import Crew
+from common import RESULTS, ROOT, provenance
 
 RESULT = RESULTS / "worker_failures.json"
 KILLS, DOWNS, DOWN_SECONDS = 50, 10, 60.0
@@ -143,7 +143,7 @@ def part_kills(size: float, told: Path) -> dict[str, Any]:
             killer.join()
             if not expected:
                 expected, slowest = digest_of(out), seconds
-                assert code == 0 and expected, "the run that nothing happened to failed"
+                assert (code, bool(expected)) == (0, True), "the run that nothing happened to failed"
                 continue
             with told.open() as log:
                 log.seek(begun)
