@@ -3,9 +3,10 @@
     python benchmarks/workers.py            # about an hour on two quiet cores
     python benchmarks/workers.py --smoke    # a few steps, nothing written
 
-The embedded ResNet-20 and its 1,024 images, QDrop at W2A4 with 200 steps for each unit, with and without the contrastive
-term, in four shards; each worker is a process with one thread, connected by gloo over loopback.  One worker and two take
-turns.  Stores are counted for 4,096 random images under nearest rounding.  Writes ``benchmarks/results/workers.json``.
+The embedded ResNet-20 and its calibration images, QDrop at W2A4 with 200 steps for each unit, with and without the
+contrastive term, in four shards; each worker is a process with one thread, connected by gloo over loopback.  One worker
+and two take turns.  Stores are counted for 4,096 random images under nearest rounding.  Writes
+``benchmarks/results/workers.json``.
 """
 
 from __future__ import annotations
