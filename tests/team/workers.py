@@ -13,7 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch._dynamo  # with the next two, what a capture loads: once in the server, and not in each child
+import torch._inductor
 import torch.distributed as dist
+import torch.export._trace
 
 import clcalib
 from clcalib.calibrate.recipe import Recipe
@@ -114,6 +117,25 @@ def _work(task: Task, shards: int, workers: int, rank: int, port: int, answers: 
         answers.put((rank, None, answer))
 
 
-def run_of(name: str, **changes: Any) -> Task:
-    """``facts`` of a recipe, as a task."""
-    return functools.partial(facts, name=name, **changes)
+def runs_of(*names: str, **changes: Any) -> Task:
+    """``facts`` of some recipes, one after the other, as a task."""
+    return functools.partial(_runs, names=names, changes=changes)
+
+
+def _runs(team: Team, names: tuple[str, ...], changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [facts(team, name, **changes) for name in names]
+
+
+class Echo:
+    """An exchange in which all other workers have what this one has."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def begin(self, tensor: torch.Tensor) -> Callable[[], list[torch.Tensor]]:
+        """The same tensor from each."""
+        return lambda: [tensor] * self.workers
+
+    def broadcast(self, data: bytes | None) -> bytes:
+        """What was given."""
+        return data or b"{}"
