@@ -4,8 +4,8 @@
     python benchmarks/worker_failures.py link      # a link that is down for 60 s, 10 times (Linux, root)
 
 Each part is written by itself.  A run must end by itself, with the bytes of one that nothing happened to, and do no
-more than one unit again for each failure.  For the link, two network namespaces stand for two machines; where they cannot be
-made, the part says so and writes nothing.
+than one unit again for each failure.  For the link, two network namespaces stand for two machines; where they cannot
+be made, the part says so and writes nothing.
 """
 
 from __future__ import annotations
