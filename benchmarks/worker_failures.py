@@ -131,7 +131,7 @@ def part_kills(size: float, told: Path, errors: TextIO) -> dict[str, Any]:
     ranks, slowest, expected = Counter[int](), 0.0, ""
     with workplace(steps=150) as folder:
         while found["kills"] < wanted:
-            out, begun = folder / f"out-{found['runs']}", told.stat().st_size
+            out, begun = folder / (f"out-{found['runs']}" if expected else "whole"), told.stat().st_size
             command = ["quantize", "run.toml", "--workers", str(WORKERS), "--out", str(out)]
             count = 0 if not expected else min(chance.choice((1, 1, 2, 3)), wanted - found["kills"])
             moments = [(chance.uniform(0.0, slowest or 1.0), chance.randrange(WORKERS)) for _ in range(count)]

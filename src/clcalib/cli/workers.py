@@ -36,6 +36,8 @@ from clcalib.team.team import SHARDS, Team
 from clcalib.tracking.measures import flattened
 
 ENVIRONMENT = "env"
+# What torch imports when the first network is captured: most of the time until a worker computes.
+_CAPTURING = ("torch._dynamo", "torch._export", "torch.export._trace", "torch._functorch.aot_autograd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ def run_on_workers(
     job = SharedRun(config.model_dump_json(), is_resumed, is_quiet, is_json, _mark(config), _is_debug())
     stopped = (lambda: how_to_go_on(out)) if place.is_first else (lambda: "worker 0 has what is saved")
     facts = Run(progress=lambda: saves(out), stopped=stopped, tell=tell)
-    crew = Crew(job, preloaded=[__name__])
+    crew = Crew(job, preloaded=[__name__, *_CAPTURING])
     settings = {**{name: str(value) for name, value in flattened(canonical(config)).items()}, **_versions()}
     settings["--workers"] = str(place.workers)
     end = Supervisor(place, crew, facts, settings, wait=WAIT if wait is None else wait).run()

@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore
@@ -53,7 +54,7 @@ class View:
     reason: str = ""
     stop: int | None = None
     end: End | None = None
-    settings: tuple[tuple[int, str], ...] = ()
+    settings: Mapping[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     is_replaced: bool = False
 
 
@@ -68,8 +69,8 @@ class Board:
         ArgumentError: the address cannot be bound.
     """
 
-    def __init__(self, place: Place, settings: str = "") -> None:
-        self._place, self._settings, self._token = place, settings, secrets.token_hex(8)
+    def __init__(self, place: Place, settings: Mapping[str, str]) -> None:
+        self._place, self._settings, self._token = place, json.dumps(dict(settings)), secrets.token_hex(8)
         self.port = place.port
         self._server = self._serve() if place.is_host else None
         self._lock, self._wake = threading.Lock(), threading.Event()
@@ -166,7 +167,8 @@ class Board:
     def _look_on(self, number: int) -> None:
         store: Store | None = None
         while number == self._number and not self._is_over:
-            with contextlib.suppress(RuntimeError, OSError):  # the first is also torch's DistError
+            # The first is also torch's DistError; the last two are of a store that somebody else wrote into.
+            with contextlib.suppress(RuntimeError, OSError, ValueError, TypeError):
                 if store is None:
                     store = connected(self._place.host, self.port, self._place.session)
                 self._look(store, number)
@@ -222,7 +224,7 @@ class Board:
             reason=_get(store, f"reason/{attempt}"),
             stop=int(stop) if stop else None,
             end=End(**json.loads(end)) if end else None,
-            settings=tuple((rank, text) for rank, text in found if text),
+            settings={rank: dict(json.loads(text)) for rank, text in found if text},
             is_replaced=_get(store, f"place/{own}") not in ("", self._token),
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import threading
@@ -82,7 +81,7 @@ class Supervisor:
         self._saved: object = None
         self._missing = dict[int, float]()  # the calls that are waited for, and since when
         self._told = set[int]()
-        self._board = Board(place, json.dumps(self._settings))
+        self._board = Board(place, self._settings)
 
     def run(self) -> End:
         """Supervise until the run has ended, for all calls in the same way."""
@@ -151,8 +150,8 @@ class Supervisor:
 
     def _disagreement(self) -> End | None:
         """The end where another call has other settings; worker 0's call says so."""
-        for rank, text in self._board.view.settings if self._place.is_first else ():
-            if differences := _differences(json.loads(text), self._settings):
+        for rank, theirs in self._board.view.settings.items() if self._place.is_first else ():
+            if differences := _differences(theirs, self._settings):
                 told = f"worker {rank} was started with other settings than worker 0: {first_of(differences)}"
                 return End(2, f"{told}; give all calls the same")
         return None
