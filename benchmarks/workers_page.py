@@ -16,7 +16,7 @@ def failures(result: dict[str, Any]) -> str:
         ranks = ", ".join(f"rank {rank} {count} times" for rank, count in kills["kills_by_rank"].items())
         lines.append(
             f"* **{kills['kills']} workers killed** at random times ({ranks}) in {kills['runs']} runs of "
-            f"{kills['workers']} workers: {kills['other_results']} results with other bytes than those of an undisturbed "
+            f"{kills['workers']} workers: {kills['other_results']} results with other bytes than an undisturbed "
             "run, "
             f"{kills['other_codes']} runs that did not end by themselves with code 0, {kills['units_again']} units "
             f"done again ({kills['too_many_units_again']} runs with more than one for each kill)."
@@ -24,9 +24,9 @@ def failures(result: dict[str, Any]) -> str:
     if link := result.get("link"):
         lines.append(
             f"* **{link['downs']} times a link down** for {link['down_seconds']:.0f} seconds, between two network "
-            f"namespaces, in {link['runs']} run{'s' if link['runs'] != 1 else ''}: {link['other_results']} results with"
-            f" other bytes, {link['stopped']} runs stopped, {link['hanging']} hanging, {link['units_again']} units done "
-            f"again, {link.get('unusable_states', 0)} states that could not be gone on with."
+            f"namespaces, in {link['runs']} run(s): {link['other_results']} results with other bytes, "
+            f"{link['stopped']} runs stopped, {link['hanging']} hanging, {link['units_again']} units done again, "
+            f"{link.get('unusable_states', 0)} states that could not be gone on with."
         )
     about = {f"{part['machine']}, torch {part['torch']}, {part['commit']}" for part in result.values()}
     return "\n".join([*lines, "", f"{'; '.join(sorted(about))}."])
@@ -82,10 +82,5 @@ def sweep_cost(study: dict[str, Any]) -> str:
         if seconds:
             mean = statistics.mean(seconds)
             lines.append(f"| {network} | {mean:.0f} | {mean * SWEEP / 3600:.1f} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{study['steps']} steps for each unit; all methods and widths of each network, [study.json](../benchmarks/results/study.json).",
-        ]
-    )
+    about = f"{study['steps']} steps for each unit; all methods and widths of each network"
+    return "\n".join([*lines, "", f"{about}, [study.json](../benchmarks/results/study.json)."])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from clcalib.errors import ArgumentError
 from clcalib.team.place import Place

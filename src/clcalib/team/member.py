@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
 
-from torch.distributed import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from clcalib.durable import stop
 from clcalib.errors import Interrupted, WorkerLostError
