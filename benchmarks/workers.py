@@ -5,8 +5,8 @@
 
 The embedded ResNet-20 and its calibration images, QDrop at W2A4 with 200 steps for each unit, with and without the
 contrastive term, in four shards; each worker is a process with one thread, connected by gloo over loopback.  One worker
-and two take turns.  Stores are counted for 4,096 random images under nearest rounding.  Writes
-``benchmarks/results/workers.json``.
+and two take turns, and with them one worker with one shard, which is the default.  Stores are counted for 4,096 random
+images under nearest rounding.  Writes ``benchmarks/results/workers.json``.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def work(task: Task, workers: int, rank: int, port: int, answers: Any) -> None:
     if workers > 1:
         store = dist.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=300))
         exchange = ProcessGroup.join(store, rank, workers, address="127.0.0.1")
-    answers.put((rank, measured(task, clcalib.Team(SHARDS, workers, rank, exchange))))
+    answers.put((rank, measured(task, clcalib.Team(task["shards"], workers, rank, exchange))))
 
 
 def together(task: Task, workers: int) -> list[dict[str, Any]]:
@@ -124,7 +124,9 @@ def together(task: Task, workers: int) -> list[dict[str, Any]]:
 def compared(task: Task, repeats: int) -> dict[str, Any]:
     """One worker and two in turns, then four once."""
     rows: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
+    unsplit = list[dict[str, Any]]()
     for _ in range(repeats):
+        unsplit += together({**task, "shards": 1}, 1)
         for workers in (1, 2):
             rows[workers] += together(task, workers)
     rows[4] += together(task, 4)
@@ -136,6 +138,7 @@ def compared(task: Task, repeats: int) -> dict[str, Any]:
         **task,
         "images": rows[1][0]["images"],
         "reconstruction_seconds": seconds,
+        "one_shard_seconds": [row["reconstruction_seconds"] for row in unsplit],
         "cpu_seconds": {workers: [row["cpu_seconds"] for row in found] for workers, found in rows.items()},
         "seconds_per_stage": {workers: found[0]["seconds_per_stage"] for workers, found in rows.items()},
         "ratios_of_two_to_one": ratios,
@@ -152,16 +155,12 @@ def main() -> None:
     smoke = parser.parse_args().smoke
     torch.set_num_threads(1)
     steps, repeats, images = (30, 1, 256) if smoke else (STEPS, REPEATS, STORED_IMAGES)
-    tasks = [{"steps": steps, "contrastive": contrastive, "images": None} for contrastive in (False, True)]
+    tasks = [{"steps": steps, "contrastive": own, "images": None, "shards": SHARDS} for own in (False, True)]
     runs = [compared(task, repeats) for task in tasks]
-    stored = {
-        workers: [
-            row["stored_bytes"] for row in together({"steps": 0, "contrastive": False, "images": images}, workers)
-        ]
-        for workers in (1, 4)
-    }
+    many = {"steps": 0, "contrastive": False, "images": images, "shards": SHARDS}
+    stored = {workers: [row["stored_bytes"] for row in together(many, workers)] for workers in (1, 4)}
     print(f"stored bytes: {stored}")
-    result = {"shards": SHARDS, "threads_per_worker": 1, "runs": runs, "stored_bytes": {"images": images, **stored}}
+    result = {"threads_per_worker": 1, "runs": runs, "stored_bytes": {"images": images, **stored}}
     if not smoke:
         print(write_result("workers", {**result, **provenance(seed=SEED)}))
 

@@ -68,7 +68,6 @@ def facts(team: Team, name: str, **changes: Any) -> dict[str, Any]:
     result = quantized(team, name, **changes)
     return {
         "digest": digest(result),
-        "warnings": result.record.warnings,
         "stored_bytes": result.record.stored_bytes,
         "resumptions": result.record.resumptions,
     }
