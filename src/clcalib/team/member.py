@@ -22,6 +22,7 @@ from clcalib.team.board import connected
 LOST = 7  # the code of a worker that lost another one, and of a run that ended for that
 BEAT = 2.0  # seconds between two signs of life
 _PATIENCE = stop.PATIENCE + 1.5  # seconds to save and end, when the supervisor is gone
+_LATER = 3.0  # seconds in which worker 0, which saves, still has the others
 _LOOK = 0.2  # seconds between two looks for other workers
 
 
@@ -67,7 +68,7 @@ def work(job: Job, seat: Seat, pipe: Connection) -> None:
             os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the supervisor alone
     lock = threading.Lock()
     threading.Thread(target=_beat, args=(pipe, lock), daemon=True).start()
-    threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_watch, args=(pipe, seat.rank), daemon=True).start()
     if seat.rank != 0 and not os.environ.get("CLCALIB_DEBUG"):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for handle in (1, 2):
@@ -116,10 +117,12 @@ def _beat(pipe: Connection, lock: threading.Lock) -> None:
         time.sleep(BEAT)
 
 
-def _watch(pipe: Connection) -> None:
+def _watch(pipe: Connection, rank: int) -> None:
     """Ask this process to stop when its supervisor is gone, and see to it that it does."""
     with contextlib.suppress(EOFError, OSError):
         pipe.recv()
+    if rank != 0:
+        time.sleep(_LATER)
     with contextlib.suppress(OSError):
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE)
