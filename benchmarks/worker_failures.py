@@ -219,7 +219,6 @@ def _command(out: str) -> list[str]:
 def _call(name: str, rank: int, out: str, log: Any) -> subprocess.Popen[bytes]:
     more = ["--workers", str(WORKERS), "--rendezvous", f"{ADDRESSES[0]}:{PORT}", "--rank", str(rank)]
     own = _command(out if rank == 0 else f"{out}-{rank}")
-    # A name space of its own has a loopback that is down, which nothing here needs.
     return subprocess.Popen(["ip", "netns", "exec", name, *own, *more], stdout=log, stderr=log, env=_environment())
 
 
@@ -258,6 +257,7 @@ def namespaces() -> Iterator[tuple[str, str]]:
         for name, address in zip(NAMES, ADDRESSES, strict=True):
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "inner")
             _ip("-n", name, "link", "set", "inner", "up")
+            _ip("-n", name, "link", "set", "lo", "up")  # a machine reaches its own addresses through it
         yield one, two
     finally:
         for name in NAMES:

@@ -146,6 +146,7 @@ def run_on_workers(
     job = SharedRun(config.model_dump_json(), is_resumed, is_quiet, is_json, _mark(config), _is_debug())
     stopped = (lambda: how_to_go_on(out)) if place.is_first else (lambda: "worker 0 has what is saved")
     facts = Run(progress=lambda: saves(out), stopped=stopped, tell=tell)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # workers say themselves what they lost, on a line
     crew = Crew(job, preloaded=[__name__, *_CAPTURING])
     settings = {**{name: str(value) for name, value in flattened(canonical(config)).items()}, **_versions()}
     settings["--workers"] = str(place.workers)

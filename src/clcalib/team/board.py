@@ -141,17 +141,22 @@ class Board:
 
     def _serve(self) -> TCPStore:
         """The store, on the one address that was named."""
+        where = f"{self._place.host}:{self._place.port}"
+        expected = "a free address of the machine with --rank 0"
+        remedy = "name another port, or an address that this machine has"
         try:
             family = socket.getaddrinfo(self._place.host, self._place.port, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server((self._place.host, self._place.port), family=family)
         except OSError as error:
-            where = f"{self._place.host}:{self._place.port}"
-            remedy = "name another port, or an address that this machine has"
             reason = f"{where}, which cannot be bound ({error.strerror or error})"
-            raise ArgumentError("--rendezvous", "a free address of the machine with --rank 0", reason, remedy) from None
+            raise ArgumentError("--rendezvous", expected, reason, remedy) from None
         self.port = int(listener.getsockname()[1])
-        handle = listener.detach()
-        return TCPStore(self._place.host, self.port, None, True, timedelta(seconds=30), False, master_listen_fd=handle)
+        handle, patience = listener.detach(), timedelta(seconds=_CONNECTING)
+        try:
+            return TCPStore(self._place.host, self.port, None, True, patience, False, master_listen_fd=handle)
+        except RuntimeError as error:
+            reason = f"{where}, which this machine does not reach itself at"
+            raise ArgumentError("--rendezvous", expected, reason, remedy) from error
 
     def _renew(self) -> None:
         """Look on from a new thread; one that hangs in a dead connection is left to itself."""
