@@ -7,17 +7,16 @@ import os
 import signal
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch.distributed import ProcessGroupGloo
 
 from clcalib.durable.stop import is_asked, stopping_politely
 from clcalib.errors import WorkerLostError
 from clcalib.team.crew import Crew
+from clcalib.team.group import ProcessGroup
 from clcalib.team.member import LOST, Report, Seat, meet
-from clcalib.team.place import Place
+from clcalib.team.place import Place, own_address
 from clcalib.team.supervisor import Run, Supervisor
 
 
@@ -51,26 +50,20 @@ class Toy:
         return Report(0)
 
     def _work(self, seat: Seat) -> None:
-        store = meet(seat)
-        try:
-            group = ProcessGroupGloo(store, seat.rank, seat.workers, timedelta(seconds=60))
-            for unit in range(self.units):
-                path, total = self.folder / f"unit-{unit}", 0.0
-                if path.exists():
-                    continue
-                for step in range(self.steps):
-                    if seat.rank == 0 and is_asked():
-                        raise KeyboardInterrupt
-                    time.sleep(self.seconds)
-                    self._misbehave(seat, unit, step)
-                    tensor = torch.tensor([float(unit * step + seat.rank)])
-                    group.allreduce([tensor]).wait()
-                    total += float(tensor)
-                if seat.rank == 0:
-                    path.write_text(str(total))
-                group.barrier().wait()
-        except RuntimeError as error:
-            raise WorkerLostError(str(error)) from error
+        store, address = meet(seat), own_address(seat.host, seat.port)
+        exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
+        for unit in range(self.units):
+            path, total = self.folder / f"unit-{unit}", 0.0
+            if exchange.broadcast(bytes([path.exists()]) if seat.rank == 0 else None) != b"\0":
+                continue
+            for step in range(self.steps):
+                if seat.rank == 0 and is_asked():
+                    raise KeyboardInterrupt
+                time.sleep(self.seconds)
+                self._misbehave(seat, unit, step)
+                total += sum(float(each) for each in exchange.begin(torch.tensor([float(unit * step + seat.rank)]))())
+            if seat.rank == 0:
+                path.write_text(str(total))
 
     def _misbehave(self, seat: Seat, unit: int, step: int) -> None:
         what = dict(self.misfits).get(seat.rank)
