@@ -15,6 +15,7 @@ from typing import Any
 
 import choosing
 import decisions
+import workers_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -284,6 +285,12 @@ def estimates() -> str:
     return "\n".join([*lines, "", f"{about}; torch {result['torch']}, {result['machine']}."])
 
 
+def from_result(name: str, block: Callable[[dict[str, Any]], str], command: str, key: str = "") -> str:
+    """A block from a result, or what would measure it."""
+    result = load(name) if (RESULTS / f"{name}.json").exists() else {}
+    return block(result) if result and (not key or key in result) else not_measured(command)
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measurements": measurements, "demo": demo},
     "docs/speed.md": {
@@ -305,7 +312,18 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "term": choosing.term,
         "few images": choosing.few_images,
     },
-    "docs/scaling.md": {"one machine": choosing.one_machine, "extrapolated": choosing.extrapolated},
+    "docs/scaling.md": {
+        "one machine": choosing.one_machine,
+        "extrapolated": choosing.extrapolated,
+        "workers": lambda: from_result("workers", workers_page.measured, "workers.py"),
+        "simulated": lambda: from_result(
+            "scaling", workers_page.simulated, "scaling_simulator.py predict", "predicted"
+        ),
+        "sweep cost": lambda: workers_page.sweep_cost(load("study")),
+    },
+    "docs/workers.md": {
+        "worker failures": lambda: from_result("worker_failures", workers_page.failures, "worker_failures.py kills"),
+    },
 }
 
 

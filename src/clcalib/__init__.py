@@ -19,6 +19,7 @@ from clcalib.quant.policy import Bits, Override
 from clcalib.report.page.render import write_report
 from clcalib.report.record import RunRecord
 from clcalib.target_accuracy import quantize_to_target
+from clcalib.team.team import Team
 from clcalib.width_search import Budget
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "QuantizationResult",
     "Recipe",
     "RunRecord",
+    "Team",
     "Term",
     "augmented",
     "capture",

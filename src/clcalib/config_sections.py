@@ -197,6 +197,7 @@ class RunSection(ComputeSection):
     """The same, with the seed and the place of the results."""
 
     seed: int = Field(default=0, ge=0, description="a whole number, at least 0")
+    shards: int = Field(default=1, ge=1, description="a whole number of parts of the images, at least 1 (--shards)")
     out: Path = Field(description="the path of the output folder (--out)")
     overwrite: bool = Field(default=False, description="true or false")
     memory_budget: ByteCount | None = Field(default=None, description=BYTES)

@@ -113,7 +113,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StoppedError(ClcalibError, RuntimeError):
-    """``Interrupted`` on its way through the command line, with the exit code that tells the signal."""
+    """The end of a run on its way through the command line, with the exit code that tells a signal or why it was."""
 
     def __init__(self, message: str, code: int) -> None:
         self.code = code

@@ -149,7 +149,7 @@ def _shortened(job: Job) -> Job:
     """
     images, others = job.images[:TIMED_IMAGES], job.held_out
     if others is not None:
-        others = others[: max(1, round(len(others) * len(images) / len(job.images)))]
+        others = others[: max(job.team.shards, round(len(others) * len(images) / len(job.images)))]
     recipe = job.recipe
     last = None if recipe.last_phase is None else _short_phase(recipe.last_phase)
     correction = None if recipe.correction is None else dataclasses.replace(recipe.correction, steps=1)

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clcalib.data.calibration import digest
+from clcalib.errors import ArgumentError
 from clcalib.job import Job
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.spec import QuantSpec
@@ -23,8 +25,8 @@ from clcalib.report.environment import model_digest, versions
 def identity_of(job: Job) -> dict[str, str]:
     """Name -> value of every field.
 
-    Memory budget, spill folder, evaluation images and what is measured are none of them: the calibrated network does
-    not depend on these.
+    Memory budget, spill folder, evaluation images, what is measured and the number of workers are none of them: the
+    calibrated network does not depend on these.
     """
     chain = job.chain
     units = [(unit.name, unit.kind, unit.nodes, unit.inputs, unit.outputs) for unit in chain.units]
@@ -44,8 +46,28 @@ def identity_of(job: Job) -> dict[str, str]:
         "guard_tolerance": str(job.used_tolerance),
         "precision": str(job.dtype),
         "cache_precision": str(job.cache_dtype),
+        **({} if job.team.shards == 1 else {"shards": str(job.team.shards)}),
     }
     return {**fields, **_machine(job.device)}
+
+
+def check_team(job: Job) -> None:
+    """Raise, on all workers, where they do not all do the same run on machines that compute alike.
+
+    Raises:
+        ArgumentError: it says what differs.
+    """
+    team, own = job.team, identity_of(job) if job.team.workers > 1 else {}
+    if team.workers == 1:
+        return
+    first: dict[str, str] = json.loads(team.exchange.broadcast(json.dumps(own).encode() if team.rank == 0 else None))
+    fields = [name for name in {**first, **own} if first.get(name) != own.get(name)]
+    others = [rank for rank, count in enumerate(team.by_worker(torch.tensor(len(fields)))) if int(count)]
+    if others:
+        pairs = [(name, own.get(name, "not there"), first.get(name, "not there")) for name in fields]
+        told = "; ".join(f"{name} is {here}, and {there} on worker 0" for name, here, there in pairs)
+        got = told or f"worker(s) {', '.join(map(str, others))} with another one, which they tell"
+        raise ArgumentError("team", "the same run, and the same kind of machine, on all workers", got)
 
 
 def _machine(device: torch.device) -> dict[str, str]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from clcalib.calibrate.caches import RANGE_IMAGES, round_to_nearest
 from clcalib.calibrate.guard import quantizers_of, tolerance_of
 from clcalib.calibrate.journal import Journal
+from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.magnitudes import check_magnitudes
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.precision import cache_dtype, convolution_dtype
 from clcalib.calibrate.recipe import Recipe
+from clcalib.calibrate.shares import check_shards
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
@@ -54,6 +56,7 @@ from clcalib.quant.spec import Grid
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.environment import StageClock
 from clcalib.report.record import UnitRecord
+from clcalib.team.team import Team
 from clcalib.unit_records import unit_record
 
 START = "start"  # what the ranges of weights, and nearest rounding, are saved as
@@ -86,7 +89,8 @@ class Job:
         target: whose kernels' rules it follows, or None for those of the papers.
         part: the part of a model that the chain is of, or None for the whole model.
         is_detector: whether that model's detections are to be compared.
-        images, held_out: what the chain reads, on the device; the second as many as are measured, or None.
+        images, held_out: what the chain reads, on the device; the second as many as are measured, or None.  Of several
+            shards they stay where they were, and each worker takes its own to the device.
         dtype: of convolutions while a unit is optimised.
         cache_dtype: as what the float network's values are stored.
     """
@@ -112,6 +116,7 @@ class Job:
     guard_tolerance: float | None
     observer: Observer
     clock: StageClock
+    team: Team = dataclasses.field(default_factory=Team)
 
     @property
     def used_tolerance(self) -> float | None:
@@ -128,9 +133,9 @@ class Job:
         """
         journal = journal or Journal()
         self.clock.stage("keys")
-        check_magnitudes(self.chain, self.images, self.held_out)
+        check_magnitudes(self.chain, self.images, self.held_out, team=self.team)
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
-        keys = _keys(self.chain, self.images) if needs else {}
+        keys = _keys(self.chain, self.images, self.team) if needs else {}
         check_negatives(self.recipe, keys)
         base, reference = self._start(space, journal)
         self.clock.stage("reconstruction")
@@ -148,6 +153,7 @@ class Job:
             is_guarded=self.is_guarded,
             guard_tolerance=self.guard_tolerance,
             journal=journal,
+            team=self.team,
         )
         traces = list(walk.run(self.images, self.held_out))
         if self.recipe.last_phase is not None:
@@ -177,7 +183,7 @@ class Job:
         with warnings.catch_warnings():
             # The same ranges are found again in the walk, and warn there.
             warnings.simplefilter("ignore", ClcalibWarning)
-            round_to_nearest(self.chain, reference, self.images, self.activation_rule, space)
+            round_to_nearest(self.chain, reference, self.images, self.activation_rule, space, team=self.team)
         journal.commit_part(START, quantizers_of(reference.chain.module), told)
         return base, reference
 
@@ -191,7 +197,7 @@ class Job:
         def measured(quantized: QuantizedChain, images: Tensor | None) -> tuple[UnitMetrics | None, ...]:
             if images is None or count < 2:
                 return (None,) * len(outcome.traces)
-            return unit_metrics(self.chain, quantized.chain, images[:count])
+            return unit_metrics(self.chain, quantized.chain, images[:count].to(self.device))
 
         chains = (outcome.before, outcome.after)
         columns = [measured(which, on) for on in (self.images, self.held_out) for which in chains]
@@ -234,6 +240,7 @@ def prepare(
     is_rehearsed: bool,
     observer: Observer,
     clock: StageClock,
+    team: Team | None = None,
 ) -> Job:
     """Check everything that can be wrong, capture the network and settle the widths; ``quantize`` says what is what.
 
@@ -265,7 +272,9 @@ def prepare(
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
     widths = Widths(chain, bits, setting, overrides, first_last_bits, grids)
-    policy = widths.policy(runtime)
+    policy, team = widths.policy(runtime), team or Team()
+    layouts = Layout.of(team, len(images)), None if others is None else Layout.of(team, len(others))
+    check_shards(recipe.all_phases, *layouts)
     observer.policy(policy)
     if runtime is not None and is_rehearsed:
         clock.stage("rehearsal")
@@ -280,8 +289,8 @@ def prepare(
         seed=seed,
         weight_rule=rules[0],
         activation_rule=rules[1],
-        images=images.to(place),
-        held_out=None if others is None else others.to(place),
+        images=images.to(place) if team.shards == 1 else images,
+        held_out=others.to(place) if others is not None and team.shards == 1 else others,
         measured_images=measured_images,
         device=place,
         dtype=dtype,
@@ -292,15 +301,21 @@ def prepare(
         guard_tolerance=None if guard_tolerance is None else checked_share("guard_tolerance", guard_tolerance),
         observer=observer,
         clock=clock,
+        team=team,
     )
 
 
-def _keys(chain: Chain, images: Tensor) -> dict[Need, KeySet]:
+def _keys(chain: Chain, images: Tensor, team: Team | None = None) -> dict[Need, KeySet]:
+    """The keys of all images, on each worker, so that a query has as many negatives whoever has its image."""
     ends = chain.subgraph((chain.input_name,), (chain.feature_name, chain.output_name))
-    features, outputs = advance(ends, (images,), as_vectors)
+    layout = Layout.of(team or Team(), len(images))
+    own = layout.cut(images, device_of(chain))
+    parts = [(layout.aligned(own[first : first + count]),) for first, count in layout.shard_spans]
+    columns = zip(*(advance(ends, part, as_vectors) for part in parts), strict=True)
+    features, outputs = (layout.gathered(torch.cat(column)) for column in columns)
     numbers: dict[str, int] = {}
     identity = torch.tensor([numbers.setdefault(digest(image), len(numbers)) for image in images.cpu()])
-    predictions, identity = outputs.argmax(1), identity.to(images.device)
+    predictions, identity = outputs.argmax(1), identity.to(outputs.device)
     return {
         Need.FEATURES: build_keys(features, predictions, identity),
         Need.LOGITS: build_keys(outputs, predictions, identity),

@@ -19,6 +19,7 @@ from clcalib.identity import identity_of
 from clcalib.job import Job
 from clcalib.quant.policy import LayerPolicy
 from clcalib.quant.spec import PerChannel
+from clcalib.team.parts import FollowerParts, LeaderParts, Parts
 
 Size = tuple[int, int]  # codes and scales of a layer's weight
 
@@ -32,12 +33,23 @@ _MANIFESTS = 3  # at a time: two generations, and the one that is being written
 
 
 @contextlib.contextmanager
-def opened_state(job: Job, folder: str | Path | None, *, is_resumed: bool) -> Iterator[RunState | None]:
+def opened_state(job: Job, folder: str | Path | None, *, is_resumed: bool) -> Iterator[Parts | None]:
     """The saved state of a run, in a folder that is locked meanwhile; None where there is to be none.
+
+    Of several workers the first has the folder, and tells the others what is in it.
 
     Raises:
         ArgumentError, OutputExistsError, FolderInUseError, ResumeError, StorageError: see ``pipeline.quantize``.
     """
+    if job.team.rank > 0:
+        yield FollowerParts(job.team.exchange)
+        return
+    with _opened(job, folder, is_resumed=is_resumed) as state:
+        yield state if job.team.workers == 1 else LeaderParts(state, job.team.exchange)
+
+
+@contextlib.contextmanager
+def _opened(job: Job, folder: str | Path | None, *, is_resumed: bool) -> Iterator[RunState | None]:
     if folder is None:
         if is_resumed:
             raise ArgumentError("state_folder", "the folder of an interrupted run, with is_resumed=True", "None")

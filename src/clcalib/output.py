@@ -10,6 +10,7 @@ from pathlib import Path
 from clcalib.config_sections import RunConfig
 from clcalib.config_sources import CONFIG_FILE
 from clcalib.durable.lock import LOCK_FILE, folder_lock
+from clcalib.durable.manifest import generation_of
 from clcalib.durable.state import discard, has_state, newest_manifest
 from clcalib.errors import ArgumentError, Interrupted, OutputExistsError, ResumeError
 from clcalib.files import write_atomically
@@ -55,6 +56,16 @@ def is_finished(folder: Path) -> bool:
     return (folder / RECORD_FILE).is_file() and not has_unfinished(folder)
 
 
+def saves(folder: Path) -> tuple[int, ...]:
+    """Of each state in the folder a number that grows with every save."""
+    state = folder / STATE_FOLDER
+    with contextlib.suppress(OSError):  # it is taken away by the run's end
+        places = [state, *sorted(path for path in state.iterdir() if path.is_dir())]
+        numbers = ([generation_of(path) for path in place.iterdir()] for place in places)
+        return tuple(max((number for number in found if number is not None), default=-1) for found in numbers)
+    return ()
+
+
 @contextlib.contextmanager
 def occupied(folder: Path) -> Iterator[None]:
     """Hold the folder; one that was made for this and is empty at the end is removed again.
@@ -72,6 +83,12 @@ def occupied(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def start_anew(folder: Path) -> None:
+    """Take away what an earlier run saved in the folder, which is held."""
+    if has_unfinished(folder):
+        discard(folder / STATE_FOLDER)
+
+
 @contextlib.contextmanager
 def kept(folder: Path, config: RunConfig, *, is_resumed: bool) -> Iterator[None]:
     """Around the work of a run: the configuration is there before the state is, and the state goes with the end.
@@ -83,8 +100,7 @@ def kept(folder: Path, config: RunConfig, *, is_resumed: bool) -> Iterator[None]
     state, path = folder / STATE_FOLDER, folder / CONFIG_FILE
     is_going_on = is_resumed and has_unfinished(folder)
     if not is_going_on:
-        if has_unfinished(folder):
-            discard(state)
+        start_anew(folder)
         before = path.read_bytes() if path.is_file() else None
         write_atomically(path, (config.model_dump_json(indent=2) + "\n").encode())
     try:
@@ -94,12 +110,13 @@ def kept(folder: Path, config: RunConfig, *, is_resumed: bool) -> Iterator[None]
             # Nothing has begun: the folder is left as it was found.
             path.unlink() if before is None else write_atomically(path, before)
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(_how_to_go_on(folder)) from None
+            raise Interrupted(how_to_go_on(folder)) from None
         raise
     discard(state)
 
 
-def _how_to_go_on(folder: Path) -> str:
+def how_to_go_on(folder: Path) -> str:
+    """What to tell of a run that was stopped: what of it is saved, and how to go on."""
     if not has_unfinished(folder):
         return "interrupted; no result was written"
     try:

@@ -20,6 +20,7 @@ from clcalib.errors import OutputExistsError
 from clcalib.evaluate.comparison import Predictions
 from clcalib.export.checkpoint import Origin, load_checkpoint, save_checkpoint
 from clcalib.export.float_weights import float_state_dict
+from clcalib.identity import check_team
 from clcalib.job import prepare
 from clcalib.judging import detected, judged
 from clcalib.keeping import opened_state
@@ -35,6 +36,7 @@ from clcalib.report.gathering import FEATURE_IMAGES, PART_IMAGES, Colours, gathe
 from clcalib.report.page.render import REPORT_FILE, write_report
 from clcalib.report.record import RunRecord, write_record
 from clcalib.report.trace import TRACE_FILE, RunTrace, write_trace
+from clcalib.team.team import Team
 from clcalib.unit_records import float_records, last_phase_record, layer_records, run_trace
 
 MEASURED_IMAGES = 256
@@ -178,6 +180,7 @@ def quantize(
     state_folder: str | Path | None = None,
     is_resumed: bool = False,
     observer: Observer | None = None,
+    team: Team | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
 
@@ -235,6 +238,10 @@ def quantize(
             same, bit for bit, as without the interruption; the arguments must be the same too, but for
             ``memory_budget``, ``spill_folder``, ``evaluation``, ``measured_images`` and ``observer``.
         observer: told of the progress.
+        team: in how many shards the images are, and which of them this process works on; by default one shard.  With
+            several workers each calls this function with the same arguments and its own ``Team``, and gets the same
+            result, bit for bit, which depends on the shards and not on the workers.  All measure and evaluate it; the
+            first one alone touches ``state_folder``.
 
     Returns:
         The quantized model, its record and its table of widths.
@@ -246,6 +253,7 @@ def quantize(
         FolderInUseError: another process works in ``state_folder``.
         ResumeError: there is nothing to go on with, or an argument is another one than it was.
         OutputExistsError: ``state_folder`` holds the state of another run, and ``is_resumed`` is false.
+        WorkerLostError: another worker is gone; what is finished is saved.
 
     Warns:
         RuntimeMissingWarning: what writes or runs the target's file is not installed; told before any optimisation.
@@ -290,7 +298,9 @@ def quantize(
             is_rehearsed=is_rehearsed,
             observer=observer,
             clock=clock,
+            team=team,
         )
+        check_team(job)
         with opened_state(job, state_folder, is_resumed=is_resumed) as state:
             with StoreSpace(job.memory_budget, job.spill_folder) as space:
                 outcome = job.calibrate(space, Journal(state))
@@ -338,6 +348,8 @@ def quantize(
         cache_precision=cache_precision,
         kernels=kernels_on(job.device),
         threads=torch.get_num_threads(),
+        shards=job.team.shards,
+        workers=job.team.workers,
         versions=versions(),
         model_digest=model_digest(model),
         calibration_digest=calibration.provenance.digest,

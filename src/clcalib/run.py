@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from clcalib.calibrate.observer import Observer, Observers
+from clcalib.calibrate.observer import Observer, Observers, SilentObserver
 from clcalib.config import make_recipe
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
 from clcalib.config_sources import CONFIG_FILE
@@ -39,6 +39,7 @@ from clcalib.report.environment import collected_warnings
 from clcalib.report.record import RunRecord, write_record
 from clcalib.reporting import leave_page
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
+from clcalib.team.team import Team
 from clcalib.tracking.measures import flattened
 from clcalib.tracking.opening import require_trackers, trackers
 from clcalib.tracking.tracker import Tracker
@@ -46,7 +47,7 @@ from clcalib.tracking.tracker import Tracker
 USUAL_CALIBRATION_IMAGES = 1024
 
 
-def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> RunRecord:
+def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, team: Team | None = None) -> RunRecord:
     """Carry out one run and leave in ``config.run.out`` the model, ``run.json``, ``config.json`` and a page about it.
 
     While it goes on, what is finished is saved in the folder ``state`` there; when the result is written, that is
@@ -56,6 +57,7 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> R
         config: of the run.
         observer: told of the progress.
         is_resumed: whether to go on with what an interrupted run left in ``config.run.out``, if it left something.
+        team: where several workers share the run, that of worker 0; the others ``follow``.
 
     Raises:
         OutputExistsError: the folder is not empty and overwriting was not asked for; told before any work.
@@ -73,27 +75,39 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False) -> R
     with occupied(out), limited_threads(config.run.threads):
         check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)  # another run may have ended meanwhile
         with kept(out, _pinned(config), is_resumed=is_resumed), _trackers(config) as trackers:
-            result = _run(config, target, Observers(observer, *trackers))
+            result = _run(config, target, Observers(observer, *trackers), team)
             for tracker in trackers:
                 tracker.finish(result.record, result.trace, {CONFIG_FILE: _pinned(config).model_dump_json(indent=2)})
             return result.record
 
 
-def _run(config: RunConfig, target: Target | None, observer: Observer) -> QuantizationResult:
+def follow(config: RunConfig, team: Team) -> None:
+    """Do the part of a worker other than worker 0, which carries out the same ``run``; nothing is written or shown.
+
+    Args:
+        config: of the run; its output folder is not looked at.
+        team: this worker's.
+
+    Raises:
+        WorkerLostError: another worker is gone.
+        ClcalibError: the model or the images cannot be used, or are not those of worker 0.
+    """
+    check_goal(config)
+    with limited_threads(config.run.threads):
+        model, arguments = load_trained_model(config.model), _arguments(config, SilentObserver(), team)
+        # What worker 0 does alone.
+        _calibrated(config, model, arguments | {"evaluation": None, "is_rehearsed": False})
+
+
+def _run(config: RunConfig, target: Target | None, observer: Observer, team: Team | None) -> QuantizationResult:
     """Calibrate with the state in the output folder, and write the result."""
     out = config.run.out
     observer.stage("loading")
     with collected_warnings() as messages:
-        model, arguments = load_trained_model(config.model), _arguments(config, observer)
+        model, arguments = load_trained_model(config.model), _arguments(config, observer, team)
     arguments["state_folder"] = out / STATE_FOLDER
     arguments["is_resumed"] = has_unfinished(out)
-    if config.budget is not None:
-        result = quantize_to_budget(model, **arguments, budget=config.budget.budget())
-    elif config.target is None:
-        result = quantize(model, **arguments)
-    else:
-        arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
-        result = quantize_to_target(model, **arguments, **config.target.model_dump())
+    result = _calibrated(config, model, arguments)
     observer.stage("saving")
     told = tuple(dict.fromkeys([*messages, *result.record.warnings]))
     result = dataclasses.replace(result, record=result.record.model_copy(update={"warnings": told}))
@@ -106,6 +120,16 @@ def _run(config: RunConfig, target: Target | None, observer: Observer) -> Quanti
     observer.stage("report")
     leave_page(result, out, arguments["evaluation"] or arguments["calibration"], config.data)
     return result
+
+
+def _calibrated(config: RunConfig, model: nn.Module, arguments: dict[str, Any]) -> QuantizationResult:
+    """The result, with the widths that are given or found."""
+    if config.budget is not None:
+        return quantize_to_budget(model, **arguments, budget=config.budget.budget())
+    if config.target is None:
+        return quantize(model, **arguments)
+    arguments["deciding"], arguments["evaluation"] = halves(arguments["evaluation"])
+    return quantize_to_target(model, **arguments, **config.target.model_dump())
 
 
 def _trackers(config: RunConfig) -> AbstractContextManager[tuple[Tracker, ...]]:
@@ -185,7 +209,7 @@ def check_goal(config: RunConfig) -> None:
         raise ArgumentError("data.evaluation", "evaluation images with --max-drop", "none", remedy)
 
 
-def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
+def _arguments(config: RunConfig, observer: Observer, team: Team | None = None) -> dict[str, Any]:
     """What ``quantize`` is called with, but for the model."""
     evaluation, originals = evaluation_images(config), _calibration_images(config)
     held_out: CalibrationSet | None
@@ -222,6 +246,7 @@ def _arguments(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "is_guarded": config.guard.enabled,
         "guard_tolerance": config.guard.tolerance,
         "observer": observer,
+        "team": team or Team(shards=config.run.shards),
     }
 
 

@@ -105,7 +105,7 @@ def image_seconds(job: Job, outcome: Outcome, clock: Clock, *, left_out: int, ot
         others: how many held-out images there are, all of which it left out.
     """
     chain, quantized, space = job.chain, outcome.after.chain, StoreSpace()
-    images = job.images[:MOVED_IMAGES]
+    images = job.images[:MOVED_IMAGES].to(job.device)
     floats: RowState = (as_rows(images),)
     codes = floats
     found = []
@@ -130,7 +130,7 @@ def _correction_seconds(job: Job, index: int, clock: Clock) -> float:
     settings = job.recipe.correction
     if settings is None:
         return 0.0
-    images = job.images[: settings.batch_size]
+    images = job.images[: settings.batch_size].to(job.device)
     rows = tuple(as_rows(tensor) for tensor in job.chain.prefix(index)(images))
     few = dataclasses.replace(settings, steps=min(settings.steps, CORRECTION_STEPS))
     seconds = _seconds(clock, job.device, functools.partial(corrected, job.chain, index, rows, few, StoreSpace()))

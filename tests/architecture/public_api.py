@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 import clcalib
 from clcalib.cli import app as command_line
+from clcalib.cli import codes
 from clcalib.config_problems import section_of
 from clcalib.config_sections import RunConfig
 from clcalib.config_sources import CONFIG_FILE
@@ -125,8 +126,8 @@ def command_lines(path: str, command: Any) -> Iterator[str]:
 
 
 def exit_codes() -> Iterator[str]:
-    names = ("OK", "INTERNAL", "BAD_INPUT", "OUTPUT_EXISTS", "NOT_WRITTEN", "IN_USE", "INTERRUPTED")
-    yield from (f"{getattr(command_line, name)} {name.lower()}" for name in names)
+    names = ("OK", "INTERNAL", "BAD_INPUT", "OUTPUT_EXISTS", "NOT_WRITTEN", "IN_USE", "WORKER_LOST", "INTERRUPTED")
+    yield from (f"{getattr(codes, name)} {name.lower()}" for name in names)
 
 
 def configuration() -> Iterator[str]:

@@ -14,7 +14,7 @@ from tests.tiny import images, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clcalib
-from clcalib.calibrate import loop
+from clcalib.calibrate import latest, loop
 from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.loop import REPORT_EVERY, repeatable_convolutions
 from clcalib.calibrate.mixing import mix_rows
@@ -72,7 +72,8 @@ def test_a_step_reads_no_number(draw, dtype):
 def test_a_run_reads_numbers_at_its_reports_only(monkeypatch, name):
     monkeypatch.setattr(calls, "is_available", lambda: False)
     monkeypatch.setattr(passes, "_reads_numbers", lambda tensor: False)
-    monkeypatch.setattr(loop, "is_read_without_waiting", lambda device: False)
+    for module in (loop, latest):
+        monkeypatch.setattr(module, "is_read_without_waiting", lambda device: False)
     calibration = clcalib.CalibrationSet.from_tensor(images(40))
 
     def reads(steps: int) -> int:

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, fx
 
+from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.lockstep import Lockstep
 from clcalib.calibrate.moving import StateWriter, advance_rows
 from clcalib.calibrate.space import StoreSpace
@@ -20,6 +21,7 @@ from clcalib.quant.insert import QuantizedChain, Unquantized
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.ranges import RangeRule, has_outliers, is_constant
 from clcalib.quant.reads import Read
+from clcalib.team.team import Team
 
 RANGE_IMAGES = 256  # images that an activation's range is found from
 
@@ -56,7 +58,9 @@ class FoundRanges:
         return told
 
 
-def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: StoreSpace) -> FoundRanges:
+def find_ranges(
+    body: fx.GraphModule, state: RowState, rule: RangeRule, space: StoreSpace, layout: Layout | None = None
+) -> FoundRanges:
     """Find the ranges of a unit's activations from what the quantized prefix sends into it.
 
     Args:
@@ -64,8 +68,11 @@ def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: S
         state: its input; the first ``RANGE_IMAGES`` are looked at.
         rule: chooses scale and zero point.
         space: where values inside the unit are kept for a while.
+        layout: how the images are dealt; the ranges are those of all workers' images.
     """
-    lockstep, dead, stretched = Lockstep(body, state, RANGE_IMAGES, space), list[str](), list[str]()
+    lockstep, dead, stretched = Lockstep(body, state, RANGE_IMAGES, space, layout), list[str](), list[str]()
+    team = lockstep.layout.team
+    together = {} if team.workers == 1 else {"together": team.by_worker}
     found = dict[str, ActivationQuantizer]()
     for node in lockstep.nodes:
         name = str(node.target)
@@ -73,7 +80,7 @@ def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: S
         if not isinstance(module, Unquantized) or name in found:
             continue
         lockstep.advance(node)
-        values = gathered(partial(lockstep.values, node.all_input_nodes[0]))
+        values = gathered(partial(lockstep.values, node.all_input_nodes[0]), **together)
         if bool(is_constant(values, module.spec).all()):
             dead.append(name)
         # A softmax is meant to be like that.
@@ -85,21 +92,29 @@ def find_ranges(body: fx.GraphModule, state: RowState, rule: RangeRule, space: S
 
 
 def round_to_nearest(
-    floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule, space: StoreSpace | None = None
+    floating: Chain,
+    quantized: QuantizedChain,
+    images: Tensor,
+    rule: RangeRule,
+    space: StoreSpace | None = None,
+    *,
+    team: Team | None = None,
 ) -> None:
     """Give a chain of nearest weights its activation ranges, unit by unit, as the walk does, and nothing else.
 
     Args:
         floating: says where the units are.
         quantized: changed in place.
-        images: ranges are found from the first ``RANGE_IMAGES``; no other image plays a part.
+        images: all of them; ranges are found from the first ``RANGE_IMAGES``, as many of each shard as it goes.
         rule: chooses scale and zero point.
         space: where the units' inputs are kept; by default in memory without a limit.
+        team: who does which part of the work.
     """
     space = space or StoreSpace()
-    state: RowState = (as_rows(images[:RANGE_IMAGES]),)
+    own, layout = Layout.of(team or Team(), len(images)).heads(images, RANGE_IMAGES, device_of(floating))
+    state: RowState = (as_rows(own),)
     for index in range(len(floating.units)):
-        ranges = find_ranges(quantized.chain.body(index), state, rule, space)
+        ranges = find_ranges(quantized.chain.body(index), state, rule, space, layout)
         for name, quantizer in ranges.quantizers.items():
             quantized.replace(name, quantizer)
         writer = StateWriter(quantized.chain.body(index), state, space)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.lockstep import Lockstep
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import RowState
@@ -21,7 +24,11 @@ HESSIAN_IMAGES = 256  # images that error feedback sees
 
 @torch.no_grad()
 def compensated(
-    body: fx.GraphModule, weights: Mapping[str, Tensor], state: RowState, space: StoreSpace
+    body: fx.GraphModule,
+    weights: Mapping[str, Tensor],
+    state: RowState,
+    space: StoreSpace,
+    layout: Layout | None = None,
 ) -> dict[str, IntegerWeight]:
     """Round the layers of a quantized unit with error feedback, in execution order.
 
@@ -30,12 +37,13 @@ def compensated(
         weights: the float weight by the name of its ``IntegerWeight`` in ``body``.
         state: the unit's input from the quantized prefix; the first ``HESSIAN_IMAGES`` are looked at.
         space: where values inside the unit are kept for a while.
+        layout: how the images are dealt; what is added up is that of all workers' images.
 
     Returns:
         The new weights by name.  Layers for which X has no plain form stay out: they keep what they have (transposed
         convolutions, convolutions over three axes, padding given as a word, scales shared across inputs).
     """
-    lockstep, found = Lockstep(body, state, HESSIAN_IMAGES, space), dict[str, IntegerWeight]()
+    lockstep, found = Lockstep(body, state, HESSIAN_IMAGES, space, layout), dict[str, IntegerWeight]()
     for node in lockstep.nodes:
         name = _weight_of(node)
         if name not in weights or name in found:
@@ -45,8 +53,12 @@ def compensated(
         if patches is None or not isinstance(quantizer, IntegerWeight) or not _is_by_output(quantizer):
             continue
         lockstep.advance(node)
-        hessian = sum(patches(values) for values in lockstep.values(node.all_input_nodes[0]))
-        assert isinstance(hessian, Tensor)
+        source, layout = node.all_input_nodes[0], lockstep.layout
+        parts = [
+            functools.reduce(operator.add, (patches(values) for values in lockstep.values(source, shard)))
+            for shard in range(len(layout.own_counts))
+        ]
+        hessian = layout.team.total(parts)
         parameters = QParams(quantizer.scale, quantizer.zero_point)
         codes = error_feedback(weights[name], parameters, quantizer.spec, hessian)
         found[name] = IntegerWeight(codes, parameters, quantizer.spec)

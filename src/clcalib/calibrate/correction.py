@@ -27,6 +27,7 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.fuse import fuse
+from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.loop import repeatable_convolutions
 from clcalib.calibrate.recipe import Correction
 from clcalib.calibrate.space import StoreSpace
@@ -55,6 +56,7 @@ def corrected(
     *,
     float_dtype: torch.dtype = torch.float32,
     report: Callable[[int, int], None] = lambda done, count: None,
+    layout: Layout | None = None,
 ) -> RowState:
     """Return the float input of a unit, corrected, in new stores; as it is where the unit has no batch norm.
 
@@ -66,6 +68,7 @@ def corrected(
         space: where the result is stored.
         float_dtype: as what.
         report: told after each batch how many images are done, and of how many.
+        layout: how the images are dealt; no batch has images of two shards.
 
     Returns:
         stores of the same shapes; inputs that no norm sees, and whole numbers, are those of ``state``.
@@ -87,19 +90,20 @@ def corrected(
         at: RowsWriter(space, count, float_dtype=float_dtype, is_channels_last=state[at].is_channels_last)
         for at in moved
     }
-    left = 0
-    for start in range(0, count, settings.batch_size):
-        values = tuple(rows.slice(start, start + settings.batch_size) for rows in state)
+    layout, left = layout or Layout.alone(count), 0
+    for _, start, stop, _ in layout.batches(settings.batch_size):
+        values = tuple(layout.aligned(rows.slice(start, stop)) for rows in state)
         found = _corrected_batch(body, targets, values, moved, settings)
         if not all(bool(torch.isfinite(value).all()) for value in found):
             found, left = [values[at] for at in moved], left + len(found[0])
         for at, value in zip(moved, found, strict=True):
             writers[at].append(value)
-        report(min(start + settings.batch_size, count), count)
+        report(stop, count)
+    left = int(sum(layout.team.by_worker(torch.tensor(left))))
     if left:
         warnings.warn(
-            f"unit {unit.name}: the correction of distributions gives values that are not finite for {left} of {count} "
-            "images, which stay as they were; look for extreme statistics in the unit's batch norms",
+            f"unit {unit.name}: the correction of distributions gives values that are not finite for {left} of "
+            f"{layout.count} images, which stay as they were; look for extreme statistics in the unit's batch norms",
             NonFiniteLossWarning,
             stacklevel=2,
         )

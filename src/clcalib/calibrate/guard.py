@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.probes import unit_error
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.store import RowState
@@ -47,6 +48,7 @@ def worse_than_nearest(
     *,
     images: str,
     tolerance: float,
+    layout: Layout | None = None,
 ) -> WorseThanNearestWarning | None:
     """The warning for a unit whose error is larger than with nearest rounding; None where it is not.
 
@@ -58,8 +60,9 @@ def worse_than_nearest(
         nearest: its error with nearest rounding, on the same images.
         images: what to call them.
         tolerance: as a share of ``nearest``, how much larger is no harm.
+        layout: how the images are dealt; the error is that of all workers' images, so that all come to one decision.
     """
-    error = unit_error(unit, body, state, targets)
+    error = unit_error(unit, body, state, targets, layout)
     if error <= nearest * (1 + tolerance):
         return None
     return WorseThanNearestWarning(

@@ -22,11 +22,11 @@ from clcalib.calibrate.curves import CurveRecorder
 from clcalib.calibrate.guard import quantizers_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
-from clcalib.durable.state import RunState
 from clcalib.errors import ClcalibWarning, Interrupted, ResumeError
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.spec import QParams
+from clcalib.team.parts import Parts
 
 SNAPSHOT_SECONDS = 60.0
 Quantizers = Mapping[str, IntegerWeight | ActivationQuantizer]
@@ -42,7 +42,7 @@ class Journal:
         prefix: of the names of units, so that those of the last phase are others.
     """
 
-    state: RunState | None = None
+    state: Parts | None = None
     snapshot_seconds: float = SNAPSHOT_SECONDS
     prefix: str = "unit"
 
@@ -178,7 +178,7 @@ class UnitJournal:
         self._last = time.monotonic()
         raise_if_stopped()
 
-    def _save(self, state: RunState, phase: int, step: int, optimizers: Sequence[Adam]) -> None:
+    def _save(self, state: Parts, phase: int, step: int, optimizers: Sequence[Adam]) -> None:
         tensors = tensors_of(quantizers_of(self._chain.chain.body(self._index)))
         for number, optimizer in enumerate(optimizers):
             tensors |= {f"group/{number}/{at}": tensor for at, tensor in enumerate(optimizer.state())}

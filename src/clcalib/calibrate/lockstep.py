@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from clcalib.calibrate.layout import Batch, Layout
 from clcalib.calibrate.space import Block, StoreSpace
 from clcalib.calibrate.store import RowState
 from clcalib.capture.running import State, images_at_once
@@ -27,21 +28,25 @@ class Lockstep:
     Args:
         body: the piece; modules are replaced in the run only.
         state: its input.
-        count: how many of the images go through it.
+        count: how many of the images, of all shards, go through it.
         space: where what is put aside is kept.
+        layout: how the images are dealt; None where they are all in ``state``.
     """
 
-    def __init__(self, body: fx.GraphModule, state: RowState, count: int, space: StoreSpace) -> None:
+    def __init__(
+        self, body: fx.GraphModule, state: RowState, count: int, space: StoreSpace, layout: Layout | None = None
+    ) -> None:
         self.nodes = tuple(body.graph.nodes)
-        self.count = min(count, len(state[0]))
+        self.layout = layout or Layout.alone(len(state[0]))
+        self.count = self.layout.limited(count).own_count
         self._places = {node: place for place, node in enumerate(self.nodes)}
         self._rows = dict(zip((node for node in self.nodes if node.op == "placeholder"), state, strict=True))
         self._data = _followers(self.nodes)
         self._runner = _Runner(body)
         self._space = space
-        self._starts = range(0, self.count, images_at_once(body))
+        self._batches = self.layout.batches(images_at_once(body), count)
         self._place = 0
-        self._aside = {start: _Environment() for start in self._starts}
+        self._aside = {batch: _Environment() for batch in self._batches}
         self._blocks: dict[fx.Node, Block] = {}
         self._constants: _Environment = {}
 
@@ -55,28 +60,29 @@ class Lockstep:
 
         Args:
             stop: the node; not before the one of the last call.
-            see: called for each batch with the number of its first image and the values that are alive there, by node.
+            see: called for each batch with its first row in ``state`` and the values that are alive there, by node.
         """
         place, blocks = self._places[stop], dict[fx.Node, Block]()
         self._constants = {}
-        for start in self._starts:
-            environment = self._loaded(start)
+        for batch in self._batches:
+            environment = self._loaded(batch)
             for node in self.nodes[self._place : place]:
                 if node.op != "placeholder" and node in self._data:
                     environment[node] = self._run(node, environment)
                     self._forget(node, environment)
             if see is not None:
-                see(start, environment)
-            self._put_aside(start, environment, place, blocks)
+                see(batch.start, environment)
+            self._put_aside(batch, environment, place, blocks)
         self._place, self._blocks = place, blocks
 
-    def values(self, node: fx.Node) -> Iterator[Tensor]:
-        """Batch by batch, the value of a node that is alive where the batches stand."""
-        for start in self._starts:
-            yield self._value(node, start)
+    def values(self, node: fx.Node, shard: int | None = None) -> Iterator[Tensor]:
+        """Batch by batch, the value of a node that is alive where the batches stand; of one own shard, or of all."""
+        for batch in self._batches:
+            if shard in (None, batch.shard):
+                yield self._value(node, batch)
 
     def run_through(self, see: Callable[[int, State], None]) -> None:
-        """Run all batches to the end; ``see`` gets the number of each one's first image, and the outputs."""
+        """Run all batches to the end; ``see`` gets each one's first row in the input, and the outputs."""
         end = self.nodes[-1]
         (outputs,) = end.args
         self.advance(end, lambda start, environment: see(start, tuple(environment[node] for node in outputs)))
@@ -103,32 +109,33 @@ class Lockstep:
     def _is_read_from(self, node: fx.Node, place: int) -> bool:
         return any(self._places[user] >= place for user in node.users)
 
-    def _loaded(self, start: int) -> _Environment:
+    def _loaded(self, batch: Batch) -> _Environment:
         nodes = [node for node in self._rows if self._is_read_from(node, self._place)]
-        return {node: self._value(node, start) for node in (*nodes, *self._aside[start])}
+        return {node: self._value(node, batch) for node in (*nodes, *self._aside[batch])}
 
-    def _value(self, node: fx.Node, start: int) -> Any:
-        stop = min(start + self._starts.step, self.count)
+    def _value(self, node: fx.Node, batch: Batch) -> Any:
         if node in self._rows:
-            return self._rows[node].slice(start, stop)
-        value = self._aside[start][node]
-        return value.restored(self._blocks[node].span(start, stop)) if isinstance(value, _Layout) else value
+            return self.layout.aligned(self._rows[node].slice(batch.start, batch.stop))
+        value, place = self._aside[batch][node], batch.place
+        if not isinstance(value, _Strides):
+            return value
+        return value.restored(self.layout.aligned(self._blocks[node].span(place, place + batch.stop - batch.start)))
 
-    def _put_aside(self, start: int, environment: _Environment, place: int, blocks: dict[fx.Node, Block]) -> None:
-        images = min(start + self._starts.step, self.count) - start
-        aside = self._aside[start] = _Environment()
+    def _put_aside(self, batch: Batch, environment: _Environment, place: int, blocks: dict[fx.Node, Block]) -> None:
+        images = batch.stop - batch.start
+        aside = self._aside[batch] = _Environment()
         for node, value in environment.items():
             if node in self._rows or node not in self._data or not self._is_read_from(node, place):
                 continue
             if not isinstance(value, Tensor) or value.numel() % images:
                 aside[node] = value
                 continue
-            layout = aside[node] = _Layout.of(value)
-            flat = layout.flat(value, images)
+            strides = aside[node] = _Strides.of(value)
+            flat = strides.flat(value, images)
             if node not in blocks:
                 size = (self.count, flat.shape[1])
                 blocks[node] = self._space.allocate(size, value.dtype, value.device, is_passing=True)
-            blocks[node].write(start, flat)
+            blocks[node].write(batch.place, flat)
 
 
 class _Runner(fx.Interpreter):
@@ -143,14 +150,14 @@ class _Runner(fx.Interpreter):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
+class _Strides:
     """The shape of a tensor and the order in which its axes lie in memory, which arithmetic behind it may depend on."""
 
     shape: tuple[int, ...]
     order: tuple[int, ...]  # of the axes, the slowest first
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Layout:
+    def of(cls, tensor: Tensor) -> _Strides:
         strides = tensor.stride()
         return cls(tuple(tensor.shape), tuple(sorted(range(tensor.ndim), key=lambda axis: -strides[axis])))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -14,8 +13,10 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.device_step import RECORDERS, DeviceSteps
+from clcalib.calibrate.latest import LatestLosses, is_read_without_waiting
 from clcalib.calibrate.recipe import Phase, Term
-from clcalib.calibrate.step import Step, name_of
+from clcalib.calibrate.shared_step import SharedSteps
+from clcalib.calibrate.step import Step
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.calibrate.watchdog import check_losses, check_trained
@@ -70,8 +71,8 @@ def optimise(
     step = Step.of(body, data, phase, random, scales=scales)
     if not step.trained:
         return
-    steps: Steps = DeviceSteps(step) if data.target.device.type in RECORDERS else HostSteps(step)
-    is_cheap = isinstance(steps, HostSteps) and is_read_without_waiting(data.target.device)
+    steps = _steps_of(step)
+    is_cheap = not isinstance(steps, DeviceSteps) and is_read_without_waiting(data.target.device)
     optimizers = [group.optimizer for group in step.trained]
     first = 0 if saves is None else saves.restore(optimizers)
     with steps.running():
@@ -88,11 +89,6 @@ def optimise(
                     report(number, losses)
             if is_watched or is_last:
                 check_trained(step, number)
-
-
-def is_read_without_waiting(device: torch.device) -> bool:
-    """Whether a number is read off a tensor there without waiting for steps that are queued."""
-    return device.type == "cpu"
 
 
 class Saves(Protocol):
@@ -118,13 +114,18 @@ class Steps(Protocol):
         """Of each term, the loss of the last step at which it was due; not finite if it ever was not."""
 
 
+def _steps_of(step: Step) -> Steps:
+    if step.data.layout.team.shards > 1:
+        return SharedSteps(step)
+    return DeviceSteps(step) if step.data.target.device.type in RECORDERS else HostSteps(step)
+
+
 class HostSteps:
     """Steps whose numbers are Python's."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
-        self._latest = dict[str, Tensor]()
-        self._sums = dict[str, Tensor]()
+        self._seen = LatestLosses(step.phase)
 
     def running(self) -> AbstractContextManager[object]:
         """Around all steps."""
@@ -138,17 +139,11 @@ class HostSteps:
         losses = step.losses(due, index, number / step.phase.steps)
         for group, rate in zip(step.trained, step.rates(number), strict=True):
             group.optimizer.step(rate)
-        # Tensors, so that no other step than those that are reported waits for a number.
-        latest = {name_of(step.phase.terms[at]): loss for at, loss in zip(due, losses, strict=True)}
-        self._latest |= latest
-        if not is_read_without_waiting(step.data.target.device):
-            # Not every step is looked at there; what was not finite once stays in the sum.
-            self._sums |= {name: loss + self._sums.get(name, 0.0) for name, loss in latest.items()}
+        self._seen.add(due, losses)
 
     def losses(self) -> dict[str, float]:
         """Of each term, the loss of the last step at which it was due, or what is not finite of all since the first."""
-        latest = {name: float(loss) for name, loss in self._latest.items()}
-        return latest | {name: value for name, loss in self._sums.items() if not math.isfinite(value := float(loss))}
+        return self._seen.losses()
 
 
 def with_own_parameters(phase: Phase, target: Tensor, channel_axis: int, generator: torch.Generator) -> Phase:

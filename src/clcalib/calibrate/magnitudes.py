@@ -8,25 +8,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.layout import Layout, device_of
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import is_weighted, layer_name, module_path, operator_name
 from clcalib.capture.running import State, images_at_once
 from clcalib.errors import EqualAnswersWarning, NumericalError
+from clcalib.team.team import Team
 
 LARGEST = 1e15  # the sum of as many squares as a tensor can have values stays within float32
 EQUAL = 1e-6  # of the largest answer; answers that differ by less are one answer, up to rounding
 
 
 @torch.no_grad()
-def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = None) -> None:
+def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = None, *, team: Team | None = None) -> None:
     """Raise where the float network's values are not finite, or too large to be compared by squared errors.
 
     What is looked at is the target of every unit; the device is waited for once in all.
 
     Args:
         chain: the float chain.
-        images: calibration images (N, ...), on its device.
+        images: all calibration images (N, ...).
         held_out: those that are measured on.
+        team: who looks at which of them; all come to the same end.
 
     Raises:
         NumericalError: a value is NaN, infinite or above ``LARGEST``; the layer that made it and the image are named.
@@ -37,7 +40,7 @@ def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = Non
     for name, rows in (("calibration", images), ("held-out", held_out)):
         if rows is None:
             continue
-        largest, lowest, highest = _extremes(chain, rows)
+        largest, lowest, highest = _extremes(chain, rows, Layout.of(team or Team(), len(rows)))
         if not bool(largest <= LARGEST):
             raise _located(chain, rows, name)
         if (
@@ -54,20 +57,23 @@ def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = Non
             )
 
 
-def _extremes(chain: Chain, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _extremes(chain: Chain, images: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """The largest size of all values, (); and of each element of the network's answer the lowest and highest value."""
+    team, images = layout.team, layout.cut(images, device_of(chain))
     largest = torch.zeros((), device=images.device)
     answers = list[tuple[Tensor, Tensor]]()
-    for state in _passes(chain, images):
+    for state in _passes(chain, images, layout):
         for index, outputs in enumerate(state):
             target = outputs[chain.units[index].outputs.index(chain.units[index].target)]
             largest = torch.maximum(largest, torch.stack(torch.aminmax(target.float())).abs().amax())
         answers.append(torch.aminmax(target.float(), dim=0))
     lows, highs = (torch.stack(column) for column in zip(*answers, strict=True))
-    return largest, lows.amin(0), highs.amax(0)
+    ends = largest, lows.amin(0), highs.amax(0)
+    sizes, lows, highs = (torch.stack(team.by_worker(end)) for end in ends)
+    return sizes.amax(), lows.amin(0), highs.amax(0)
 
 
-def _passes(chain: Chain, images: Tensor) -> Iterator[Iterator[State]]:
+def _passes(chain: Chain, images: Tensor, layout: Layout) -> Iterator[Iterator[State]]:
     """For each batch, the outputs of one unit after the other; no more than two units' are alive."""
     bodies = [chain.body(index) for index in range(len(chain.units))]
     size = min(images_at_once(body) for body in bodies)
@@ -77,8 +83,8 @@ def _passes(chain: Chain, images: Tensor) -> Iterator[Iterator[State]]:
             state = body(*state)
             yield state
 
-    for start in range(0, len(images), size):
-        yield units((images[start : start + size],))
+    for _, start, stop, _ in layout.batches(size):
+        yield units((layout.aligned(images[start:stop]),))
 
 
 def _size(lowest: Tensor, highest: Tensor) -> Tensor:
@@ -88,9 +94,10 @@ def _size(lowest: Tensor, highest: Tensor) -> Tensor:
 def _located(chain: Chain, images: Tensor, name: str) -> NumericalError:
     """The error for the first node, in execution order, whose value is out of bounds."""
     module = chain.module
+    device = device_of(chain)
     for number, image in enumerate(images):
         runner = _Watching(module)
-        runner.run(image[None])
+        runner.run(image[None].to(device or image.device))
         if runner.found is None:
             continue
         node, value = runner.found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clcalib.calibrate.codes import CodeGrid
+from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, RowsWriter
 from clcalib.capture.running import State, images_at_once
@@ -56,28 +57,53 @@ class StateWriter:
 
 
 def run_batches(
-    body: fx.GraphModule, state: RowState, see: Callable[[int, State], None], count: int | None = None
+    body: fx.GraphModule,
+    state: RowState,
+    see: Callable[[int, State], None],
+    count: int | None = None,
+    *,
+    layout: Layout | None = None,
 ) -> None:
-    """Run a unit over the first ``count`` images, or all; ``see`` gets each batch's first number, and its outputs."""
-    count, size = len(state[0]) if count is None else min(count, len(state[0])), images_at_once(body)
-    for start in range(0, count, size):
-        see(start, body(*(rows.slice(start, min(start + size, count)) for rows in state)))
+    """Run a unit over the first ``count`` images, or all; ``see`` gets each batch's first row, and its outputs.
+
+    Args:
+        body: the unit.
+        state: its input.
+        see: see above.
+        count: of the images of all shards.
+        layout: how the images are dealt; None where they are all in ``state``.
+    """
+    layout = layout or Layout.alone(len(state[0]))
+    for batch in layout.batches(images_at_once(body), count):
+        see(batch.start, body(*(layout.aligned(rows.slice(batch.start, batch.stop)) for rows in state)))
 
 
 @torch.no_grad()
 def advance_rows(
-    body: fx.GraphModule, state: RowState, space: StoreSpace, float_dtype: torch.dtype = torch.float32
+    body: fx.GraphModule,
+    state: RowState,
+    space: StoreSpace,
+    float_dtype: torch.dtype = torch.float32,
+    *,
+    layout: Layout | None = None,
 ) -> RowState:
-    """Run a unit over all images into new stores, as ``StateWriter`` makes them."""
+    """Run a unit over all images into new stores, as ``StateWriter`` makes them; ``layout`` as in ``run_batches``."""
     writer = StateWriter(body, state, space, float_dtype)
     if not writer.is_idle:
-        run_batches(body, state, writer.append)
+        run_batches(body, state, writer.append, layout=layout)
     return writer.finish()
 
 
 @torch.enable_grad()
 def squared_gradient(
-    body: nn.Module, rest: nn.Module, state: RowState, float_outputs: RowState, position: int, space: StoreSpace
+    body: nn.Module,
+    rest: nn.Module,
+    state: RowState,
+    float_outputs: RowState,
+    position: int,
+    space: StoreSpace,
+    *,
+    layout: Layout | None = None,
 ) -> Rows:
     """Squared gradient of KL(float logits, logits of the quantized unit + float rest) in the unit's output, mean 1.
 
@@ -88,25 +114,26 @@ def squared_gradient(
         float_outputs: the float unit's outputs.
         position: of the output that the gradient is taken in.
         space: where the result is stored.
+        layout: how the images are dealt; the mean is that of all of them.  None where they are all in ``state``.
     """
-    count = len(state[0])
+    layout = layout or Layout.alone(len(state[0]))
     size = min(images_at_once(body), images_at_once(rest))
     half = max(1, size // 2)  # what lies between is kept for the gradient
-    writer, total = RowsWriter(space, count), 0.0
-    for start in range(0, count, size):
+    writer, totals = RowsWriter(space, len(state[0])), [0.0] * len(layout.own_counts)
+    for shard, start, stop, _ in layout.batches(size):
         with torch.no_grad():
-            outputs = body(*(rows.slice(start, start + size) for rows in state))
-        targets = tuple(rows.slice(start, start + size) for rows in float_outputs)
+            outputs = body(*(layout.aligned(rows.slice(start, stop)) for rows in state))
+        targets = tuple(layout.aligned(rows.slice(start, stop)) for rows in float_outputs)
         for first in range(0, len(outputs[0]), half):
             part = slice(first, first + half)
             gradient = _gradient(rest, tuple(o[part] for o in outputs), tuple(t[part] for t in targets), position)
             writer.append(gradient.square_())
-            total += float(gradient.sum(dtype=torch.float64))
-    squared = writer.finish()
-    mean = max(total / (count * gradient[0].numel()), torch.finfo(gradient.dtype).tiny)
-    scaled = RowsWriter(space, count)
-    for start in range(0, count, size):
-        scaled.append(squared.slice(start, start + size) / mean)
+            totals[shard] += float(gradient.sum(dtype=torch.float64))
+    squared, (total,) = writer.finish(), layout.total([[value] for value in totals])
+    mean = max(total / (layout.count * gradient[0].numel()), torch.finfo(gradient.dtype).tiny)
+    scaled = RowsWriter(space, len(squared))
+    for _, start, stop, _ in layout.batches(size):
+        scaled.append(squared.slice(start, stop) / mean)
     return scaled.finish()
 
 

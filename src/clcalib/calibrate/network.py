@@ -12,12 +12,13 @@ from torch import Tensor, fx
 from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import quantizers_of
+from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.moving import advance_rows
 from clcalib.calibrate.probes import PROBE_IMAGES, check_finite
 from clcalib.calibrate.recipe import Phase
 from clcalib.calibrate.streams import counter_hash
 from clcalib.calibrate.unit_data import Inside
-from clcalib.calibrate.walk import Pair, Walk
+from clcalib.calibrate.walk import Walk
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import images_at_once
 from clcalib.capture.units import Unit
@@ -60,7 +61,7 @@ def run_last_phase(walk: Walk, images: Tensor, held_out: Tensor | None) -> Netwo
 
     Args:
         walk: one that has visited all units; its quantized chain is changed.
-        images: calibration images (N, ...), on the device of the chains.
+        images: all calibration images (N, ...).
         held_out: other images, only measured on.
 
     Returns:
@@ -138,8 +139,11 @@ class _Network:
     def errors(self, images: Tensor) -> list[tuple[float, float]]:
         """Of each inner unit, on the first images: the reconstruction error, and that of an output of zeros."""
         floats, body = self.floats(list(self.targets)), self.whole.quantized.chain.body(0)
-        images, rows = images[:PROBE_IMAGES], list[list[float]]()
-        for part in torch.split(images, images_at_once(body)):
+        layout = Layout.of(self.whole.team, len(images))
+        own, layout = layout.heads(images, PROBE_IMAGES, device_of(self.whole.floating))
+        rows: list[list[list[float]]] = [[] for _ in layout.own_counts]
+        for shard, start, stop, _ in layout.batches(images_at_once(body)):
+            part = layout.aligned(own[start:stop])
             targets, outputs = floats(part), body(part)
             columns = zip(targets, self.positions(list(self.targets)), self.targets.values(), strict=True)
             pairs = [
@@ -149,8 +153,8 @@ class _Network:
                 )
                 for target, position, axis in columns
             ]
-            rows.append([float(value) * len(part) / len(images) for pair in pairs for value in pair])
-        sums = [sum(column) for column in zip(*rows, strict=True)]
+            rows[shard].append([float(value) * len(part) / layout.count for pair in pairs for value in pair])
+        sums = layout.total([[sum(column) for column in zip(*of_one, strict=True)] for of_one in rows])
         return list(zip(sums[::2], sums[1::2], strict=True))
 
     def end_error(self, images: Tensor) -> float:
@@ -176,8 +180,8 @@ class _Network:
         Returns:
             whether all losses were finite at the first attempt.
         """
-        pair, end = Pair.of(images), self.floats((self.whole.floating.output_name,))
-        logits = advance_rows(end, pair.floating, self.whole.space)
+        pair, end = self.whole.pair(images), self.floats((self.whole.floating.output_name,))
+        logits = advance_rows(end, pair.floating, self.whole.space, layout=pair.layout)
         return self.whole.optimise(0, (phase,), pair, logits, curves, inside)
 
 

@@ -8,8 +8,10 @@ import math
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.moving import run_batches
 from clcalib.calibrate.recipe import Pass, Phase
+from clcalib.calibrate.shares import shares
 from clcalib.calibrate.store import RowState
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import BATCH, BATCH_BYTES, State, images_at_once
@@ -27,37 +29,50 @@ class ProbeError:
     Args:
         unit: the float unit.
         targets: its outputs.
+        layout: how the images are dealt; None where they are all in ``targets``.
     """
 
-    def __init__(self, unit: Unit, targets: RowState) -> None:
+    def __init__(self, unit: Unit, targets: RowState, layout: Layout | None = None) -> None:
         self._position, self._axis = unit.outputs.index(unit.target), unit.channel_axis
         self._targets = targets[self._position]
-        self.count = min(PROBE_IMAGES, len(self._targets))
-        self.value = 0.0
+        self.layout = layout or Layout.alone(len(self._targets))
+        chosen = self.layout.limited(PROBE_IMAGES)
+        self._ends = [start + count for start, count in zip(self.layout.starts, chosen.own_counts, strict=True)]
+        self.count = chosen.count
+        self._values = [0.0] * len(self._ends)
 
     def add(self, start: int, outputs: State) -> None:
-        """Take in the outputs from image ``start`` on; images behind the first ``count`` play no part."""
-        output = outputs[self._position][: max(0, self.count - start)]
+        """Take in the outputs from row ``start`` on; images of a shard behind its first ones play no part."""
+        shard = self.layout.shard_of(start)
+        output = outputs[self._position][: max(0, self._ends[shard] - start)]
         if len(output):
             target = self._targets.slice(start, start + len(output))
-            self.value += float(lp_error(output, target, channel_axis=self._axis)) * len(output) / self.count
+            error = float(lp_error(output, self.layout.aligned(target), channel_axis=self._axis))
+            self._values[shard] += error * len(output) / self.count
+
+    def total(self) -> float:
+        """The error, that of the other workers' images with it; all workers ask for it."""
+        (value,) = self.layout.total([[value] for value in self._values])
+        return value
 
 
-def stored_error(unit: Unit, outputs: RowState, targets: RowState) -> float:
+def stored_error(unit: Unit, outputs: RowState, targets: RowState, layout: Layout | None = None) -> float:
     """The error of outputs that are stored."""
-    error, at = ProbeError(unit, targets), unit.outputs.index(unit.target)
+    error, at = ProbeError(unit, targets, layout), unit.outputs.index(unit.target)
     size = max(1, BATCH_BYTES // max(1, 4 * outputs[at].elements))
-    for start in range(0, error.count, size):
-        error.add(start, tuple(rows.slice(start, min(start + size, error.count)) for rows in outputs))
-    return error.value
+    for batch in error.layout.batches(size, PROBE_IMAGES):
+        error.add(batch.start, tuple(error.layout.aligned(rows.slice(batch.start, batch.stop)) for rows in outputs))
+    return error.total()
 
 
 @torch.no_grad()
-def unit_error(unit: Unit, body: fx.GraphModule, state: RowState, targets: RowState) -> float:
+def unit_error(
+    unit: Unit, body: fx.GraphModule, state: RowState, targets: RowState, layout: Layout | None = None
+) -> float:
     """The error of a quantized unit on its stored input."""
-    error = ProbeError(unit, targets)
-    run_batches(body, state, error.add, error.count)
-    return error.value
+    error = ProbeError(unit, targets, layout)
+    run_batches(body, state, error.add, PROBE_IMAGES, layout=layout)
+    return error.total()
 
 
 @torch.no_grad()
@@ -66,22 +81,31 @@ def term_scales(phase: Phase, hardened: fx.GraphModule, data: UnitData) -> tuple
 
     The outputs of all units inside a whole network are many, and those of one unit large where the images are: there
     the images go through it in parts and the values are averaged over the images; a term that sets images against each
-    other (``normalised_crd_nce``) sees those of a part.
+    other (``normalised_crd_nce``) sees those of a part.  So do the images of each shard.
     """
     if not any(term.is_relative for term in phase.terms):
         return tuple(term.weight for term in phase.terms)
-    index = torch.arange(min(PROBE_IMAGES, len(data.target)), device=data.target.device)
-    size = images_at_once(hardened)
-    is_small = data.inside is None and size >= BATCH
-    parts = (index,) if is_small else torch.split(index, _part_size(phase, len(index), size))
-    shares = [len(part) / len(index) for part in parts]
-    columns = zip(*(_term_values(phase, hardened, data, part) for part in parts), strict=True)
-    values = [sum(share * value for share, value in zip(shares, column, strict=True)) for column in columns]
+    layout, rows = data.layout, list[list[float]]()
+    chosen = layout.limited(PROBE_IMAGES)
+    for share, start, count in zip(shares(phase, layout), layout.starts, chosen.own_counts, strict=True):
+        index = torch.arange(start, start + count, device=data.target.device)
+        rows.append([count / chosen.count * value for value in _mean_values(share.phase, hardened, data, index)])
+    values = layout.total(rows)
     host = sum(value * term.weight for term, value in zip(phase.terms, values, strict=True) if not term.is_relative)
     scales = []
     for term, own in zip(phase.terms, values, strict=True):
         scales.append(term.weight * host / max(own, 1e-6) if term.is_relative else term.weight)
     return tuple(scales)
+
+
+def _mean_values(phase: Phase, hardened: fx.GraphModule, data: UnitData, index: Tensor) -> list[float]:
+    """The values of all terms on some images, in parts where the images are large."""
+    size = images_at_once(hardened)
+    is_small = data.inside is None and size >= BATCH
+    parts = (index,) if is_small else torch.split(index, _part_size(phase, len(index), size))
+    weights = [len(part) / len(index) for part in parts]
+    columns = zip(*(_term_values(phase, hardened, data, part) for part in parts), strict=True)
+    return [sum(weight * value for weight, value in zip(weights, column, strict=True)) for column in columns]
 
 
 def _term_values(phase: Phase, hardened: fx.GraphModule, data: UnitData, index: Tensor) -> list[float]:

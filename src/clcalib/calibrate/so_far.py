@@ -24,7 +24,8 @@ class AgreementSoFar:
 
     Args:
         chain: the float chain, which classifies: its output is (N, classes).
-        images: what it reads; the first ``IMAGES`` are taken.
+        images: what it reads; the first ``IMAGES`` are taken.  Of several workers each looks at its own: when it does
+            is a matter of its clock, so none waits for another.
         clock: seconds.
 
     Example:

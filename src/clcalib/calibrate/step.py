@@ -43,6 +43,7 @@ class Step:
         trained: the parameters; none where the phase has nothing to train in this unit.
         soft: the weights under soft rounding.
         dtypes: of the unit's inputs.
+        following: gives the images that are read next, or None behind the last; by default those of the next step.
     """
 
     body: fx.GraphModule
@@ -53,6 +54,7 @@ class Step:
     trained: Sequence[Trained]
     soft: Sequence[SoftWeight]
     dtypes: Sequence[torch.dtype]
+    following: Callable[[], Tensor | None] | None = None
 
     @classmethod
     def of(
@@ -99,7 +101,7 @@ class Step:
         """
         terms = [self.phase.terms[at] for at in due]
         batches = self.data.batches(self._passes(index, terms), index, progress, self.soft, terms)
-        self.data.prefetch(self.phase, self.random)
+        self.data.prefetch(self.phase, self.following or self._next_step)
         losses = [self._loss(at, batches, annealed or {}) for at in due]
         total = functools.reduce(torch.add, (loss * term.interval for term, loss in zip(terms, losses, strict=True)))
         self.forget_gradients()
@@ -114,6 +116,11 @@ class Step:
     def rates(self, number: int) -> list[float]:
         """By group, Adam's rate in this step."""
         return [group.rate * group.schedule(number, self.phase.steps) for group in self.trained]
+
+    def _next_step(self) -> Tensor | None:
+        if self.random.step + 1 >= self.phase.steps:
+            return None
+        return self.random.batch(len(self.data.target), self.phase.batch_size, ahead=1)
 
     def _loss(self, at: int, batches: Mapping[Pass, UnitBatch], annealed: Mapping[int, Tensor | None]) -> Tensor:
         term, scale = self.phase.terms[at], self.scales[at]

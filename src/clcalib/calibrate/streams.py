@@ -30,10 +30,17 @@ def stream(seed: int, *counters: int, device: torch.device | str = "cpu") -> tor
 
 
 class StepStream:
-    """The random numbers of the current step, shared by everything random inside one unit."""
+    """The random numbers of the current step, shared by everything random inside one unit.
 
-    def __init__(self, seed: int, unit: int, phase: int) -> None:
-        self._counters = (seed, unit, phase)
+    Args:
+        seed, unit, phase: fix all of its numbers.
+        shards: where there are several, each has numbers of its own, which depend on no other.
+    """
+
+    def __init__(self, seed: int, unit: int, phase: int, shards: int = 1) -> None:
+        seeds = [seed] if shards == 1 else [counter_hash(seed, shards, shard) for shard in range(shards)]
+        self._counters_of = [(own, unit, phase) for own in seeds]
+        self._counters = self._counters_of[0]
         self._step, self._draws = 0, 0
         self._keeps_all = False
         self._words: Tensor | None = None
@@ -43,13 +50,22 @@ class StepStream:
         """The step that it is."""
         return self._step
 
-    def advance(self, step: int) -> None:
-        """Start the numbers of ``step``."""
+    def advance(self, step: int, shard: int = 0) -> None:
+        """Start the numbers of ``step``, those of a shard."""
         self._step, self._draws = step, 0
+        self._counters = self._counters_of[shard]
 
-    def batch(self, count: int, size: int, ahead: int = 0) -> Tensor:
-        """Which images the step (or a later one) looks at: ``size`` of ``count``, none twice; (size,) int64."""
-        return torch.randperm(count, generator=stream(*self._counters, self._step + ahead))[:size]
+    def batch(self, count: int, size: int, ahead: int = 0, shard: int | None = None) -> Tensor:
+        """Which images the step (or a later one) looks at: ``size`` of ``count``, none twice; (size,) int64.
+
+        Args:
+            count: of the images of the shard.
+            size: how many.
+            ahead: of how many steps later.
+            shard: of which shard; None is the present one.
+        """
+        counters = self._counters if shard is None else self._counters_of[shard]
+        return torch.randperm(count, generator=stream(*counters, self._step + ahead))[:size]
 
     @contextlib.contextmanager
     def undropped(self) -> Iterator[None]:

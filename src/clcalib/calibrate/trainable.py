@@ -134,6 +134,7 @@ class TrainableActivation(nn.Module):
         self.spec = quantizer.spec
         self.limits = NO_LIMITS
         self.dtype: torch.dtype | None = None
+        self.share = 1.0  # of a step's images, those that a pass sees
         self.scale = nn.Parameter(quantizer.scale.clone(), requires_grad=is_trained)
         self.zero_point = quantizer.zero_point
         self._random = random
@@ -141,7 +142,7 @@ class TrainableActivation(nn.Module):
         self._has_factor = has_scale_gradient_factor and is_trained
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        factor = 1.0 / math.sqrt(x.numel() * max(self.spec.q_max, 1)) if self._has_factor else 1.0
+        factor = 1.0 / math.sqrt(x.numel() / self.share * max(self.spec.q_max, 1)) if self._has_factor else 1.0
         if self.spec.grid != "uniform":
             return self._on_grid(x, factor).to(self.dtype or x.dtype)
         return activation(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
+from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.recipe import Pass, Phase, Term, needs_of
 from clcalib.calibrate.store import Rows, RowState
-from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight
 from clcalib.capture.running import State
 from clcalib.objectives.batch import READS, Cut, Need, UnitBatch
@@ -60,6 +60,7 @@ class UnitData:
         float_gradient: squared gradients at the target, or None.
         channel_axis: where the target has its channels.
         inside: the units inside, where the unit is the whole network.
+        dealt: how the images are dealt to shards; None where all of them are here.
     """
 
     quantized: RowState
@@ -72,6 +73,12 @@ class UnitData:
     float_gradient: Rows | None = None
     channel_axis: int = 1
     inside: Inside | None = None
+    dealt: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Which images the rows are of."""
+        return self.dealt or Layout.alone(len(self.target))
 
     def batches(
         self,
@@ -85,7 +92,7 @@ class UnitData:
 
         Args:
             outputs: by pass, what the unit gave for the first images of ``index``, or for all of them.
-            index: the images of the step.
+            index: the images of the step, by their rows here; objectives see their numbers among all images.
             progress: share of the phase's steps that is done.
             soft: the weights under soft rounding.
             terms: those that are computed in this step.
@@ -97,7 +104,7 @@ class UnitData:
         whole = UnitBatch(
             output=first[self.target_position],
             target=self.target.take(index),
-            sample_index=index,
+            sample_index=index + self.dealt.first if self.dealt is not None and self.dealt.first else index,
             progress=progress,
             rounding=tuple(weight.v for weight in soft) if Need.ROUNDING in needs else (),
             keys=self.keys,
@@ -128,13 +135,13 @@ class UnitData:
         gradient = () if self.float_gradient is None else (self.float_gradient,)
         return [rows for rows in (*quantized, *floating, self.target, *gradient) if rows.storage is None]
 
-    def prefetch(self, phase: Phase, random: StepStream) -> None:
-        """Begin to read what the next step needs, where it is in files.
+    def prefetch(self, phase: Phase, following: Callable[[], Tensor | None]) -> None:
+        """Begin to read the images that ``following`` gives, where they are in files.
 
-        Behind the last step nothing is read: a read under way would keep a store alive, and count as disk, for longer.
+        Behind the last step it gives none: a read under way would keep a store alive, and count as disk, for longer.
         """
         in_files = self.in_files(phase)
-        if in_files and random.step + 1 < phase.steps:
-            index = random.batch(len(self.target), phase.batch_size, ahead=1)
+        index = following() if in_files else None
+        if index is not None:
             for rows in in_files:
                 rows.prefetch(index)

@@ -18,6 +18,7 @@ from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
 from clcalib.calibrate.journal import Journal, Unsaved
+from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer, SilentObserver
@@ -39,6 +40,7 @@ from clcalib.objectives.keys import KeySet
 from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
+from clcalib.team.team import Team
 
 _WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 
@@ -85,6 +87,7 @@ class Walk:
         is_guarded: whether a unit whose error has grown goes back to nearest rounding.
         guard_tolerance: the share by which it may grow; None as ``tolerance_of`` says.
         journal: where finished units are saved, and found again.
+        team: who has which images; what depends on all of them is exchanged, so that all workers do the same.
     """
 
     floating: Chain
@@ -100,21 +103,23 @@ class Walk:
     is_guarded: bool = True
     guard_tolerance: float | None = None
     journal: Journal = dataclasses.field(default_factory=Journal)
+    team: Team = dataclasses.field(default_factory=Team)
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
         """Visit every unit; yield its trace as soon as it is finished.  Units that the journal has are not done again.
 
         Args:
-            images: calibration images (N, ...), on the device of the chains.
+            images: all calibration images (N, ...), also those of other workers; of one that is alone, on the device.
             held_out: other images, only measured on; where there are enough, they are what guards a unit.
         """
         if self.recipe.correction is not None and not has_norms(self.floating):
             message = "the network has no batch norm, so the correction of distributions is left out"
             warnings.warn(message, NoBatchNormWarning, stacklevel=2)
-        calibration = Pair.of(images)
-        other = None if held_out is None else Pair.of(held_out)
+        calibration = self.pair(images)
+        other = None if held_out is None else self.pair(held_out)
         count, passed = len(self.floating.units), 0
-        so_far = AgreementSoFar(self.floating, images if held_out is None else held_out)
+        shown = images if held_out is None else held_out
+        so_far = AgreementSoFar(self.floating, self._layout(shown).cut(shown, device_of(self.floating)))
         for index in range(count):
             saved = self.journal.recall(self.journal.name(index), self.quantized)
             if saved is not None:
@@ -131,6 +136,14 @@ class Walk:
             self.journal.commit(index, count, quantizers_of(self.quantized.chain.body(index)), trace, told)
             yield trace
 
+    def pair(self, images: Tensor) -> Pair:
+        """The stores before the first unit, of this worker's part of all images."""
+        layout = self._layout(images)
+        return Pair.of(layout.cut(images, device_of(self.floating)), layout)
+
+    def _layout(self, images: Tensor) -> Layout:
+        return Layout.of(self.team, len(images))
+
     def _tell_agreement(self, so_far: AgreementSoFar, index: int, pair: Pair) -> None:
         if type(self.observer) is not SilentObserver:  # whoever hears nothing is spared the work
             share = so_far.after(index, pair.quantized)
@@ -141,8 +154,12 @@ class Walk:
         """Bring the pairs behind a unit that is finished."""
         float_body, body = self.floating.body(index), self.quantized.chain.body(index)
         for each in (pair,) if other is None else (pair, other):
-            each.floating = advance_rows(float_body, each.floating, self.space, self.cache_dtype)
-            each.quantized = advance_rows(body, each.quantized, self.space)
+            each.floating = self._floats(float_body, each)
+            each.quantized = advance_rows(body, each.quantized, self.space, layout=each.layout)
+
+    def _floats(self, float_body: fx.GraphModule, pair: Pair) -> RowState:
+        """A unit's float outputs, in new stores."""
+        return advance_rows(float_body, pair.floating, self.space, self.cache_dtype, layout=pair.layout)
 
     def _visit(self, index: int, pair: Pair, other: Pair | None) -> UnitTrace:
         unit = self.floating.units[index]
@@ -151,16 +168,17 @@ class Walk:
         steps = sum(phase.steps for phase in phases)
         self.observer.unit_started(index, len(self.floating.units), unit.name, unit.kind, steps)
         float_body = self.floating.body(index)
-        targets = advance_rows(float_body, pair.floating, self.space, self.cache_dtype)
-        before = self._find_ranges(index, pair.quantized, targets)
+        targets = self._floats(float_body, pair)
+        before = self._find_ranges(index, pair, targets)
         other_before: float | None = None
         if other is not None:
-            other_targets = advance_rows(float_body, other.floating, self.space, self.cache_dtype)
-            other_before = unit_error(unit, self.quantized.chain.body(index), other.quantized, other_targets)
+            other_targets = self._floats(float_body, other)
+            body = self.quantized.chain.body(index)
+            other_before = unit_error(unit, body, other.quantized, other_targets, other.layout)
         plain = quantizers_of(self.quantized.chain.body(index))
         has_feedback = self.recipe.start == "error_feedback" and not is_skipped
         if has_feedback:
-            self._feed_back(index, pair.quantized)
+            self._feed_back(index, pair)
         is_sound, curves = True, CurveRecorder()
         if phases:
             if self.recipe.correction is not None:
@@ -172,17 +190,19 @@ class Walk:
                     self.space,
                     float_dtype=self.cache_dtype,
                     report=self.observer.correcting,
+                    layout=pair.layout,
                 )
             is_sound = self.optimise(index, phases, pair, targets, curves)
         body = self.quantized.chain.body(index)
         check_finite(body, unit.name)
         kept: Literal["learned", "nearest"] = "learned" if phases or has_feedback else "nearest"
         if kept == "learned" and (self.is_guarded or not is_sound):
-            judged, name, count = (pair.quantized, targets, before), "calibration", 0
-            if is_sound and other is not None and other_before is not None and len(other.quantized[0]) >= GUARD_IMAGES:
+            judged, name, count, layout = (pair.quantized, targets, before), "calibration", 0, pair.layout
+            if is_sound and other is not None and other_before is not None and other.layout.count >= GUARD_IMAGES:
                 judged, name, count = (other.quantized, other_targets, other_before), "held-out", GUARD_IMAGES
+                layout = other.layout
             tolerance = tolerance_of(self.recipe, count, self.guard_tolerance) if is_sound else 0.0
-            warning = worse_than_nearest(unit, body, *judged, images=name, tolerance=tolerance)
+            warning = worse_than_nearest(unit, body, *judged, images=name, tolerance=tolerance, layout=layout)
             del judged  # stores, which are freed when the pairs move on
             if warning is not None:
                 warnings.warn(warning, stacklevel=3)
@@ -197,8 +217,8 @@ class Walk:
     def _move(self, unit: Unit, body: fx.GraphModule, pair: Pair, targets: RowState) -> float:
         """Bring the pair behind the unit; return the unit's error."""
         pair.floating = targets  # frees the stores of the float input, before those of the quantized output are made
-        pair.quantized = advance_rows(body, pair.quantized, self.space)
-        return stored_error(unit, pair.quantized, targets)
+        pair.quantized = advance_rows(body, pair.quantized, self.space, layout=pair.layout)
+        return stored_error(unit, pair.quantized, targets, pair.layout)
 
     def _put_back(self, index: int, quantizers: Mapping[str, nn.Module]) -> fx.GraphModule:
         """Give a unit the quantizers that it had; return it."""
@@ -206,21 +226,22 @@ class Walk:
             self.quantized.replace(name, quantizer)
         return self.quantized.chain.body(index)
 
-    def _find_ranges(self, index: int, state: RowState, targets: RowState) -> float:
+    def _find_ranges(self, index: int, pair: Pair, targets: RowState) -> float:
         """Set the unit's ranges; return its error with them and with nearest weights."""
         unit, body = self.floating.units[index], self.quantized.chain.body(index)
-        ranges, error = find_ranges(body, state, self.activation_rule, self.space), ProbeError(unit, targets)
+        ranges = find_ranges(body, pair.quantized, self.activation_rule, self.space, pair.layout)
+        error = ProbeError(unit, targets, pair.layout)
         ranges.lockstep.run_through(error.add)
         for warning in ranges.warnings(unit.name):
             warnings.warn(warning, stacklevel=2)
         for name, quantizer in ranges.quantizers.items():
             self.quantized.replace(name, quantizer)
-        return error.value
+        return error.total()
 
-    def _feed_back(self, index: int, state: RowState) -> None:
+    def _feed_back(self, index: int, pair: Pair) -> None:
         body = self.quantized.chain.body(index)
         weights = {name: self._float_weight(layer) for name, layer in self._open_layers(index, body).items()}
-        for name, quantizer in compensated(body, weights, state, self.space).items():
+        for name, quantizer in compensated(body, weights, pair.quantized, self.space, pair.layout).items():
             self.quantized.replace(name, quantizer)
 
     def optimise(
@@ -260,6 +281,7 @@ class Walk:
             float_gradient=self._float_gradient(index, pair, targets) if Need.FLOAT_GRADIENT in needs else None,
             channel_axis=unit.channel_axis,
             inside=inside,
+            dealt=pair.layout,
         )
         done, is_sound = 0, True
         saves = self.journal.steps(index, self.quantized, curves)
@@ -283,7 +305,7 @@ class Walk:
         dtype: torch.dtype,
         is_watched: bool,
     ) -> None:
-        random = StepStream(self.seed, index, number)
+        random = StepStream(self.seed, index, number, self.team.shards)
         own = stream(self.seed, index, number, -1)  # before the first step
         phase = with_own_parameters(phase, data.target.first(1), data.channel_axis, own)
         body = self.quantized.chain.body(index)
@@ -353,23 +375,24 @@ class Walk:
     def _float_gradient(self, index: int, pair: Pair, targets: RowState) -> Rows:
         unit, rest = self.floating.units[index], self.floating.suffix(index, "logits")
         body, position = self.quantized.chain.body(index), unit.outputs.index(unit.target)
-        return squared_gradient(body, rest, pair.quantized, targets, position, self.space)
+        return squared_gradient(body, rest, pair.quantized, targets, position, self.space, layout=pair.layout)
 
 
 @dataclasses.dataclass
 class Pair:
-    """The stores of all images at one cut, behind the quantized and behind the float prefix.
+    """The stores of this worker's images at one cut, behind the quantized and behind the float prefix.
 
     It moves with the walk: as nothing else refers to the stores, each is freed as soon as the next one takes its place.
     """
 
     quantized: RowState
     floating: RowState
+    layout: Layout
 
     @classmethod
-    def of(cls, images: Tensor) -> Pair:
+    def of(cls, images: Tensor, layout: Layout) -> Pair:
         rows = (as_rows(images),)
-        return cls(rows, rows)
+        return cls(rows, rows, layout)
 
 
 def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:

@@ -29,31 +29,9 @@ from clcalib.cli import (
     sweep,
     targets,
 )
+from clcalib.cli.codes import DEBUG_FLAG, DEBUG_VARIABLE, INTERRUPTED, NOTHING_WRITTEN, OK, outcome
 from clcalib.cli.completion import with_whole_words
 from clcalib.cli.messages import show_error, shown_warnings
-from clcalib.errors import (
-    ClcalibError,
-    FolderInUseError,
-    OutputExistsError,
-    StoppedError,
-    StorageError,
-    SweepFailedError,
-)
-
-OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, RUNS_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
-DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "CLCALIB_DEBUG"
-
-_INTERRUPTED = "interrupted; no result was written"
-
-# What a wrong path or missing rights raise; other OSErrors are not the user's input.
-_PATH_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-
-_CODES = {
-    OutputExistsError: OUTPUT_EXISTS,
-    StorageError: NOT_WRITTEN,
-    FolderInUseError: IN_USE,
-    SweepFailedError: RUNS_FAILED,
-}
 
 EXAMPLES = (
     "[bold]A first run[/bold]: what is here, what a network is made of, a file of settings, the run\n\n"
@@ -82,8 +60,8 @@ EXAMPLES = (
 )
 EXIT_CODES = (
     "Exit codes: 0 done, 1 internal failure, 2 bad input, 3 the output exists, 4 a file could not be written "
-    "(disk full, rights), 5 another process works in the folder, 6 some runs of a sweep failed, 130 interrupted "
-    "(Ctrl-C), 143 asked to end (SIGTERM)."
+    "(disk full, rights), 5 another process works in the folder, 6 some runs of a sweep failed, 7 a worker was lost "
+    "and did not come back, 130 interrupted (Ctrl-C), 143 asked to end (SIGTERM)."
 )
 
 app = typer.Typer(
@@ -143,36 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_debug:
             traceback.print_exc()
-        return _report(error, errors)
+        code, message = outcome(error)
+        show_error(errors, message)
+        return code
     except KeyboardInterrupt:
         code = INTERRUPTED
     # Most versions of typer turn Ctrl-C inside a command into this code, without a word.
     if code == INTERRUPTED:
-        show_error(errors, _INTERRUPTED)
+        show_error(errors, NOTHING_WRITTEN)
     return code if isinstance(code, int) else OK
-
-
-def _report(error: Exception, errors: Console) -> int:
-    if isinstance(error, StoppedError):
-        show_error(errors, str(error))
-        return error.code
-    for kind, code in _CODES.items():
-        if isinstance(error, kind):
-            show_error(errors, str(error))
-            return code
-    if isinstance(error, ClcalibError):
-        show_error(errors, str(error))
-        return BAD_INPUT
-    if isinstance(error, typer.Abort):  # what other versions of typer turn it into
-        show_error(errors, _INTERRUPTED)
-        return INTERRUPTED
-    # The base class of usage errors has no public name in typer; all of its children have this method.
-    format_message = getattr(error, "format_message", None)
-    if callable(format_message):
-        show_error(errors, f"{format_message()}; see --help")
-        return BAD_INPUT
-    if isinstance(error, _PATH_ERRORS):
-        show_error(errors, f"{error.strerror}: {error.filename}" if error.strerror else str(error))
-        return BAD_INPUT
-    show_error(errors, f"internal failure: {type(error).__name__}: {error}; {DEBUG_FLAG} shows where it happened")
-    return INTERNAL

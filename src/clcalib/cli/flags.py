@@ -28,6 +28,7 @@ RUNTIME_HELP = 'What runs ONNX models: onnxruntime (default) or openvino; pip in
 
 # Panels of the help.
 WIDTHS, ACCURACY, COST, TRACKING = "Widths and units", "Accuracy", "Time, memory and disk", "Experiment trackers"
+WORKERS = "Several workers"
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A configuration file; flags win over it.")
@@ -143,6 +144,47 @@ UnitPatternOption = Annotated[
         rich_help_panel=WIDTHS,
         metavar="GLOB",
         help="Make each module of these names one unit: 'layer1.*'.",
+    ),
+]
+
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        rich_help_panel=WORKERS,
+        metavar="N|env",
+        help="Share the run among N processes: of this machine, or one a call with --rank; env: as torchrun says.",
+    ),
+]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--shards",
+        rich_help_panel=WORKERS,
+        metavar="N",
+        help="Parts of the images, dealt to the workers; the result depends on it. 4 with --workers, or else 1.",
+    ),
+]
+RendezvousOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rendezvous",
+        rich_help_panel=WORKERS,
+        metavar="HOST:PORT",
+        help="Where calls on several machines meet: an address of the one with --rank 0, and a free port there.",
+    ),
+]
+RankOption = Annotated[
+    int | None,
+    typer.Option("--rank", rich_help_panel=WORKERS, metavar="I", help="Which worker this call is, from 0."),
+]
+WaitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        rich_help_panel=WORKERS,
+        metavar="SECONDS",
+        help="How long to wait for a machine that is missing, at the start or later; 300 by default.",
     ),
 ]
 

@@ -30,13 +30,18 @@ from clcalib.cli.flags import (
     MlflowOption,
     ModelOption,
     PretrainedOption,
+    RankOption,
+    RendezvousOption,
     SetOption,
+    ShardsOption,
     SubmoduleOption,
     TargetOption,
     TensorboardOption,
     ThreadsOption,
     UnitPatternOption,
+    WaitOption,
     WeightsOption,
+    WorkersOption,
     collect,
     collect_saved,
     model_flags,
@@ -55,6 +60,7 @@ from clcalib.cli.results import (
     show_record,
     transform_line,
 )
+from clcalib.cli.workers import WorkerFlags, check_team, run_on_workers, with_shards
 from clcalib.config import build
 from clcalib.config_problems import options_model
 from clcalib.config_sections import RunConfig
@@ -75,6 +81,8 @@ EXAMPLES = (
     "clcalib quantize run.toml --bits W2A4 --bits 'layer4.*=W4A8' --bits @depthwise=W8A8 --float '*.se.*' --out b\n\n"
     "clcalib quantize run.toml --dry-run --memory-budget 2GB\n\n"
     "clcalib quantize --resume runs/a\n\n"
+    "clcalib quantize run.toml --workers 4 --out runs/shared\n\n"
+    "clcalib quantize run.toml --workers 2 --rendezvous 10.0.0.7:29500 --rank 0 --out runs/shared\n\n"
     "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point\n\n"
     "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed\n\n"
     "clcalib quantize run.toml --bits W4A8 --size-budget 200KB --out runs/mixed"
@@ -213,6 +221,11 @@ def quantize(
             help="Type of convolutions while optimising: auto (the faster one here), float32 or bfloat16.",
         ),
     ] = None,
+    workers: WorkersOption = None,
+    shards: ShardsOption = None,
+    rendezvous: RendezvousOption = None,
+    rank: RankOption = None,
+    wait: WaitOption = None,
     tensorboard: TensorboardOption = None,
     mlflow: MlflowOption = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = None,
@@ -259,11 +272,18 @@ def quantize(
     the result is the same to the bit.  Flags beside it that change the result
     are refused; --memory-budget may be another one.
 
+    With --workers, several processes share the images of one run, which
+    begins again by itself, where it was saved, when one of them dies.  The
+    result is the same for any number of workers with the same --shards; all
+    of them get the same settings, and that of rank 0 writes and shows.
+
     With --max-drop, half of the evaluation images choose the widths and the
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
     """
     config = one_config(config, config_file)
+    team = WorkerFlags(workers, rendezvous, rank, wait)
+    place = team.place()
     widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits, target)
     flags: dict[str, Any] = {
         "model": model_flags(model, weights, is_pretrained=pretrained, submodule=submodule),
@@ -283,6 +303,7 @@ def quantize(
             "seed": seed,
             "device": device,
             "threads": threads,
+            "shards": shards,
             "memory_budget": memory_budget,
             "precision": precision,
             "out": out,
@@ -295,8 +316,11 @@ def quantize(
     table, source = collect(config, settings, flags) if resume is None else collect_saved(resume, settings, flags)
     table = _with_fitting_options(table, recipe, steps)
     table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
-    table = with_patterns(table, bits, float_)
-    parsed = build(RunConfig, _with_any_folder(table) if is_dry else table, source)
+    table = with_shards(with_patterns(table, bits, float_), place, is_resumed=resume is not None)
+    is_without_output = is_dry or (place is not None and not place.is_first)
+    parsed = build(RunConfig, _with_any_folder(table) if is_without_output else table, source)
+    if place is not None:
+        check_team(parsed, place)
     log = Console(stderr=True, highlight=False)
     console = log if is_json else Console(highlight=False)
     if not quiet:
@@ -310,9 +334,15 @@ def quantize(
         else:
             show_estimate(found, None if parsed.target is None else parsed.target.rounds, console)
         return
-    if resume is not None and is_finished(parsed.run.out):
+    record: RunRecord | None
+    if resume is not None and is_finished(parsed.run.out) and (place is None or place.is_alone):
         log.print(Text(f"the run in {parsed.run.out} is finished; nothing is left to do"), soft_wrap=True)
         record = read_record(parsed.run.out / RECORD_FILE)
+    elif place is not None and place.workers > 1:
+        known = {"is_resumed": resume is not None, "is_quiet": quiet, "is_json": is_json}
+        record = run_on_workers(parsed, place, log, **known, wait=wait)
+        if record is None:
+            return
     else:
         record = _run(parsed, console, log, is_resumed=resume is not None, is_quiet=quiet)
     if is_json:

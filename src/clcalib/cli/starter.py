@@ -131,6 +131,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Key]]] = {
             "out": Key("Folder of the results; a run never writes into one that is not empty, unless told."),
             "overwrite": Key("Write into it all the same."),
             "seed": Key("Of everything random: the same seed, the same result."),
+            "shards": Key("Parts of the images that several workers may share; the result depends on them.", 4),
             "device": Key('"cpu", "cuda", "cuda:N" or "mps".'),
             "threads": Key("CPU threads; by default all cores.", 4),
             "memory_budget": Key("Most memory for stored activations; the rest goes to files.", "2GB"),

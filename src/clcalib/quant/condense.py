@@ -7,7 +7,9 @@ which has its middle at 0, so that the zeros of a post-ReLU tensor stay zeros.  
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,13 +36,21 @@ class Histogram:
     upper: Tensor
 
 
-def gathered(parts: Callable[[], Iterable[Tensor]]) -> Tensor | Histogram:
+def _alone(tensor: Tensor) -> list[Tensor]:
+    return [tensor]
+
+
+def gathered(
+    parts: Callable[[], Iterable[Tensor]], together: Callable[[Tensor], list[Tensor]] = _alone
+) -> Tensor | Histogram:
     """Values that come in parts, for a range rule: as one row if they are few, else as what ``condense`` makes of them.
 
     Either way a rule finds the same range, bit for bit, as on the one tensor that the parts are of.
 
     Args:
         parts: gives float tensors of any shapes in their order; called twice.
+        together: of a tensor that has the same shape and type on all workers, theirs in their order; where the parts
+            are those of one worker of several, which all get the same.
 
     Raises:
         NumericalError: a value is NaN or infinite.
@@ -49,15 +59,27 @@ def gathered(parts: Callable[[], Iterable[Tensor]]) -> Tensor | Histogram:
     for part in parts():
         ends.append(torch.stack(torch.aminmax(part.detach())).float())
         count += part.numel()
-    if count <= EXACT_VALUES:
-        return torch.cat([part.detach().reshape(-1) for part in parts()])
     lower, upper = (torch.stack(column) for column in zip(*ends, strict=True))
     lower, upper = lower.amin(keepdim=True), upper.amax(keepdim=True)  # both carry a NaN through
+    counts = [count] if together is _alone else [int(one) for one in together(torch.tensor([count]))]
+    if sum(counts) <= EXACT_VALUES:
+        return _joined(torch.cat([part.detach().reshape(-1) for part in parts()]), counts, together)
+    lower, upper = torch.cat(together(lower)), torch.cat(together(upper))
+    lower, upper = lower.amin(keepdim=True), upper.amax(keepdim=True)
     if not bool(torch.isfinite(lower) & torch.isfinite(upper)):
         raise NumericalError("tensor: expected finite values to find a range for, got NaN or infinity")
     chunks = (chunk for part in parts() for chunk in _chunks(part.detach()))
-    middles, counts = _histogram(chunks, float(lower), float(upper))
-    return Histogram(middles[None], counts[None], lower, upper)
+    middles, numbers = _histogram(chunks, float(lower), float(upper), together)
+    return Histogram(middles[None], numbers[None], lower, upper)
+
+
+def _joined(own: Tensor, counts: Sequence[int], together: Callable[[Tensor], list[Tensor]]) -> Tensor:
+    """The values of all workers, of which each has as many as ``counts`` says, in their order."""
+    if len(counts) == 1:
+        return own
+    padded = own.new_zeros(max(counts))
+    padded[: len(own)] = own
+    return torch.cat([values[:count] for values, count in zip(together(padded), counts, strict=True)])
 
 
 def condense(values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -72,7 +94,8 @@ def condense(values: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if values.shape[1] <= EXACT_VALUES:
         return values, None
-    rows = [_histogram(_chunks(row), *(float(end) for end in torch.aminmax(row))) for row in values]
+    ends = [[float(end) for end in torch.aminmax(row)] for row in values]
+    rows = [_histogram(_chunks(row), lower, upper) for row, (lower, upper) in zip(values, ends, strict=True)]
     return torch.stack([middles for middles, _ in rows]), torch.stack([counts for _, counts in rows])
 
 
@@ -82,7 +105,12 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:  # (N, *) -> (M,) each
         yield tensor[start : start + rows].reshape(-1).float()
 
 
-def _histogram(chunks: Iterable[Tensor], lower: float, upper: float) -> tuple[Tensor, Tensor]:  # -> (BINS + 2,) twice
+def _histogram(
+    chunks: Iterable[Tensor],
+    lower: float,
+    upper: float,
+    together: Callable[[Tensor], list[Tensor]] = _alone,
+) -> tuple[Tensor, Tensor]:  # -> (BINS + 2,) twice
     lower, upper = min(lower, 0.0), max(upper, 0.0)
     width = max(upper / BINS - lower / BINS, torch.finfo(torch.float32).tiny)
     below = round(-lower / width)  # bins below the one of 0
@@ -91,5 +119,6 @@ def _histogram(chunks: Iterable[Tensor], lower: float, upper: float) -> tuple[Te
         bins = chunk.div(width).round_().to(torch.int32).add_(below).clamp_(0, BINS + 1)
         counts = counts.to(chunk.device)
         counts += torch.bincount(bins, minlength=BINS + 2)
+    counts = functools.reduce(operator.add, together(counts))
     middles = (torch.arange(BINS + 2, device=counts.device) - below).to(torch.float32) * width
     return middles.clamp(lower, upper), counts.to(torch.float32)

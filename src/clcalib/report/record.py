@@ -239,8 +239,10 @@ class RunRecord(Frozen):
         versions: the versions of Python, clcalib and torch.
         precision: the type in which convolutions computed during optimisation; cache_precision: the type in which the
             float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
-            "triton" or "plain"; threads: of the CPU.  With the versions and the machine, these are what makes a result
-            repeatable to the bit.
+            "triton" or "plain"; threads: of the CPU; shards: into how many parts the images were split.  With the
+            versions and the machine, these are what makes a result repeatable to the bit.
+        workers: how many processes worked on the shards, which changes no bit of the result; peak_memory_bytes,
+            stored_bytes and spilled_bytes are those of the one that wrote the record.
         model_digest: sha256 of the float weights; calibration_digest and evaluation_digest: of the images.
         warnings: the warnings of the run, each once.
     """
@@ -283,6 +285,8 @@ class RunRecord(Frozen):
     cache_precision: str = "float32"
     kernels: str = "plain"
     threads: int = Field(ge=1)
+    shards: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1)
     versions: dict[str, str] = Field(default_factory=dict)
     model_digest: str
     calibration_digest: str

@@ -108,6 +108,10 @@ class Team:
         found = self.exchange.begin(torch.stack(list(values)))()
         return [value for worker in found for value in worker.unbind()]
 
+    def by_worker(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all workers, all of one shape and type, in their order."""
+        return self.exchange.begin(tensor)()
+
     def total(self, values: Sequence[Tensor]) -> Tensor:
         """The sum over all shards, added up in their order; ``values`` as for ``gather``."""
         return functools.reduce(operator.add, self.gather(values))

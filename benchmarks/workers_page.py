@@ -1,0 +1,86 @@
+"""What the pages about workers say, from ``benchmarks/results`` alone; ``readme.py`` puts it there."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+SWEEP = 1000  # runs
+SHOWN = (1, 2, 4, 8, 16, 32, 64)
+
+
+def failures(result: dict[str, Any]) -> str:
+    """What became of killed workers and of links that were down."""
+    lines = []
+    if kills := result.get("kills"):
+        ranks = ", ".join(f"rank {rank} {count} times" for rank, count in kills["kills_by_rank"].items())
+        lines.append(
+            f"* **{kills['kills']} workers killed** at random times ({ranks}) in {kills['runs']} runs of "
+            f"{kills['workers']} workers: {kills['other_results']} results with other bytes than an undisturbed "
+            "run, "
+            f"{kills['other_codes']} runs that did not end by themselves with code 0, {kills['units_again']} units "
+            f"done again ({kills['too_many_units_again']} runs with more than one for each kill)."
+        )
+    if link := result.get("link"):
+        lines.append(
+            f"* **{link['downs']} times a link down** for {link['down_seconds']:.0f} seconds, between two network "
+            f"namespaces, in {link['runs']} run(s): {link['other_results']} results with other bytes, "
+            f"{link['stopped']} runs stopped, {link['hanging']} hanging, {link['units_again']} units done again, "
+            f"{link.get('unusable_states', 0)} states that could not be gone on with."
+        )
+    about = {f"{part['machine']}, torch {part['torch']}, {part['commit']}" for part in result.values()}
+    return "\n".join([*lines, "", f"{'; '.join(sorted(about))}."])
+
+
+def measured(result: dict[str, Any]) -> str:
+    """Wall time of one, two and four workers, and what they send."""
+    lines = [
+        "| run | one worker | two | four | two against one | messages a step | bytes a message |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        rows = run["sent_per_step"]["2"]
+        sent = (statistics.mean(row[key] for row in rows) for key in ("messages", "bytes_per_message"))
+        seconds = [statistics.median(run["reconstruction_seconds"][str(number)]) for number in (1, 2, 4)]
+        name = "QDrop + contrastive" if run["contrastive"] else "QDrop"
+        times = " | ".join(f"{each:.0f} s" for each in seconds)
+        numbers = " | ".join(f"{each:,.1f}" for each in sent)
+        lines.append(f"| {name}, {run['steps']} steps | {times} | {run['median_ratio']:.2f} | {numbers} |")
+    same = all(run["same_bits"] for run in result["runs"])
+    about = f"The bytes of all results are {'the same' if same else '**not** the same'}.  {result['machine']}"
+    return "\n".join([*lines, "", f"{about}, torch {result['torch']}, {result['commit']}."])
+
+
+def simulated(result: dict[str, Any]) -> str:
+    """The prediction beside what was measured, and for many workers."""
+    lines = ["| run | workers | measured, ms a step | predicted |", "|---|---|---|---|"]
+    for row in result["checked"]:
+        name = "QDrop + contrastive" if row["contrastive"] else "QDrop"
+        for number, taken in row["measured_ms"].items():
+            lines.append(f"| {name} | {number} | {taken:.1f} | {row['predicted_ms'][number]:.1f} |")
+    numbers = " | ".join(map(str, SHOWN))
+    lines += ["", f"| unit, link | {numbers} | saturated from |", "|---|" + "---|" * (len(SHOWN) + 1)]
+    for row in result["predicted"]:
+        speeds = " | ".join(f"{row['speed'][str(number)]:.1f}" for number in SHOWN)
+        lines.append(f"| {row['unit']}, {row['link']} | {speeds} | {row['saturated'] or '-'} |")
+    given = result["assumed"]
+    about = (
+        f"Times as fast as one worker, with {given['shards']} shards of {given['shard_ms']:.1f} ms each and "
+        f"{given['own_ms']:.1f} ms for the step itself, as fitted above; latencies of the links are assumed."
+    )
+    where = result["predict_provenance"]
+    return "\n".join([*lines, "", f"{about}  {where['machine']}, {where['commit']}."])
+
+
+def sweep_cost(study: dict[str, Any]) -> str:
+    """What a thousand runs of the study's kind take."""
+    lines = ["| network | CPU seconds a run, mean over settings | 1,000 runs, CPU hours |", "|---|---|---|"]
+    networks = dict.fromkeys(name.split("/")[1] for name in study["cells"] if name.startswith("hosts/"))
+    for network in networks:
+        cells = [cell for name, cell in study["cells"].items() if name.startswith(f"hosts/{network}/")]
+        seconds = [cell["cpu_seconds"] for cell in cells if cell.get("cpu_seconds")]
+        if seconds:
+            mean = statistics.mean(seconds)
+            lines.append(f"| {network} | {mean:.0f} | {mean * SWEEP / 3600:.1f} |")
+    about = f"{study['steps']} steps for each unit; all methods and widths of each network"
+    return "\n".join([*lines, "", f"{about}, [study.json](../benchmarks/results/study.json)."])

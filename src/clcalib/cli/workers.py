@@ -1,0 +1,235 @@
+"""``clcalib quantize --workers``: which workers there are, what each of them does, and what comes of them all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from signal import SIGINT
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from clcalib.calibrate.observer import Observer, SilentObserver
+from clcalib.cli.codes import DEBUG_FLAG, DEBUG_VARIABLE, outcome
+from clcalib.cli.messages import shown_warnings
+from clcalib.cli.progress import observer_for
+from clcalib.config_sections import RunConfig
+from clcalib.durable.stop import Request, stopping_politely
+from clcalib.errors import ArgumentError, StoppedError, WorkerLostError
+from clcalib.output import check_output_folder, has_unfinished, how_to_go_on, is_finished, occupied, saves, start_anew
+from clcalib.pipeline import RECORD_FILE
+from clcalib.report.environment import versions
+from clcalib.report.record import RunRecord, read_record
+from clcalib.run import follow, run
+from clcalib.sweep.key import canonical
+from clcalib.team.crew import Crew
+from clcalib.team.group import ProcessGroup
+from clcalib.team.member import LOST, Report, Seat, meet
+from clcalib.team.place import Place, own_address
+from clcalib.team.supervisor import WAIT, Run, Supervisor
+from clcalib.team.team import SHARDS, Team
+from clcalib.tracking.measures import flattened
+
+ENVIRONMENT = "env"
+# What torch imports when the first network is captured: most of the time until a worker computes.
+_CAPTURING = ("torch._dynamo", "torch._export", "torch.export._trace", "torch._functorch.aot_autograd")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerFlags:
+    """The flags of workers, as they were given."""
+
+    workers: str | None = None
+    rendezvous: str | None = None
+    rank: int | None = None
+    wait: float | None = None
+
+    def place(self, environment: Mapping[str, str] = os.environ) -> Place | None:
+        """Where the workers are; None where the run is not shared.
+
+        Raises:
+            ArgumentError: flags are missing, or do not go together.
+        """
+        remote = {"--rendezvous": self.rendezvous, "--rank": self.rank}
+        given = {**remote, "--wait": self.wait}
+        present = [name for name, value in given.items() if value is not None]
+        if self.workers is None:
+            if present:
+                raise ArgumentError(present[0], "--workers beside it", "none", "say how many workers there are")
+            return None
+        if self.wait is not None and not self.wait > 0:
+            raise ArgumentError("--wait", "seconds above 0", self.wait)
+        if self.workers.strip().lower() == ENVIRONMENT:
+            if alone := [name for name in remote if remote[name] is not None]:
+                remedy = "leave it out; torchrun has said it"
+                raise ArgumentError(alone[0], "nothing beside --workers env", remote[alone[0]], remedy)
+            return Place.from_environment(environment)
+        workers = self._number()
+        if self.rendezvous is None and self.rank is None:
+            if self.wait is not None:
+                raise ArgumentError("--wait", "--rendezvous beside it", "none", "workers of one machine do not wait")
+            return Place.here(workers)
+        if self.rendezvous is None or self.rank is None:
+            names = ("--rendezvous", "--rank") if self.rendezvous is None else ("--rank", "--rendezvous")
+            remedy = "give both, for workers on several machines, or none of them"
+            raise ArgumentError(names[0], f"a value beside {names[1]}", "none", remedy)
+        return Place.among_machines(workers, self.rank, self.rendezvous)
+
+    def _number(self) -> int:
+        text = (self.workers or "").strip()
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            raise ArgumentError("--workers", "a whole number of workers, at least 1, or env", repr(self.workers))
+        return int(text)
+
+
+def with_shards(table: dict[str, Any], place: Place | None, *, is_resumed: bool) -> dict[str, Any]:
+    """Add what a shared run has by default: its shards, and a thread for each worker.
+
+    A run that goes on has the shards that it began with.
+    """
+    section = table.get("run")
+    if place is None or not isinstance(section, Mapping):
+        return table
+    usual = {"threads": 1} if is_resumed else {"threads": 1, "shards": SHARDS}
+    return {**table, "run": {**usual, **{key: value for key, value in section.items() if value is not None}}}
+
+
+def check_team(config: RunConfig, place: Place) -> None:
+    """Raise where a run cannot be shared so.
+
+    Raises:
+        ArgumentError: the workers do not divide the shards, or the run is of a kind that one worker does alone.
+    """
+    try:
+        Team(config.run.shards, place.workers)
+    except ArgumentError as error:
+        raise error.under("--workers") from None
+    if place.workers == 1:
+        return
+    if config.run.device != "cpu":
+        raise ArgumentError("--device", "cpu with --workers", config.run.device, "leave --workers out")
+    if config.target is not None:
+        remedy = "leave --workers out, or find the widths first and share the run that has them"
+        raise ArgumentError("--max-drop", "one worker, as widths are tried one after the other", place.workers, remedy)
+
+
+def run_on_workers(
+    config: RunConfig,
+    place: Place,
+    log: Console,
+    *,
+    is_resumed: bool,
+    is_quiet: bool,
+    is_json: bool,
+    wait: float | None,
+) -> RunRecord | None:
+    """The run, shared; returns its record, or None in a call without worker 0, which writes nothing.
+
+    Raises:
+        StoppedError: it did not come to its end; has the exit code of all calls.
+    """
+    out = config.run.out
+
+    def tell(line: str) -> None:
+        log.print(Text(line), soft_wrap=True)
+
+    if place.is_first:
+        check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)
+        if not is_resumed and has_unfinished(out):
+            with occupied(out):
+                start_anew(out)  # so that no later attempt goes on with it
+    job = SharedRun(config.model_dump_json(), is_resumed, is_quiet, is_json, _mark(config), _is_debug())
+    stopped = (lambda: how_to_go_on(out)) if place.is_first else (lambda: "worker 0 has what is saved")
+    facts = Run(progress=lambda: saves(out), stopped=stopped, tell=tell)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # workers say themselves what they lost, on a line
+    crew = Crew(job, preloaded=[__name__, *_CAPTURING])
+    settings = {**{name: str(value) for name, value in flattened(canonical(config)).items()}, **_versions()}
+    settings["--workers"] = str(place.workers)
+    end = Supervisor(place, crew, facts, settings, wait=WAIT if wait is None else wait).run()
+    if end.code != 0:
+        raise StoppedError(end.message, end.code)
+    return read_record(out / RECORD_FILE) if place.is_first else None
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRun:
+    """What each worker does: a part of the computation; worker 0 also all that is written and shown.
+
+    Args:
+        config: of the run, as JSON.
+        is_resumed: whether the run goes on; an attempt after the first always does, where there is something.
+        is_quiet, is_json: of the flags.
+        before: what tells the record that was in the folder before from the run's own.
+        is_debug: whether errors are shown with where they come from.
+    """
+
+    config: str
+    is_resumed: bool
+    is_quiet: bool
+    is_json: bool
+    before: tuple[int, ...]
+    is_debug: bool
+
+    def __call__(self, seat: Seat) -> Report:
+        """Carry out one worker's part.  Nothing is raised."""
+        config = RunConfig.model_validate_json(self.config)
+        is_own = self.is_resumed or (not seat.is_first and _mark(config) != self.before)
+        if seat.rank == 0 and is_own and is_finished(config.run.out):
+            return Report(0)  # the last attempt ended when all was written
+        request = Request()
+        try:
+            with shown_warnings(Console(stderr=True, highlight=False)), stopping_politely() as request:
+                self._work(config, seat)
+        except KeyboardInterrupt as error:
+            return Report(128 + (request.signal or SIGINT), str(error) or how_to_go_on(config.run.out))
+        except WorkerLostError as error:
+            return Report(LOST, f"worker {seat.rank} lost another one ({error})", is_own=False)
+        except Exception as error:
+            if self.is_debug:
+                traceback.print_exc()
+            code, message = outcome(error)
+            return Report(code, message if seat.rank == 0 else f"worker {seat.rank}: {message}")
+        return Report(0)
+
+    def _work(self, config: RunConfig, seat: Seat) -> None:
+        with self._observer(seat) as observer:
+            store = meet(seat)
+            address = own_address(seat.host, seat.port)
+            exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
+            team = Team(config.run.shards, seat.workers, seat.rank, exchange)
+            if seat.rank == 0:
+                run(config, observer, is_resumed=self.is_resumed or not seat.is_first, team=team)
+            else:
+                follow(config, team)
+
+    @contextlib.contextmanager
+    def _observer(self, seat: Seat) -> Iterator[Observer]:
+        if self.is_quiet or seat.rank != 0:
+            yield SilentObserver()
+            return
+        log = Console(stderr=True, highlight=False)
+        with observer_for(log if self.is_json else Console(highlight=False), log) as observer:
+            yield observer
+
+
+def _mark(config: RunConfig) -> tuple[int, ...]:
+    """What changes when the record in the output folder is written again."""
+    try:
+        found = (config.run.out / RECORD_FILE).stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _versions() -> dict[str, str]:
+    known = versions()
+    return {f"{name}'s version": known[name] for name in ("clcalib", "torch")}
+
+
+def _is_debug() -> bool:
+    return DEBUG_FLAG in sys.argv or bool(os.environ.get(DEBUG_VARIABLE))
