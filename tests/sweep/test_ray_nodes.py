@@ -51,7 +51,7 @@ def cluster() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "elsewhere: [], dashboard: ''"),
+        ([], "several: True, elsewhere: [], dashboard: ''"),
         (["early"], "--on ray: expected Ray to listen on the loopback alone, got"),
     ],
 )
