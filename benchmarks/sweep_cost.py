@@ -37,7 +37,7 @@ QUEUED, LOOKS = 1000, 40
 
 def pool_of(name: str) -> Executor:
     """As the command makes them."""
-    preloaded = ("clcalib.sweep.runs", "clcalib.sweep.database")
+    preloaded = ("clcalib.sweep.runs", "clcalib.sweep.database", "torch.export._trace")
     return RayNodes(WORKERS) if name.endswith("ray") else Processes(WORKERS, preloaded)
 
 
@@ -64,7 +64,10 @@ def overhead(size: float, name: str) -> dict[str, Any]:
 
 
 def memory(size: float, name: str) -> dict[str, Any]:
-    """The most memory of the real driver, torch and all, while its first runs go on and the others wait."""
+    """The most memory of the real driver, torch and all, while its first runs go on and the others wait.
+
+    Before planning, it is that of the imports, of which torch is nearly all.
+    """
     from clcalib.config_sources import read_toml
     from clcalib.sweep.plan import absolute
     from clcalib.sweep.planning import parse_sweep, plan_of
@@ -78,13 +81,15 @@ def memory(size: float, name: str) -> dict[str, Any]:
         "contrastive": ["none"],
         "seeds": list(range(round(QUEUED * size))),
     }
+    start, most = _held(), dict[str, int]()
     with tempfile.TemporaryDirectory(dir=SCRATCH) as place:
         plan = plan_of(parse_sweep({**table, "grids": [grid]}, str(path)), str(path), out=Path(place))
-        looks, most = [0], list[int]()
+        looks, queued = [0], list[int]()
 
         def watch(progress: Progress) -> None:
             looks[0] += 1
-            most.append(progress.counts["queued"])
+            queued.append(progress.counts["queued"])
+            most.update({kind: max(held, most.get(kind, 0)) for kind, held in _held().items()})
 
         # Of the first runs, each of two workers has one under way when it is over.
         with stopping_politely(30.0):
@@ -93,7 +98,22 @@ def memory(size: float, name: str) -> dict[str, Any]:
                 is_wanted=lambda: looks[0] < LOOKS,
             )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"runs": len(plan.entries), "queued": max(most), "peak_bytes": peak, "done": summary.counts["done"]}
+    return {
+        "runs": len(plan.entries),
+        "queued": max(queued),
+        "done": summary.counts["done"],
+        "peak_bytes": peak,
+        "before_planning": start,
+        "most_while_driving": most,
+    }
+
+
+def _held() -> dict[str, int]:
+    """Bytes of this process: resident, those that it shares with no other, and those that come from no file."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    private = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {"resident": sizes["Rss"], "private": private, "anonymous": sizes["Anonymous"]}
 
 
 PARTS = {

@@ -37,6 +37,8 @@ EXAMPLES = (
 )
 _PATIENCE = 30.0  # seconds for all workers to save what they have
 _SHOWN = 5
+# What runs need and import only when they begin; so it is imported once, and not by each run's process.
+_PRELOADED = (carry_out.__module__, "clcalib.sweep.database", "torch.export._trace")
 
 
 def sweep(
@@ -122,7 +124,7 @@ def _run(plan: Plan, on: Pool, workers: int, ray_address: str | None, *, is_json
 
 def _executor(on: Pool, workers: int, ray_address: str | None, plan: Plan) -> Executor:
     if on == "processes":
-        return Processes(workers, (carry_out.__module__, "clcalib.sweep.database"))
+        return Processes(workers, _PRELOADED)
     try:
         return RayNodes(workers, ray_address, gpus=1 if plan.devices == {"cuda"} else 0)
     except ImportError as error:
