@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from signal import SIGINT
 from typing import Annotated, Any, Literal
@@ -104,7 +106,7 @@ def _run(plan: Plan, on: Pool, workers: int, ray_address: str | None, *, is_json
     try:
         executor = _executor(on, workers, ray_address, plan)  # first, for Ray sets a handler of SIGTERM, too
         watcher: JsonWatcher | PlainWatcher = JsonWatcher(sys.stdout) if is_json else watcher_for(log)
-        with stopping_politely(_PATIENCE) as request, watcher as watch:
+        with stopping_politely(_PATIENCE) as request, watcher as watch, _no_prints() if on == "ray" else nullcontext():
             summary = drive(
                 plan.entries,
                 carry_out,
@@ -129,6 +131,13 @@ def _executor(on: Pool, workers: int, ray_address: str | None, plan: Plan) -> Ex
         return RayNodes(workers, ray_address, gpus=1 if plan.devices == {"cuda"} else 0)
     except ImportError as error:
         raise MissingPackageError(f'Ray cannot be used: {error}; pip install "clcalib[ray]"') from None
+
+
+@contextmanager
+def _no_prints() -> Iterator[None]:
+    """Keep Ray from printing what it thinks of each worker that died; a run's own message is in the database."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _how_to_go_on() -> str:

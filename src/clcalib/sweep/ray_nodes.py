@@ -33,7 +33,7 @@ class RayNodes:
         cpus, gpus: of one task.
 
     Raises:
-        ArgumentError: there is no cluster at the address, or Ray listens elsewhere than on the loopback.
+        ArgumentError: Ray does not start, listens elsewhere than on the loopback, or there is none at the address.
     """
 
     def __init__(self, workers: int, address: str | None = None, *, cpus: float = 1, gpus: float = 0) -> None:
@@ -55,13 +55,18 @@ class RayNodes:
         quiet = {"log_to_driver": False, "logging_level": "error"}
         if address is None:
             own = {"num_cpus": workers, "object_store_memory": _ROOM, "include_dashboard": False}
-            self._ray.init(address="local", _node_ip_address=LOOPBACK, **own, **quiet)
+            try:
+                self._ray.init(address="local", _node_ip_address=LOOPBACK, **own, **quiet)
+            except Exception as error:  # a plain one where a node has not started in half a minute
+                remedy = "try again when the machine is less busy, or take --on processes"
+                raise ArgumentError("--on ray", "Ray to start here", _first_line(error), remedy) from None
             self._require_loopback()
             return
         try:
             self._ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise ArgumentError("--ray-address", "the address of a Ray cluster", f"{address} ({error})") from None
+        except Exception as error:  # of many kinds: nobody is there, another version, another token
+            got = f"{address} ({_first_line(error)})"
+            raise ArgumentError("--ray-address", "the address of a Ray cluster", got) from None
 
     def _require_loopback(self) -> None:
         place = str(self._ray.get_runtime_context().gcs_address)
@@ -99,8 +104,7 @@ class RayNodes:
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            first = str(error).strip().partition("\n")[0]
-            return Ended(task, f"its Ray task died: {type(error).__name__}: {first}")
+            return Ended(task, f"its Ray task died: {type(error).__name__}: {_first_line(error)}")
         except Exception as error:
             return Ended(task, f"its Ray task failed: {type(error).__name__}: {error}")
         return Ended(task)
@@ -117,3 +121,7 @@ class RayNodes:
         if self._is_own:
             self._ray.shutdown()
         return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
