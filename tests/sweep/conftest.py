@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-_BINARIES = ("/usr/lib/postgresql/*/bin/initdb", "/usr/pgsql-*/bin/initdb")
-_PASSWORD = "tested"
+import clcalib
+from tests.sweep.postgresql_server import initdb, new_database, running
 
-
-def initdb() -> Path | None:
-    """The program that makes a cluster; Debian does not put it on the path."""
-    places = [Path(found)] if (found := shutil.which("initdb")) else []
-    places += [path for pattern in _BINARIES for path in sorted(Path("/").glob(pattern[1:]))]
-    return places[-1] if places else None
-
-
-def unprivileged() -> dict[str, str]:
-    """What starts a program as another user than root, which PostgreSQL refuses."""
-    return {"user": "postgres"} if hasattr(os, "getuid") and os.getuid() == 0 else {}
+_ROOT = Path(__file__).parent.parent.parent
+# Before Ray is imported, so that the nodes of the tests keep to the loopback, too.
+RAY_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+os.environ[RAY_CLUSTERS] = "0"
 
 
 @pytest.fixture(scope="session")
@@ -35,41 +23,9 @@ def postgresql_server() -> Iterator[str]:
     program = initdb()
     if program is None:
         pytest.skip("there is no PostgreSQL server here; Debian's package is postgresql")
-    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
-    folder, who = Path(tempfile.mkdtemp(prefix="clcalib-postgresql-")), unprivileged()
-    try:
-        (folder / "password").write_text(_PASSWORD)
-        if who:
-            for path in (folder, folder / "password"):
-                shutil.chown(path, "postgres")
-        data, port = folder / "data", _free_port()
-        settings = ["--auth=scram-sha-256", "--username=tester", f"--pwfile={folder / 'password'}", "--no-sync"]
-        made = subprocess.run(
-            [program, "-D", data, *settings, "--encoding=UTF8", "--locale=C"], capture_output=True, cwd=folder, **who
-        )
-        assert made.returncode == 0, made.stderr.decode()
-        options = ["listen_addresses=127.0.0.1", f"port={port}", "unix_socket_directories=", "max_connections=50"]
-        command = [program.with_name("postgres"), "-D", data, *(part for each in options for part in ("-c", each))]
-        with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log, cwd=folder, **who) as server:
-            address = f"postgresql://tester:{_PASSWORD}@127.0.0.1:{port}"
-            try:
-                _wait(psycopg, address, server, folder / "log")
-                yield address
-            finally:
-                server.terminate()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgresql(postgresql_server: str, request: pytest.FixtureRequest) -> str:
-    """The address of an empty database."""
-    import psycopg
-
-    name = f"test_{time.time_ns()}"
-    with psycopg.connect(f"{postgresql_server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{postgresql_server}/{name}"
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with running(program) as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -78,22 +34,13 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
     if request.param == "sqlite":
         return str(tmp_path / "sweep.db")
-    return str(request.getfixturevalue("postgresql"))
+    return new_database(request.getfixturevalue("postgresql_server"))
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def _wait(psycopg: object, address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
-    while True:
-        try:
-            psycopg.connect(f"{address}/postgres", connect_timeout=5).close()  # type: ignore[attr-defined]
-            return
-        except psycopg.OperationalError:  # type: ignore[attr-defined]
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
+@pytest.fixture
+def light_path(tmp_path: Path) -> str:
+    """A PYTHONPATH of the tests, and of the package without its ``__init__``, which would import torch."""
+    package = tmp_path / "light" / "clcalib"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__path__ = [{str(Path(clcalib.__file__).parent)!r}]\n")
+    return os.pathsep.join([str(package.parent), str(_ROOT)])

@@ -17,14 +17,12 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
 
-import clcalib
 from clcalib.sweep.database import Database
 from clcalib.sweep.driver import Progress, drive
 from clcalib.sweep.processes import Processes
 from tests.sweep.small_jobs import digest_of, entry, hashed, odd
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCE = Path(clcalib.__file__).parent
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -85,14 +83,12 @@ def test_killed_workers_are_replaced(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a driver.  What it imports is the package without its ``__init__``, which would import torch."""
-    (tmp_path / "light" / "clcalib").mkdir(parents=True)
-    (tmp_path / "light" / "clcalib" / "__init__.py").write_text(f"__path__ = [{str(SOURCE)!r}]\n")
+def driver(light_path: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a driver."""
     started: list[subprocess.Popen[str]] = []
 
     def start(database: str, count: int, seconds: float, marks: Path) -> subprocess.Popen[str]:
-        started.append(_driver(tmp_path / "light", database, count, seconds, marks))
+        started.append(_driver(light_path, database, count, seconds, marks))
         return started[-1]
 
     yield start
@@ -101,10 +97,9 @@ def driver(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             each.kill()
 
 
-def _driver(light: Path, database: str, count: int, seconds: float, marks: Path) -> subprocess.Popen[str]:
+def _driver(path: str, database: str, count: int, seconds: float, marks: Path) -> subprocess.Popen[str]:
     marks.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.sweep.drive_jobs", database, str(count), str(seconds), str(marks)]
-    path = os.pathsep.join([str(light), str(ROOT)])
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
 
 

@@ -1,9 +1,11 @@
-"""The same driver on Ray: a node that is lost, a worker that is killed, and where Ray listens."""
+"""The same driver on Ray: where Ray listens, killed workers, a lost node, and an end before all is done."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ray.cluster_utils import Cluster
 from clcalib.sweep.database import Database
 from clcalib.sweep.driver import Progress, drive
 from clcalib.sweep.ray_nodes import RayNodes
+from tests.sweep.conftest import RAY_CLUSTERS
 from tests.sweep.small_jobs import digest_of, entry, hashed, odd
 
 pytestmark = [
@@ -26,18 +29,18 @@ pytestmark = [
     # Ray's own: of pkg_resources, of files that it leaves open.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
 ]
-
-ROOT = Path(__file__).parent.parent.parent
+# What else Ray starts for a node takes seconds, and is of no use here.
+NODE = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "include_log_monitor": False}
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
+def _importable(monkeypatch: pytest.MonkeyPatch, light_path: str) -> None:
+    monkeypatch.setenv("PYTHONPATH", light_path)
 
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})
+    found = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 1, "no_monitor": True})
     try:
         yield found
     finally:
@@ -45,27 +48,19 @@ def cluster() -> Iterator[Any]:
         found.shutdown()
 
 
-def listening() -> set[str]:
-    """The addresses on which processes of this machine listen."""
-    found = set()
-    for name, loopback in (("tcp", "0100007F"), ("tcp6", "00000000000000000000000001000000")):
-        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
-            local, state = line.split()[1], line.split()[3]
-            if state == "0A" and not local.startswith(loopback):
-                found.add(local)
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux tells who listens where")
-def test_ray_listens_on_the_loopback_alone(tmp_path: Path) -> None:
-    before = listening()
-    pool = RayNodes(1)
-    try:
-        assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
-        assert listening() - before == set()
-        assert not ray._private.worker._global_node.webui_url
-    finally:
-        pool.stop()
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "several: True, elsewhere: [], dashboard: ''"),
+        (["early"], "--on ray: expected Ray to listen on the loopback alone, got"),
+    ],
+)
+def test_ray_listens_on_the_loopback_alone_or_not_at_all(arguments: list[str], told: str) -> None:
+    command = [sys.executable, "-m", "tests.sweep.ray_listening", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != RAY_CLUSTERS}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert told in ended.stdout, ended.stderr
 
 
 def test_every_run_is_done_once_and_failures_are_told(tmp_path: Path) -> None:
@@ -74,28 +69,40 @@ def test_every_run_is_done_once_and_failures_are_told(tmp_path: Path) -> None:
     summary = drive(entries, odd, database, RayNodes(2), most_attempts=2)
     assert set(summary.failures) == {"run0", "run1", "run2"}
     assert "its Ray task died: WorkerCrashedError" in summary.failures["run1"]
-    assert summary.counts["done"] == 3
+    attempts = {row["seed"]: (row["state"], row["attempts"]) for row in database.rows()}
+    assert [attempts[number] for number in (3, 4, 5)] == [("done", 2), ("done", 1), ("done", 1)]
 
 
 def test_a_lost_node_and_killed_workers_lose_nothing(cluster: Any, tmp_path: Path) -> None:
     database, marks = Database.open(tmp_path / "sweep.db"), tmp_path / "marks"
     marks.mkdir()
-    second = cluster.add_node(num_cpus=2)
+    second = cluster.add_node(**NODE, num_cpus=2)
     pool = RayNodes(2, cluster.address)
     assert pool.slots == 3
-    looks = [0]
+    looks, killed = [0], list[int]()
 
     def disturb(progress: Progress) -> None:
         looks[0] += 1
         if looks[0] == 4:
             cluster.remove_node(second, allow_graceful=False)
-            cluster.add_node(num_cpus=2)
-        for path in list(marks.iterdir())[-1:] if looks[0] in (8, 12) else []:
-            os.kill(int(path.name.split("-")[1]), signal.SIGKILL)
+            cluster.add_node(**NODE, num_cpus=2)
+        for path in list(marks.iterdir())[-1:] if len(killed) < 2 else []:
+            killed.append(int(path.name.split("-")[1]))
+            os.kill(killed[-1], signal.SIGKILL)
+            path.rename(tmp_path / path.name)
 
     entries = [entry(number, seconds=0.5, marks=str(marks)) for number in range(12)]
     summary = drive(entries, hashed, database, pool, watch=disturb, lease=5.0, most_attempts=99)
-    assert summary.counts["done"] == 12
+    assert (summary.counts["done"], len(killed)) == (12, 2)
     assert {row["seed"]: row["digest"] for row in database.rows()} == {
         number: digest_of(number) for number in range(12)
     }
+
+
+def test_what_runs_gives_its_run_back_when_the_sweep_is_stopped(tmp_path: Path) -> None:
+    database, marks = Database.open(tmp_path / "sweep.db"), tmp_path / "marks"
+    marks.mkdir()
+    entries = [entry(number, seconds=600.0, marks=str(marks)) for number in range(2)]
+    summary = drive(entries, hashed, database, RayNodes(1), is_wanted=lambda: not any(marks.iterdir()))
+    assert summary.is_stopped
+    assert [(row["state"], row["attempts"]) for row in database.rows()] == [("queued", 0)] * 2

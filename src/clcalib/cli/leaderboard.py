@@ -86,7 +86,7 @@ def _print(board: Leaderboard) -> None:
 
 
 def _rich(table: PlainTable) -> Table:
-    found = new_table(table.title)
+    found = new_table(f"{table.title} ({table.told})" if table.told else table.title)
     kept = [number for number in range(len(table.columns)) if _is_told(table, number)]
     for number in kept:
         name, is_number = table.columns[number]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from signal import SIGINT
 from typing import Annotated, Any, Literal
@@ -37,6 +39,8 @@ EXAMPLES = (
 )
 _PATIENCE = 30.0  # seconds for all workers to save what they have
 _SHOWN = 5
+# What runs need and import only when they begin; so it is imported once, and not by each run's process.
+_PRELOADED = (carry_out.__module__, "clcalib.sweep.database", "torch.export._trace")
 
 
 def sweep(
@@ -102,7 +106,7 @@ def _run(plan: Plan, on: Pool, workers: int, ray_address: str | None, *, is_json
     try:
         executor = _executor(on, workers, ray_address, plan)  # first, for Ray sets a handler of SIGTERM, too
         watcher: JsonWatcher | PlainWatcher = JsonWatcher(sys.stdout) if is_json else watcher_for(log)
-        with stopping_politely(_PATIENCE) as request, watcher as watch:
+        with stopping_politely(_PATIENCE) as request, watcher as watch, _no_prints() if on == "ray" else nullcontext():
             summary = drive(
                 plan.entries,
                 carry_out,
@@ -122,11 +126,18 @@ def _run(plan: Plan, on: Pool, workers: int, ray_address: str | None, *, is_json
 
 def _executor(on: Pool, workers: int, ray_address: str | None, plan: Plan) -> Executor:
     if on == "processes":
-        return Processes(workers, (carry_out.__module__, "clcalib.sweep.database"))
+        return Processes(workers, _PRELOADED)
     try:
         return RayNodes(workers, ray_address, gpus=1 if plan.devices == {"cuda"} else 0)
     except ImportError as error:
         raise MissingPackageError(f'Ray cannot be used: {error}; pip install "clcalib[ray]"') from None
+
+
+@contextmanager
+def _no_prints() -> Iterator[None]:
+    """Keep Ray from printing what it thinks of each worker that died; a run's own message is in the database."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _how_to_go_on() -> str:

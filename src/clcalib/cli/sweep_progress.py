@@ -55,10 +55,11 @@ class LiveWatcher(PlainWatcher):
     def __init__(self, log: Console) -> None:
         super().__init__(log)
         self._progress: Progress | None = None
-        self._live = Live(console=log, get_renderable=self._render, refresh_per_second=4, transient=True)
+        # Without a thread that draws: it may come between a printed line and the display below it, and leave a copy.
+        self._live = Live(console=log, get_renderable=self._render, auto_refresh=False, transient=True)
 
     def __enter__(self) -> LiveWatcher:
-        self._live.start()
+        self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -71,6 +72,7 @@ class LiveWatcher(PlainWatcher):
         """Print what is new, and show the rest below."""
         self._progress = progress
         super().__call__(progress)
+        self._live.refresh()
 
     def _render(self) -> RenderableType:
         progress = self._progress

@@ -15,6 +15,10 @@ from clcalib.sweep.jobs import Ended, Task
 from clcalib.sweep.worker import work
 
 LOOPBACK = "127.0.0.1"
+# On Linux, Ray puts the machine's address for the loopback's, and listens everywhere, unless it is told, before it is
+# imported, to know no clusters, as on other systems.
+_NO_CLUSTERS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_ROOM = 100 << 20  # bytes for what tasks give each other, which is nothing; by default it is a third of the memory
 _LOOK = 1.0  # seconds between looks at what nodes there are
 _PATIENCE = 20.0
 
@@ -27,10 +31,15 @@ class RayNodes:
         address: of a cluster that runs already, such as ``auto`` or HOST:6379; None starts Ray here, bound to the
             loopback.
         cpus, gpus: of one task.
+
+    Raises:
+        ArgumentError: Ray does not start, listens elsewhere than on the loopback, or there is none at the address.
     """
 
     def __init__(self, workers: int, address: str | None = None, *, cpus: float = 1, gpus: float = 0) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address is None:
+            os.environ.update(_NO_CLUSTERS)
         import ray
 
         self._ray: Any = ray
@@ -45,13 +54,26 @@ class RayNodes:
     def _start(self, workers: int, address: str | None) -> None:
         quiet = {"log_to_driver": False, "logging_level": "error"}
         if address is None:
-            own = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": LOOPBACK}
-            self._ray.init(address="local", **own, **quiet)
+            own = {"num_cpus": workers, "object_store_memory": _ROOM, "include_dashboard": False}
+            try:
+                self._ray.init(address="local", _node_ip_address=LOOPBACK, **own, **quiet)
+            except Exception as error:  # a plain one where a node has not started in half a minute
+                remedy = "try again when the machine is less busy, or take --on processes"
+                raise ArgumentError("--on ray", "Ray to start here", _first_line(error), remedy) from None
+            self._require_loopback()
             return
         try:
             self._ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise ArgumentError("--ray-address", "the address of a Ray cluster", f"{address} ({error})") from None
+        except Exception as error:  # of many kinds: nobody is there, another version, another token
+            got = f"{address} ({_first_line(error)})"
+            raise ArgumentError("--ray-address", "the address of a Ray cluster", got) from None
+
+    def _require_loopback(self) -> None:
+        place = str(self._ray.get_runtime_context().gcs_address)
+        if not place.startswith(f"{LOOPBACK}:"):
+            self._ray.shutdown()
+            remedy = "start Ray yourself, as it shall listen, and give --ray-address"
+            raise ArgumentError("--on ray", "Ray to listen on the loopback alone", place, remedy)
 
     @property
     def slots(self) -> int:
@@ -82,8 +104,7 @@ class RayNodes:
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            first = str(error).strip().partition("\n")[0]
-            return Ended(task, f"its Ray task died: {type(error).__name__}: {first}")
+            return Ended(task, f"its Ray task died: {type(error).__name__}: {_first_line(error)}")
         except Exception as error:
             return Ended(task, f"its Ray task failed: {type(error).__name__}: {error}")
         return Ended(task)
@@ -100,3 +121,7 @@ class RayNodes:
         if self._is_own:
             self._ray.shutdown()
         return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

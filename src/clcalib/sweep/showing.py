@@ -16,6 +16,11 @@ _CSV = (
     *("network", "widths", "recipe", "contrastive", "measure", "score", "deviation", "seeds", "is_best", "nearest"),
     *("floating", "gain", "gain_low", "gain_high", "pairs", "seconds", "code"),
 )
+_NOTE = (
+    "Scores are means over the seeds in percent, with their standard deviation, and the best stands first. A gain is "
+    "that of the contrastive term in points: the mean difference of runs that are the same in all else, to the seed, "
+    "with Student's 95 % interval. The time is that of one run."
+)
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -24,22 +29,33 @@ _PAGE = """<!doctype html>
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0; }
+.note { max-width: 45rem; opacity: .75; }
+.places { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
+.places section { max-width: 100%; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #8884; white-space: nowrap; }
+caption { text-align: left; padding: 1rem 0 .3rem; font-weight: 600; }
+caption small { font-weight: 400; opacity: .75; margin-left: .6rem; }
+th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #8884; white-space: nowrap; }
 th { border-bottom: 2px solid #8888; }
 .number { text-align: right; }
 .best td { font-weight: 600; background: #4a84; }
+@media (max-width: 600px) {
+  body { font-size: 12px; margin: 1rem auto; padding: 0 .7rem; }
+  th, td { padding: .25rem .2rem; white-space: normal; }
+  .places .number { white-space: nowrap; }
+}
 </style>
 </head>
 <body>
 <h1>{{ title }}</h1>
 <p>{{ state }}</p>
-{% for table in tables %}
-<h2>{{ table.title }}</h2>
-<div class="wide"><table>
+<p class="note">{{ note }}</p>
+{% macro shown(table) %}
+<section class="wide"><table>
+<caption>{{ table.title }}{% if table.told %}<small>{{ table.told }}</small>{% endif %}</caption>
 <tr>
 {%- for name, is_number in table.columns -%}
 <th{% if is_number %} class="number"{% endif %}>{{ name }}</th>
@@ -50,8 +66,12 @@ th { border-bottom: 2px solid #8888; }
 <td{% if table.columns[loop.index0][1] %} class="number"{% endif %}>{{ cell }}</td>
 {%- endfor %}</tr>
 {% endfor %}
-</table></div>
-{% endfor %}
+</table></section>
+{% endmacro %}
+<div class="places">
+{% for table in places %}{{ shown(table) }}{% endfor %}
+</div>
+{% for table in others %}{{ shown(table) }}{% endfor %}
 </body>
 </html>
 """
@@ -66,12 +86,14 @@ class PlainTable:
         columns: their names, and whether they hold numbers.
         rows: as many texts as there are columns.
         marked: the numbers of the rows that stand out.
+        told: what holds for all rows, beside the title.
     """
 
     title: str
     columns: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[str, ...], ...]
     marked: frozenset[int] = frozenset()
+    told: str = ""
 
 
 def tables_of(board: Leaderboard) -> list[PlainTable]:
@@ -86,9 +108,7 @@ def tables_of(board: Leaderboard) -> list[PlainTable]:
 
 def narrow_tables_of(board: Leaderboard) -> list[PlainTable]:
     """The same for a terminal: the standings of each network at each pair of widths in a table of their own."""
-    places = dict.fromkeys((row.network, row.widths) for row in board.standings)
-    found = [_place(board, *place) for place in places]
-    return [*(found or [_standings(board)]), *tables_of(board)[1:]]
+    return [*_places(board), *tables_of(board)[1:]]
 
 
 def state_of(board: Leaderboard) -> str:
@@ -129,7 +149,8 @@ def as_markdown(board: Leaderboard) -> str:
 def as_html(board: Leaderboard, title: str) -> str:
     """One page that needs nothing else."""
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    return template.render(title=title, state=state_of(board), tables=tables_of(board))
+    tables = {"places": _places(board), "others": tables_of(board)[1:]}
+    return template.render(title=title, state=state_of(board), note=_NOTE, **tables)
 
 
 _IN_TITLE = {"network", "widths", "nearest", "float"}  # of a table for a terminal
@@ -139,7 +160,7 @@ def _columns(board: Leaderboard) -> list[tuple[str, bool]]:
     columns = [("network", False), ("widths", False), ("recipe", False), ("contrastive", False)]
     columns += [("code", False)] if board.has_codes else []
     measure = " / ".join(sorted({row.measure for row in board.standings})) or "top-1"
-    columns += [(measure, True), ("+-", True), ("seeds", True), ("gain", True), ("nearest", True), ("float", True)]
+    columns += [(measure, True), ("±", True), ("seeds", True), ("gain", True), ("nearest", True), ("float", True)]
     return [*columns, ("time", True)]
 
 
@@ -149,22 +170,27 @@ def _standings(board: Leaderboard) -> PlainTable:
     return PlainTable("By network and widths, the best first", tuple(_columns(board)), rows, marked)
 
 
+def _places(board: Leaderboard) -> list[PlainTable]:
+    places = dict.fromkeys((row.network, row.widths) for row in board.standings)
+    return [_place(board, *place) for place in places] or [_standings(board)]
+
+
 def _place(board: Leaderboard, network: str, widths: str) -> PlainTable:
     rows = [row for row in board.standings if (row.network, row.widths) == (network, widths)]
     measure = rows[0].measure
     known = (("nearest rounding", rows[0].nearest), ("float", rows[0].floating))
-    told = [f"{name} {value:.2f}" for name, value in known if value is not None]
-    title = f"{network} {widths}" + (f" ({', '.join(told)})" if told else "")
-    columns = [("recipe", False), ("contrastive", False), *([("code", False)] if board.has_codes else [])]
-    columns += [(name, True) for name in (measure, "+-", "seeds", "gain", "time")]
+    told = ", ".join(f"{name} {value:.2f}" for name, value in known if value is not None)
+    columns = [("recipe", False), ("term", False), *([("code", False)] if board.has_codes else [])]
+    columns += [(name, True) for name in (measure, "±", "seeds", "gain", "time")]
     kept = [number for number, (name, _) in enumerate(_columns(board)) if name not in _IN_TITLE]
     texts = tuple(tuple(_row(row, has_code=board.has_codes)[number] for number in kept) for row in rows)
-    return PlainTable(title, tuple(columns), texts, frozenset(n for n, row in enumerate(rows) if row.is_best))
+    marked = frozenset(number for number, row in enumerate(rows) if row.is_best)
+    return PlainTable(f"{network} {widths}", tuple(columns), texts, marked, told)
 
 
 def _row(row: Standing, *, has_code: bool) -> tuple[str, ...]:
     code = [row.code] if has_code else []
-    gain = "" if row.gain is None else f"{row.gain.mean:+.2f}"
+    gain = "" if row.gain is None else _signed(row.gain.mean)
     numbers = [f"{row.score:.2f}", _number(row.deviation), str(row.seeds), gain, _number(row.nearest)]
     names = [row.network, row.widths, row.recipe, row.contrastive]
     return (*names, *code, *numbers, _number(row.floating), duration(row.seconds))
@@ -176,21 +202,25 @@ def _gains(title: str, gains: Sequence[Gain]) -> PlainTable:
     columns = (
         *place,
         ("recipe", False),
-        ("contrastive", False),
+        ("term", False),
         ("gain", True),
         ("95 % interval", True),
         ("pairs", True),
     )
     rows = []
     for gain in gains:
-        interval = "" if gain.low is None or gain.high is None else f"{gain.low:+.2f} .. {gain.high:+.2f}"
+        interval = "" if gain.low is None or gain.high is None else f"{_signed(gain.low)} .. {_signed(gain.high)}"
         where = (gain.network or "", gain.widths or "") if has_place else ()
-        rows.append((*where, gain.recipe, gain.term, f"{gain.mean:+.2f}", interval, str(gain.pairs)))
+        rows.append((*where, gain.recipe, gain.term, _signed(gain.mean), interval, str(gain.pairs)))
     return PlainTable(title, columns, tuple(rows))
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # what rounds to nothing is no loss
 
 
 def _line(cells: Iterable[str]) -> str:
