@@ -247,6 +247,23 @@ def test_the_lines_to_load_a_result_cannot_be_led_astray(tmp_path):
     assert lines == ("import clcalib", "from your_network import build", 'model = clcalib.load("it\'s", build())')
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"entry": "net.py:Nets.small"}, ("from net import Nets", "Nets.small()")),
+        ({"entry": "a.b:build", "arguments": {"width": 4}}, ("from a.b import build", "build(**{'width': 4})")),
+        (
+            {"entry": "timm:resnet18.a1_in1k"},
+            ("from clcalib.named_models import build", "build('timm:resnet18.a1_in1k', {}, is_pretrained=False)"),
+        ),
+    ],
+)
+def test_the_lines_to_load_a_result_name_what_built_the_network(tmp_path, model, expected):
+    where = folder(tmp_path / "run", config=config(**model))
+    ((_, lines),) = loading_lines(RunFolder.read(where))
+    assert lines == ("import clcalib", expected[0], f"model = clcalib.load('run', {expected[1]})")
+
+
 @pytest.mark.parametrize("name", ["run.json", "trace.json", "report.json", "config.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1e999}', "[" * 100_000, "\x00\x01", "null"])
 def test_a_damaged_file_is_named(tmp_path, name, content):

@@ -30,7 +30,7 @@ from clcalib.cli import (
     targets,
 )
 from clcalib.cli.completion import with_whole_words
-from clcalib.cli.messages import show_error, shown_warnings
+from clcalib.cli.messages import new_console, show_error, shown_warnings
 from clcalib.errors import (
     ClcalibError,
     FolderInUseError,
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Taken out here, so that it works before and after the command's name.
     is_debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
     given = [argument for argument in given if argument != DEBUG_FLAG]
-    errors = Console(stderr=True, highlight=False)
+    errors = new_console(is_stderr=True)
     # The log of a CI service is no terminal, though typer takes some for one.
     rich_utils.FORCE_TERMINAL = True if os.environ.get("FORCE_COLOR") else None
     try:

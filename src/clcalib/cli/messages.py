@@ -1,4 +1,4 @@
-"""Errors and warnings on stderr: short lines with a coloured first word."""
+"""Where everything is printed; errors and warnings on stderr, short lines with a coloured first word."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from clcalib.errors import ClcalibWarning
+
+
+def new_console(*, is_stderr: bool = False) -> Console:
+    """A console that takes text as it is: names of layers and files may look like markup."""
+    return Console(stderr=is_stderr, highlight=False, markup=False)
 
 
 def show_error(console: Console, message: str) -> None:

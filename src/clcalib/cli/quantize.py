@@ -46,6 +46,7 @@ from clcalib.cli.flags import (
     split_names,
     with_patterns,
 )
+from clcalib.cli.messages import new_console
 from clcalib.cli.progress import observer_for
 from clcalib.cli.results import (
     estimate_json,
@@ -297,8 +298,8 @@ def quantize(
     table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
     table = with_patterns(table, bits, float_)
     parsed = build(RunConfig, _with_any_folder(table) if is_dry else table, source)
-    log = Console(stderr=True, highlight=False)
-    console = log if is_json else Console(highlight=False)
+    log = new_console(is_stderr=True)
+    console = log if is_json else new_console()
     if not quiet:
         log.print(transform_line(parsed.model, parsed.data, parsed.data.calibration), soft_wrap=True)
     if is_dry:
