@@ -9,7 +9,7 @@ import pytest
 from rich.table import Table
 from tests.report.folders import budget, config, deployment, folder, record, target
 
-from clcalib.cli.messages import new_console
+from clcalib.cli.messages import new_console, shown_warnings
 from clcalib.report import tables
 from clcalib.report.comparing import compare_runs
 from clcalib.report.comparison_table import comparison_table, settings_table
@@ -55,3 +55,11 @@ def test_everything_is_printed_in_that_way() -> None:
     folder_of_commands = Path(__file__).parents[2] / "src" / "clcalib" / "cli"
     found = [path.name for path in folder_of_commands.glob("*.py") if " Console(" in path.read_text()]
     assert found == ["messages.py"]
+
+
+def test_a_warning_and_a_live_display_share_a_console() -> None:
+    errors = new_console(is_stderr=True)
+    with shown_warnings(errors):
+        assert new_console(is_stderr=True) is errors
+        assert new_console() is not errors
+    assert new_console(is_stderr=True) is not errors

@@ -59,7 +59,7 @@ def _look() -> dict[str, Any]:
 def _show(found: dict[str, Any], console: Console) -> None:
     known, processor, room = found["versions"], found["processor"], found["room"]
     features = ", ".join(processor["features"]) or "none of those that matter"
-    cores = f"{processor['usable_cores']} of {processor['cores']} cores usable, {processor['threads']} threads used"
+    cores = f"{processor['usable_cores']} of {processor['cores']} cores usable, threads used: {processor['threads']}"
     free = [
         f"{short(room[key])}B {what}"
         for key, what in (("disk_free", "free on this disk"), ("memory_available", "of memory available"))

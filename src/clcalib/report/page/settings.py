@@ -185,7 +185,10 @@ def _stages(seconds: Mapping[str, float]) -> Markup | None:
 def _guard(record: RunRecord) -> str:
     if record.guard_tolerance is None:
         return "off"
-    return f"units go back to nearest rounding where their error is more than {100 * record.guard_tolerance:g} % larger"
+    larger = (
+        f"more than {100 * record.guard_tolerance:g} % larger" if record.guard_tolerance else "larger with the result"
+    )
+    return f"units go back to nearest rounding where their error is {larger}"
 
 
 def _flat(config: Mapping[str, Mapping[str, object]]) -> list[tuple[str, str]]:
