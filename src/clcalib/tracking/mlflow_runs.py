@@ -165,7 +165,6 @@ class MlflowRun:
 
     def _interrupted(self, experiment: str) -> Any:
         """The newest run of the key."""
-
         order = ["attributes.start_time DESC"]
         found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{self._key}'", max_results=1, order_by=order)
         return self._client.get_run(found[0].info.run_id) if found else None
