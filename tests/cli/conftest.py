@@ -42,8 +42,11 @@ def weights(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with all of it, which is the current one; narrow, as a terminal is."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported_once: None) -> Path:
+    """The folder with all of it, which is the current one; narrow, as a terminal is.
+
+    The network is exported once for all tests of a process.
+    """
     generator = torch.Generator().manual_seed(0)
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "run.toml").write_text(TOML)

@@ -67,3 +67,14 @@ def test_targets_are_all_there(capsys: Capture) -> None:
     found, told = document(capsys, "targets", "--json")
     assert [row["name"] for row in found] == list(TARGETS)
     assert told == ""
+
+
+def test_files_that_are_written_are_told(workplace: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--recipe", "nearest", "--out", "out", "--quiet"]) == 0
+    capsys.readouterr()
+    found, _ = document(capsys, "report", "out", "--out", "page.html", "--json")
+    assert found == {"page": "page.html", "bytes": Path("page.html").stat().st_size}
+    pytest.importorskip("onnx")
+    found, _ = document(capsys, "export", "out", "--out", "model.onnx", "--json")
+    assert (found["target"], found["file"]) == ("paper", "model.onnx")
+    assert found["file_bytes"] == Path("model.onnx").stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
@@ -107,6 +108,33 @@ def test_a_pipe_hears_of_a_long_unit_every_few_seconds(clock: list[float]) -> No
     assert told[1] == "so far the same class as the float network for 95.3% of the images looked at"
     assert told[2].startswith("unit 2 of 4  layer2  correcting inputs, 64 of 64 images  run 25%")
     assert len(told) == 3
+
+
+def test_a_pipe_hears_of_a_long_stage_too(clock: list[float]) -> None:
+    log = console(width=200)
+    observer = PlainObserver(console(), log, clock=lambda: clock[0])
+    observer.stage("measures")
+    for _ in range(25):
+        clock[0] += 1.0
+        observer.look()
+    observer.stage("report")
+    observer.unit_started(0, 4, "layer1", "block", 1000)
+    for _ in range(11):
+        clock[0] += 1.0
+        observer.look()
+    assert text_of(log).splitlines() == [
+        "measures ...",
+        "measures ...  10 s so far",
+        "measures ...  20 s so far",
+        "report ...",
+        "unit 1 of 4  layer1  step 0 of 1000  run 0%",
+    ]
+
+
+def test_the_watch_ends_with_the_run() -> None:
+    with observer_for(console(), console()):
+        assert any(thread.name == "progress" for thread in threading.enumerate())
+    assert not any(thread.name == "progress" for thread in threading.enumerate())
 
 
 def test_a_terminal_is_shown_how_good_the_network_is_so_far() -> None:

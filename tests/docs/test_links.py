@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import unicodedata
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ from clcalib.cli.app import app
 from tests.docs.blocks import DOCS, FENCE, ROOT, blocks, name_of
 
 LINK = re.compile(r"(?<!\\)!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+ADDRESS = re.compile(r"""\bhttps?://[^\s<>()\[\]"'`|]+""")
+# All addresses outside of the project that its pages send a reader to.  Whether they still answer is looked at before a
+# release (RELEASING.md), and not by a test, which would need a network.
+ELSEWHERE = {
+    "https://github.com/mozilla/diversity",
+    "https://keepachangelog.com/en/1.1.0/",
+    "https://semver.org/",
+    "https://www.contributor-covenant.org",
+    "https://www.contributor-covenant.org/faq",
+    "https://www.contributor-covenant.org/translations",
+    "https://www.contributor-covenant.org/version/2/1/code_of_conduct.html",
+}
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the pages are not part of this copy")
 # Pages that the site makes when it is built (docs/site/hooks.py).
@@ -55,6 +68,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         elif anchor and anchor not in anchors(target):
             problems.append(f"{link}: no such heading")
     assert not problems
+
+
+def test_links_out_of_the_project_are_known_and_well_formed() -> None:
+    texts = [FENCE.sub("", page.read_text()) for page in markdown_files()]
+    found = {address.rstrip(".,;:") for text in texts for address in ADDRESS.findall(text)}
+    assert {address for address in found if "//localhost" not in address} == ELSEWHERE
+    for address in ELSEWHERE:
+        parts = urllib.parse.urlsplit(address)
+        assert parts.scheme == "https", address
+        assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc), address
 
 
 def shown_commands() -> list[tuple[str, str]]:

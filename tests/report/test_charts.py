@@ -33,6 +33,12 @@ def test_every_value_has_a_place_and_order_is_kept(values, is_log, has_zero):
     assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize(("low", "high"), [(58.7, 64.9), (-1.0, 1.0), (0.93, 1.07), (0.0, 3.0)])
+def test_a_narrow_axis_has_two_ticks(low, high, count):
+    assert 2 <= len(Scale(low, high, 0.0, 100.0).ticks(count)) <= count + 4
+
+
 def test_a_scale_begins_at_zero_where_it_should():
     assert Scale.around([3, 7], 0, 1, has_zero=True).low == 0
     assert Scale.around([90.1, 91.2], 0, 1).low > 85

@@ -30,6 +30,7 @@ from clcalib.errors import ArgumentError, ClcalibError
 from clcalib.report.page.render import write_report
 from clcalib.report.page.settings import loading_lines
 from clcalib.report.page.sources import RunFolder
+from clcalib.report.page.units import unit_view
 from clcalib.report.record import DetectionRecord
 
 STYLE = (Path(clcalib.report.page.__file__).parent / "templates" / "style.css").read_text()
@@ -245,6 +246,32 @@ def test_the_lines_to_load_a_result_cannot_be_led_astray(tmp_path):
     where = folder(tmp_path / "it's", config=config(entry=entry))
     ((_, lines),) = loading_lines(RunFolder.read(where))
     assert lines == ("import clcalib", "from your_network import build", 'model = clcalib.load("it\'s", build())')
+
+
+def test_the_units_that_suffer_most_are_named(tmp_path):
+    names = tuple(f"unit{at}" for at in range(12))  # with 20 - at % 7 dB
+    found = page(tmp_path, record=record(names))
+    assert "The least signal to noise [dB]: unit6 14.0, unit5 15.0" in found.texts["units"]
+    assert unit_view(RunFolder.read(tmp_path / "run")).worst == (
+        ("unit6", "14.0"), ("unit5", "15.0"), ("unit4", "16.0"), ("unit11", "16.0"), ("unit3", "17.0"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"entry": "net.py:Nets.small"}, ("from net import Nets", "Nets.small()")),
+        ({"entry": "a.b:build", "arguments": {"width": 4}}, ("from a.b import build", "build(**{'width': 4})")),
+        (
+            {"entry": "timm:resnet18.a1_in1k"},
+            ("from clcalib.named_models import build", "build('timm:resnet18.a1_in1k', {}, is_pretrained=False)"),
+        ),
+    ],
+)
+def test_the_lines_to_load_a_result_name_what_built_the_network(tmp_path, model, expected):
+    where = folder(tmp_path / "run", config=config(**model))
+    ((_, lines),) = loading_lines(RunFolder.read(where))
+    assert lines == ("import clcalib", expected[0], f"model = clcalib.load('run', {expected[1]})")
 
 
 @pytest.mark.parametrize("name", ["run.json", "trace.json", "report.json", "config.json"])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clcalib.quant.policy import Bits, build_policy
-from clcalib.report.record import BeforeAfter, LayerRecord, OnImages, RunRecord, UnitRecord
+from clcalib.report.record import BeforeAfter, LayerRecord, OnImages, RunRecord, SignalToNoise, UnitRecord
 from clcalib.report.tables import accuracy_table, bits_name, duration, percent, policy_table, summary_table, unit_table
 
 
@@ -101,9 +101,23 @@ def test_the_summary_without_labels_has_dashes() -> None:
 def test_no_number_of_the_unit_table_is_cut_on_80_columns() -> None:
     long_name = "features.stage3.blocks.12.inverted_residual"
     text = shown(unit_table(record(units=(unit("layer1.0"), unit(long_name)))))
-    assert text.count("1.23e+03 -> 0.000123") == 4
-    assert text.count("-0.50 -> 4.75") == 2
+    assert (text.count("1.23e+03"), text.count("0.000123"), text.count("-0.50")) == (4, 4, 2)
     assert "…" not in text
+
+
+def test_names_and_pairs_of_a_usual_run_stay_in_one_piece_on_80_columns() -> None:
+    own = OnImages(calibration=BeforeAfter(before=0.188, after=0.155), held_out=BeforeAfter(before=0.179, after=0.145))
+    bound = OnImages(calibration=BeforeAfter(before=0.7, after=0.7))
+    whole = unit("layer1.0").model_copy(
+        update={
+            "reconstruction_error": own, "mutual_information_bound": bound, "mutual_information_gap":
+            BeforeAfter(before=0.17, after=0.17), "sqnr_db": SignalToNoise(calibration=22.4),
+        }
+    )  # fmt: skip
+    (line,) = (line for line in shown(unit_table(record(units=(whole,)))).splitlines() if "layer1.0" in line)
+    assert [cell.strip() for cell in line.split("│")] == [
+        "layer1.0", "0.188 -> 0.155", "0.179 -> 0.145", "0.70 -> 0.70", "+0.17", "22.4",
+    ]  # fmt: skip
 
 
 def test_a_name_that_looks_like_markup_is_shown_as_it_is() -> None:

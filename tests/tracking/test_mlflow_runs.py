@@ -98,14 +98,16 @@ def test_the_result_is_the_same_without_a_tracker(tracked):
 
 
 def test_an_interrupted_run_goes_on_as_the_same_run(place, read):
-    tracker = clcalib.tracking.mlflow(place, name="stopped", settings={"run.seed": 1})
+    tracker = clcalib.tracking.mlflow(place, name="stopped", key="it's", settings={"run.seed": 1})
     tracker.unit_started(0, 2, "a", "layer", 9)
     for step in range(3):
         tracker.step(step, {"Lp": float(step)})
     tracker.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     client, run = read("stopped")
     assert run.info.status == "KILLED"
-    with clcalib.tracking.mlflow(place, name="stopped", settings={"run.seed": 2}, is_resumed=True) as tracker:
+    with clcalib.tracking.mlflow(
+        place, name="stopped", key="it's", settings={"run.seed": 2}, is_resumed=True
+    ) as tracker:
         assert read("stopped")[1].info.status == "RUNNING"
         tracker.unit_started(0, 2, "a", "layer", 9)
         for step in range(1, 5):

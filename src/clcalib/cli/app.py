@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from typer import rich_utils
 
 import clcalib
@@ -31,7 +30,7 @@ from clcalib.cli import (
 )
 from clcalib.cli.codes import DEBUG_FLAG, DEBUG_VARIABLE, INTERRUPTED, NOTHING_WRITTEN, OK, outcome
 from clcalib.cli.completion import with_whole_words
-from clcalib.cli.messages import show_error, shown_warnings
+from clcalib.cli.messages import new_console, show_error, shown_warnings
 
 EXAMPLES = (
     "[bold]A first run[/bold]: what is here, what a network is made of, a file of settings, the run\n\n"
@@ -112,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Taken out here, so that it works before and after the command's name.
     is_debug = DEBUG_FLAG in given or bool(os.environ.get(DEBUG_VARIABLE))
     given = [argument for argument in given if argument != DEBUG_FLAG]
-    errors = Console(stderr=True, highlight=False)
+    errors = new_console(is_stderr=True)
     # The log of a CI service is no terminal, though typer takes some for one.
     rich_utils.FORCE_TERMINAL = True if os.environ.get("FORCE_COLOR") else None
     try:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from clcalib.cli import completion
 from clcalib.cli.flags import RUNTIME_HELP, split_shape
+from clcalib.cli.messages import new_console
 from clcalib.export.runtimes.bench import ROUNDS, bench
 from clcalib.export.runtimes.layers import LayerCounts
 from clcalib.report.runtime_tables import float_table, kernels_text, size_table, speed_table
@@ -55,7 +55,7 @@ def bench_command(
     The last table names what the runtime computes in float all the same, and
     what to change in the model: quantized weights alone make nothing faster.
     """
-    log = Console(stderr=True, highlight=False)
+    log = new_console(is_stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn())
     with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as progress:
         task = progress.add_task("loading", total=None)
@@ -73,7 +73,7 @@ def bench_command(
         counts = dataclasses.asdict(LayerCounts.of(result.layers))
         sys.stdout.write(json.dumps({**dataclasses.asdict(result), "counts": counts}, indent=1) + "\n")
         return
-    console = Console(highlight=False)
+    console = new_console()
     console.print(speed_table(result))
     console.print()
     console.print(size_table(result))

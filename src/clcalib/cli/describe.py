@@ -32,6 +32,7 @@ from clcalib.cli.flags import (
     split_shape,
     with_patterns,
 )
+from clcalib.cli.messages import new_console
 from clcalib.cli.results import show_json
 from clcalib.config import build
 from clcalib.config_sections import ModelConfig
@@ -116,9 +117,9 @@ def describe(
     widths = Widths(chain, section.bits(), section.setting, section.layer_overrides(), section.edge_bits())
     policy = widths.policy(own)
     rows, parts = describe_chain(chain), float_parts(chain, float_reasons(policy))
-    log = Console(stderr=True, highlight=False)
+    log = new_console(is_stderr=True)
     _tell_origin(parsed, size, log)
-    console = log if is_json else Console(highlight=False)
+    console = log if is_json else new_console()
     if is_json:
         show_json({"image_shape": size, "units": rows, "policy": layer_records(policy), "float_parts": parts})
     else:

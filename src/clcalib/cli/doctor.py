@@ -13,6 +13,7 @@ from rich.text import Text
 from clcalib.cli import findings
 from clcalib.cli.findings import Check, Package
 from clcalib.cli.flags import JsonOption
+from clcalib.cli.messages import new_console
 from clcalib.cli.results import show_json
 from clcalib.quant.targets import TARGETS
 from clcalib.report.tables import new_table, short
@@ -27,12 +28,12 @@ def doctor(*, is_json: JsonOption = False) -> None:
     A tiny network is quantized to see that the base works; the exit code is
     0 where it does, whatever optional packages are missing or broken.
     """
-    with Console(stderr=True, highlight=False).status("looking at this machine ..."):
+    with new_console(is_stderr=True).status("looking at this machine ..."):
         found = _look()
     if is_json:
         show_json(found)
     else:
-        _show(found, Console(highlight=False))
+        _show(found, new_console())
     if not found["base"].is_well:
         raise typer.Exit(_BROKEN)
 
@@ -58,7 +59,7 @@ def _look() -> dict[str, Any]:
 def _show(found: dict[str, Any], console: Console) -> None:
     known, processor, room = found["versions"], found["processor"], found["room"]
     features = ", ".join(processor["features"]) or "none of those that matter"
-    cores = f"{processor['usable_cores']} of {processor['cores']} cores usable, {processor['threads']} threads used"
+    cores = f"{processor['usable_cores']} of {processor['cores']} cores usable, threads used: {processor['threads']}"
     free = [
         f"{short(room[key])}B {what}"
         for key, what in (("disk_free", "free on this disk"), ("memory_available", "of memory available"))

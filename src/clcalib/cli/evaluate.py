@@ -25,6 +25,7 @@ from clcalib.cli.flags import (
     given,
     model_flags,
 )
+from clcalib.cli.messages import new_console
 from clcalib.cli.results import plain, show_json, transform_line
 from clcalib.cli.side_by_side import config_beside, float_logits, images_of, is_onnx_file, side_by_side
 from clcalib.config import build
@@ -101,7 +102,7 @@ def evaluate(
     here = Path.cwd()
     assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
     given_here = [*assigned, with_absolute_paths(given(flags), here)]
-    console = Console(highlight=False)
+    console = new_console()
     if runtime is not None and not any(is_onnx_file(path) for path in models):
         raise ArgumentError("--runtime", "an ONNX file that it is to run", f"the folder {models[0]}", "leave it out")
     if len(models) > 1:
@@ -139,7 +140,7 @@ def evaluate(
 
 
 def _tell_images(config: EvaluationConfig | OnnxEvaluationConfig) -> None:
-    log = Console(stderr=True, highlight=False)
+    log = new_console(is_stderr=True)
     log.print(transform_line(config.model, config.data, config.data.evaluation), soft_wrap=True)
 
 

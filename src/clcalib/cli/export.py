@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from clcalib.cli.flags import (
     EvaluationOption,
+    JsonOption,
     ModelOption,
     PretrainedOption,
     SetOption,
@@ -18,6 +18,8 @@ from clcalib.cli.flags import (
     given,
     model_flags,
 )
+from clcalib.cli.messages import new_console
+from clcalib.cli.results import show_json
 from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig
 from clcalib.config_sources import over_saved, parse_assignment, saved_config, with_absolute_paths
@@ -53,6 +55,7 @@ def export_command(
     settings: SetOption = None,
     threads: ThreadsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")] = False,
+    is_json: JsonOption = False,
 ) -> None:
     """Write the result of a run as a file for its target, and check it in the target's runtime.
 
@@ -79,4 +82,7 @@ def export_command(
     assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
     table = over_saved(saved_config(folder), folder, *assigned, with_absolute_paths(given(flags), here))
     record = export(folder, build(EvaluationConfig, table, str(folder)), path, float_)
-    Console(highlight=False).print(deployment_table(record))
+    if is_json:
+        show_json(record)
+    else:
+        new_console().print(deployment_table(record))

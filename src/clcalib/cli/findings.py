@@ -56,6 +56,12 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "executorch": ("executorch", "target executorch"),
     "scipy": ("mixed", "--size-budget and --cost-budget"),
     "datasets": ("datasets", "images of hf:NAME"),
+    "tensorboard": ("tensorboard", "--tensorboard"),
+    "mlflow": ("mlflow", "--mlflow"),
+    "sqlalchemy": ("sweep", "sweep, leaderboard"),
+    "alembic": ("sweep", "sweep, leaderboard"),
+    "psycopg": ("postgresql", "sweeps in a PostgreSQL database"),
+    "ray": ("ray", "sweep --on ray"),
 }
 # What each target is written and run by; all of it has to be there.
 NEEDED = {
@@ -253,8 +259,9 @@ def _version(name: str) -> str | None:
         if importlib.util.find_spec(name) is None:
             return None
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+    except importlib.metadata.PackageNotFoundError:  # what brings it has another name, as mlflow-skinny
+        makers = importlib.metadata.packages_distributions().get(name, [])
+        return importlib.metadata.version(makers[0]) if makers else "of unknown version"
     except (ImportError, ValueError, AttributeError) as error:
         return f"of unknown version ({_one_line(error)})"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from clcalib.cli import completion
 from clcalib.cli.flags import EvaluationOption, PretrainedOption, WeightsOption, model_flags
+from clcalib.cli.messages import new_console
 from clcalib.cli.starter import starter
 from clcalib.config import build
 from clcalib.config_sections import ModelConfig
@@ -74,8 +74,8 @@ def init(
         values["model"]["entry"] = f"{_path(file, 'model', out)}:{name}"
     write_atomically(out, starter(values, _notes(model, own, values), out.name).encode())
     build(ModelConfig, {"model": read_toml(out)["model"]}, str(out))
-    log = Console(stderr=True, highlight=False)
-    Console(highlight=False).print(Text(str(out)), soft_wrap=True)
+    log = new_console(is_stderr=True)
+    new_console().print(Text(str(out)), soft_wrap=True)
     if images is None:
         log.print(Text(f"next: put the path of your images into {out}, as data.calibration"), soft_wrap=True)
     log.print(Text(f"next: clcalib quantize {out} --dry-run, then clcalib quantize {out}"), soft_wrap=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clcalib.cli.messages import new_console
 from clcalib.errors import ArgumentError
 from clcalib.files import write_atomically
 from clcalib.report.tables import new_table
@@ -68,7 +68,7 @@ def leaderboard_command(
         sys.stdout.write(text)
     else:
         write_atomically(out, text.encode())
-        Console(stderr=True, highlight=False).print(Text(str(out)), soft_wrap=True)
+        new_console(is_stderr=True).print(Text(str(out)), soft_wrap=True)
 
 
 def _address(database: str) -> str:
@@ -78,7 +78,7 @@ def _address(database: str) -> str:
 
 
 def _print(board: Leaderboard) -> None:
-    console = Console(highlight=False)
+    console = new_console()
     for table in narrow_tables_of(board):
         console.print(_rich(table))
         console.print()

@@ -1,16 +1,29 @@
-"""Errors and warnings on stderr: short lines with a coloured first word."""
+"""Where everything is printed; errors and warnings on stderr, short lines with a coloured first word."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from clcalib.errors import ClcalibWarning
+
+# The console of warnings, which is to be that of a live display too: two would write into each other's lines.
+_ERRORS: ContextVar[Console | None] = ContextVar("errors", default=None)
+
+
+def new_console(*, is_stderr: bool = False) -> Console:
+    """A console that takes text as it is: names of layers and files may look like markup.
+
+    On stderr, inside of ``shown_warnings``, it is the console of the warnings.
+    """
+    errors = _ERRORS.get() if is_stderr else None
+    return errors or Console(stderr=is_stderr, highlight=False, markup=False)
 
 
 def show_error(console: Console, message: str) -> None:
@@ -45,7 +58,11 @@ def shown_warnings(console: Console, *, is_debug: bool = False) -> Iterator[None
         warnings.simplefilter("always" if is_debug else "ignore")
         warnings.simplefilter("always", ClcalibWarning)
         warnings.showwarning = show
-        yield
+        before = _ERRORS.set(console)
+        try:
+            yield
+        finally:
+            _ERRORS.reset(before)
 
 
 def _show(console: Console, label: str, style: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -18,7 +19,8 @@ from clcalib.report.tables import duration, policy_table
 
 _REFRESHES_PER_SECOND = 4
 _BAR_WIDTH = 30
-SECONDS_OF_SILENCE = 10.0  # at most, while a unit is optimised, where lines are printed
+SECONDS_OF_SILENCE = 10.0  # at most, where lines are printed
+_SECONDS_OF_A_LOOK = 1.0  # how often it is looked whether it is that long
 
 
 class RunProgress:
@@ -87,26 +89,38 @@ class RunProgress:
 
 
 class PlainObserver:
-    """One line for each stage and each unit, and one every few seconds within a unit; for files and pipes."""
+    """One line for each stage and each unit, and one every few seconds within them; for files and pipes.
+
+    A stage without steps tells nobody how far it is: inside the ``with`` block, a thread of its own says that it goes
+    on.
+    """
 
     def __init__(self, out: Console, log: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = out
         self.log = log
         self.clock = clock
         self.progress = RunProgress(clock)
-        self._spoke = clock()
+        self._stage = ""
+        self._stage_start = self._spoke = clock()
+        self._ended = threading.Event()
+        self._watch: threading.Thread | None = None
 
     def __enter__(self) -> PlainObserver:
+        self._watch = threading.Thread(target=self._keep_watch, name="progress", daemon=True)
+        self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is left to put away."""
+        """End the watch."""
+        self._ended.set()
+        if self._watch is not None:
+            self._watch.join()
 
     def stage(self, name: str) -> None:
         """Print the stage."""
-        self.progress = RunProgress(self.clock)
+        self._begin(name)
         self._say(Text(f"{name} ..."))
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
@@ -142,9 +156,30 @@ class PlainObserver:
         self.progress.agreement = share
         self._say(Text(_agreement(share)))
 
+    def look(self) -> None:
+        """Print a line where there was none for some time."""
+        self._break_silence()
+
+    def _keep_watch(self) -> None:
+        while not self._ended.wait(_SECONDS_OF_A_LOOK):
+            self.look()
+
+    def _begin(self, stage: str) -> None:
+        self.progress = RunProgress(self.clock)
+        self._stage, self._stage_start = stage, self.clock()
+
     def _break_silence(self) -> None:
-        if self.clock() - self._spoke >= SECONDS_OF_SILENCE:
+        if self.clock() - self._spoke < SECONDS_OF_SILENCE:
+            return
+        if self.progress.count:
             self._say(Text(_step_line(self.progress)))
+        elif self._stage:
+            self._say(Text(self._stage_line()))
+
+    def _stage_line(self) -> str:
+        """The stage, and how long it has been going on where that is worth a word."""
+        seconds = self.clock() - self._stage_start
+        return f"{self._stage} ..." + (f"  {duration(seconds)} so far" if seconds >= 1.0 else "")
 
     def _say(self, line: Text) -> None:
         self.log.print(line, soft_wrap=True)
@@ -156,7 +191,6 @@ class LiveObserver(PlainObserver):
 
     def __init__(self, out: Console, log: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(out, log, clock)
-        self._stage = ""
         self._live = Live(
             console=log, get_renderable=self._render, refresh_per_second=_REFRESHES_PER_SECOND, transient=True
         )
@@ -173,8 +207,7 @@ class LiveObserver(PlainObserver):
 
     def stage(self, name: str) -> None:
         """Show the stage in the display instead of on a line of its own."""
-        self._stage = name
-        self.progress = RunProgress(self.clock)
+        self._begin(name)
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
         """Print the policy table above the display."""
@@ -198,7 +231,7 @@ class LiveObserver(PlainObserver):
     def _render(self) -> RenderableType:
         progress = self.progress
         if progress.count == 0:
-            return Text(f"{self._stage} ...", style="cyan")
+            return Text(self._stage_line(), style="cyan")
         grid = Table.grid(padding=(0, 1))
         grid.add_column(no_wrap=True)
         grid.add_column(width=_BAR_WIDTH)

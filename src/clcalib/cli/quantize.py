@@ -51,6 +51,7 @@ from clcalib.cli.flags import (
     split_names,
     with_patterns,
 )
+from clcalib.cli.messages import new_console
 from clcalib.cli.progress import observer_for
 from clcalib.cli.results import (
     estimate_json,
@@ -321,8 +322,8 @@ def quantize(
     parsed = build(RunConfig, _with_any_folder(table) if is_without_output else table, source)
     if place is not None:
         check_team(parsed, place)
-    log = Console(stderr=True, highlight=False)
-    console = log if is_json else Console(highlight=False)
+    log = new_console(is_stderr=True)
+    console = log if is_json else new_console()
     if not quiet:
         log.print(transform_line(parsed.model, parsed.data, parsed.data.calibration), soft_wrap=True)
     if is_dry:

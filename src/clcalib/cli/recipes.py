@@ -15,6 +15,7 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes import RECIPES
 from clcalib.cli import completion
 from clcalib.cli.flags import JsonOption
+from clcalib.cli.messages import new_console
 from clcalib.cli.recipe_facts import (
     ADDITIONS,
     Option,
@@ -55,7 +56,7 @@ def recipes(
     The options of a recipe are the keys of the section recipe in a TOML, or
     --set recipe.KEY=VALUE.
     """
-    console = Console(highlight=False)
+    console = new_console()
     if name is None:
         found = [facts_of(each) for each in RECIPES]
         if is_json:
@@ -144,7 +145,7 @@ def _show_one(facts: RecipeFacts, console: Console) -> None:
 
 
 def _options_table(section: str, options: list[Option]) -> Table:
-    table = new_table(f"Options: keys of \\[{section}] in a TOML, or --set {section}.KEY=VALUE")
+    table = new_table(f"Options: keys of [{section}] in a TOML, or --set {section}.KEY=VALUE")
     table.add_column("key", style="bold", no_wrap=True)
     table.add_column("default", no_wrap=True)
     table.add_column("what it is")

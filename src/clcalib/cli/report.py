@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from clcalib.cli.flags import EvaluationOption, ModelOption, SetOption, ThreadsOption, WeightsOption, given
+from clcalib.cli.flags import EvaluationOption, JsonOption, ModelOption, SetOption, ThreadsOption, WeightsOption, given
+from clcalib.cli.messages import new_console
+from clcalib.cli.results import show_json
 from clcalib.config import build
 from clcalib.config_sections import EvaluationConfig
 from clcalib.config_sources import over_saved, parse_assignment, saved_config, with_absolute_paths
@@ -43,6 +44,7 @@ def report_command(
     evaluation: EvaluationOption = None,
     settings: SetOption = None,
     threads: ThreadsOption = None,
+    is_json: JsonOption = False,
 ) -> None:
     """Write one HTML page about a run, to be read, shown and kept.
 
@@ -77,4 +79,8 @@ def report_command(
         got = "--model, --weights or --set alone"
         raise ArgumentError("--gather", "it beside them, or --evaluation", got, "the page is made of files without it")
     path = write_report(folder, out)
-    Console(highlight=False).print(Text(f"{path}  {short(path.stat().st_size)}B"), soft_wrap=True)
+    size = path.stat().st_size
+    if is_json:
+        show_json({"page": path, "bytes": size})
+    else:
+        new_console().print(Text(f"{path}  {short(size)}B"), soft_wrap=True)

@@ -12,9 +12,9 @@ from signal import SIGINT
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from clcalib.cli.messages import new_console
 from clcalib.cli.sweep_progress import JsonWatcher, PlainWatcher, watcher_for
 from clcalib.config_sources import parse_assignment, with_absolute_paths
 from clcalib.durable.stop import Request, stopping_politely
@@ -102,7 +102,7 @@ def _run(plan: Plan, on: Pool, workers: int, ray_address: str | None, *, is_json
     if on == "ray" and store.is_file and ray_address not in (None, "auto"):
         remedy = "a file is not seen by other machines; give --database postgresql://user@host/name"
         raise ArgumentError("--database", "a PostgreSQL server beside --ray-address", plan.database, remedy)
-    request, log = Request(), Console(stderr=True, highlight=False)
+    request, log = Request(), new_console(is_stderr=True)
     try:
         executor = _executor(on, workers, ray_address, plan)  # first, for Ray sets a handler of SIGTERM, too
         watcher: JsonWatcher | PlainWatcher = JsonWatcher(sys.stdout) if is_json else watcher_for(log)
@@ -154,7 +154,7 @@ def _show_plan(plan: Plan, *, is_json: bool) -> None:
         for entry, state in rows:
             sys.stdout.write(json.dumps({"label": entry.label, "key": entry.key, "state": state}) + "\n")
         return
-    console = Console(highlight=False)
+    console = new_console()
     table = new_table(f"{len(rows)} runs")
     table.add_column("run", style="bold", overflow="fold")
     table.add_column("key", no_wrap=True)
@@ -192,7 +192,7 @@ def _tell(summary: Summary, plan: Plan, *, is_json: bool) -> None:
         values: dict[str, Any] = {"event": "end", **summary.counts, "failures": summary.failures}
         sys.stdout.write(json.dumps({**values, "database": _hidden(plan.database)}) + "\n")
     else:
-        console = Console(highlight=False)
+        console = new_console()
         done = summary.counts["done"]
         console.print(Text(f"{done} of {len(plan.entries)} runs are done: {_hidden(plan.database)}"), soft_wrap=True)
         place = plan.section.out if plan.database.startswith(str(plan.section.out)) else _hidden(plan.database)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clcalib.cli.flags import JsonOption
+from clcalib.cli.messages import new_console
 from clcalib.cli.results import show_json
 from clcalib.quant.targets import TARGETS, Target
 from clcalib.report.tables import new_table
@@ -32,7 +32,7 @@ def targets(*, is_json: JsonOption = False) -> None:
     if is_json:
         show_json([_facts(target) for target in TARGETS.values()])
         return
-    console = Console(highlight=False)
+    console = new_console()
     console.print(_table(list(TARGETS.values())))
     for target in TARGETS.values():
         for note in target.notes:

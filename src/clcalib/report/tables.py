@@ -73,17 +73,20 @@ def description_table(rows: Sequence[UnitRow]) -> Table:
 
 
 def unit_table(record: RunRecord) -> Table:
-    """Reconstruction error and mutual-information bound per unit, with nearest rounding and after optimisation."""
+    """Reconstruction error and mutual-information bound per unit, with nearest rounding and after optimisation.
+
+    Where it is too wide, pairs of numbers take two lines before a name is folded.
+    """
     has_bound = any(unit.mutual_information_bound is not None for unit in record.units)
     has_gap = any(unit.mutual_information_gap is not None for unit in record.units)
     has_held_out = any(unit.reconstruction_error.held_out is not None for unit in record.units)
     table = new_table("Units: before (nearest rounding) and after")
     table.add_column("unit", overflow="fold", style="bold")
-    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("error", justify="right")
     if has_held_out:
-        table.add_column("held-out error", justify="right", no_wrap=True)
+        table.add_column("held-out error", justify="right")
     if has_bound:
-        table.add_column(Text("MI bound [nat]"), justify="right", no_wrap=True)
+        table.add_column(Text("MI bound [nat]"), justify="right")
     if has_gap:
         table.add_column("gap", justify="right", no_wrap=True)
     table.add_column(Text("SQNR [dB]"), justify="right", no_wrap=True)

@@ -105,7 +105,8 @@ class MlflowRun:
         self, address: str, artifacts: str | None, experiment: str, name: str, key: str, *, is_resumed: bool
     ) -> None:
         self._address, self._artifacts = address, artifacts
-        self._experiment, self._name, self._key, self._is_resumed = experiment, name, key, is_resumed
+        # In a search of MLflow an apostrophe ends a text, and there is no way to write one.
+        self._experiment, self._name, self._key, self._is_resumed = experiment, name, key.replace("'", ""), is_resumed
         self._metrics = list[Any]()
         self._flushed = time.monotonic()
 
@@ -164,9 +165,8 @@ class MlflowRun:
 
     def _interrupted(self, experiment: str) -> Any:
         """The newest run of the key."""
-        quoted = self._key.replace("'", "")
         order = ["attributes.start_time DESC"]
-        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{quoted}'", max_results=1, order_by=order)
+        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{self._key}'", max_results=1, order_by=order)
         return self._client.get_run(found[0].info.run_id) if found else None
 
     def _last_step(self, name: str) -> int:

@@ -68,9 +68,12 @@ class Scale:
         """Round numbers within the scale, about as many as asked for."""
         if self.is_log:
             return _log_ticks(self.low, self.high, count)
-        step = _step(self.high - self.low, count)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
+        for more in range(3):  # a round step may have one multiple within, which tells no scale
+            step = _step(self.high - self.low, count + more)
+            first = math.ceil(self.low / step - 1e-9)
+            last = math.floor(self.high / step + 1e-9)
+            if last > first:
+                break
         return [0.0 if number == 0 else number * step for number in range(first, last + 1)]
 
 

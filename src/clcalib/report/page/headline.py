@@ -110,7 +110,10 @@ def _facts(run: RunFolder) -> list[Tile]:
 
 
 def _ratio(floats: int | None, own: int) -> str:
-    return "" if floats is None or own <= 0 else f"{floats / own:.1f} times smaller than {size_text(floats)} in float32"
+    if floats is None or own <= 0:
+        return ""
+    times = f"{floats / own:.1f} times smaller" if floats >= own else f"{own / floats:.1f} times larger"
+    return f"{times} than {size_text(floats)} in float32"
 
 
 def _verdict(record: RunRecord) -> str:

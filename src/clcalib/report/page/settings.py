@@ -16,6 +16,7 @@ from clcalib.report.record import RunRecord
 from clcalib.report.tables import MISSING, duration, percent
 
 _SHOWN_STAGES = 12
+_LIBRARIES = ("torchvision", "timm")  # whose networks go by name, and which have no function of that name
 _LOADERS = {
     "onnxruntime": (
         "import onnxruntime",
@@ -128,19 +129,10 @@ def proof_view(record: DeploymentRecord | None, most_tensors: int = 200) -> Proo
 
 def loading_lines(run: RunFolder) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(what for, the lines) of every way in which the result is loaded."""
-    entry = str(run.setting("model", "entry") or "")
-    place, _, builder = entry.rpartition(":")
-    module = place.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
-    if not all(_is_plain(name) for name in (module, builder)):  # what is copied from a page should not surprise
-        module, builder = "your_network", "build"
-    head = builder.partition(".")[0]
-    arguments = run.setting("model", "arguments")
-    given = f"**{arguments!r}" if isinstance(arguments, Mapping) and arguments else ""
-    call = f"{builder}({given})"
     found: list[tuple[str, tuple[str, ...]]] = [
         (
             "In Python, from the folder above this page; the float network's weights are not needed",
-            ("import clcalib", f"from {module} import {head}", f"model = clcalib.load({run.name!r}, {call})"),
+            ("import clcalib", *_float_lines(run)),
         )
     ]
     deployed = run.record.deployment
@@ -148,6 +140,27 @@ def loading_lines(run: RunFolder) -> tuple[tuple[str, tuple[str, ...]], ...]:
         lines = tuple(line.format(file=repr(deployed.file)) for line in _LOADERS[deployed.target])
         found.append((f"The deployed file, in {deployed.target}", lines))
     return tuple(found)
+
+
+def _float_lines(run: RunFolder) -> tuple[str, str]:
+    """The line that imports what builds the float network, and the one that loads the result into it."""
+    entry = str(run.setting("model", "entry") or "")
+    place, _, builder = entry.rpartition(":")
+    if place in _LIBRARIES and all(letter.isalnum() or letter in "._-" for letter in builder):
+        line = "from clcalib.named_models import build"
+        call = f"build({entry!r}, {_arguments(run)!r}, is_pretrained=False)"
+    else:
+        module = place.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+        if not all(_is_plain(name) for name in (module, builder)):  # what is copied from a page should not surprise
+            module, builder = "your_network", "build"
+        given = f"**{_arguments(run)!r}" if _arguments(run) else ""
+        line, call = f"from {module} import {builder.partition('.')[0]}", f"{builder}({given})"
+    return line, f"model = clcalib.load({run.name!r}, {call})"
+
+
+def _arguments(run: RunFolder) -> dict[str, object]:
+    arguments = run.setting("model", "arguments")
+    return dict(arguments) if isinstance(arguments, Mapping) else {}
 
 
 def _is_plain(dotted: str) -> bool:
@@ -172,7 +185,10 @@ def _stages(seconds: Mapping[str, float]) -> Markup | None:
 def _guard(record: RunRecord) -> str:
     if record.guard_tolerance is None:
         return "off"
-    return f"units go back to nearest rounding where their error is more than {100 * record.guard_tolerance:g} % larger"
+    larger = (
+        f"more than {100 * record.guard_tolerance:g} % larger" if record.guard_tolerance else "larger with the result"
+    )
+    return f"units go back to nearest rounding where their error is {larger}"
 
 
 def _flat(config: Mapping[str, Mapping[str, object]]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from clcalib.report.trace import RunTrace, UnitCurves
 
 MOST_CHARTED = 120
 MOST_CURVES = 60
+MOST_WORST = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,13 @@ class UnitRow:
 
 @dataclasses.dataclass(frozen=True)
 class UnitView:
-    """The table and the chart of the units; ``left_out`` says of what there is no column, and why."""
+    """The table and the chart of the units.
+
+    Attributes:
+        left_out: of what there is no column, and why.
+        put_back: units that went back to nearest rounding.
+        worst: (name, value) of those with the least signal to noise, the worst first; empty where all are soon seen.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[UnitRow, ...]
@@ -42,6 +49,7 @@ class UnitView:
     charted: int
     left_out: tuple[str, ...]
     put_back: tuple[str, ...]
+    worst: tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +87,15 @@ def unit_view(run: RunFolder) -> UnitView:
         charted=len(charted),
         left_out=tuple(_left_out(shown)),
         put_back=tuple(unit.name for unit in units if unit.kept == "nearest" and run.record.steps_per_unit),
+        worst=_worst(units),
     )
+
+
+def _worst(units: Sequence[UnitRecord]) -> tuple[tuple[str, str], ...]:
+    known = [(unit.sqnr_db.calibration, unit.name) for unit in units if unit.sqnr_db.calibration is not None]
+    if len(known) <= 2 * MOST_WORST:
+        return ()
+    return tuple((name, number_text(value)) for value, name in sorted(known, key=lambda row: row[0])[:MOST_WORST])
 
 
 def flipped_by_unit(run: RunFolder) -> dict[str, float]:
