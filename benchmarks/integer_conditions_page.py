@@ -46,8 +46,8 @@ quantizers as extra work. `integer_report` reads what really runs from the graph
   zero points, with which its kernels take longer.
 * **OpenVINO** wants int8 weights without zero points (codes of fewer than 8 bits lose theirs
   [beforehand](decisions/0018-zero-points-of-narrow-weights.md)) and leaves the rest to itself: activations of any kind
-  between a layer and its quantizer, outputs in float. A product of two activations wants int8 without zero points on the
-  right, and no zero points on the left.
+  between a layer and its quantizer, outputs in float. A product of two activations wants int8 without zero points on
+  the right, and no zero points on the left.
 * **On codes**, between QuantizeLinear and DequantizeLinear, Clip, Pad, Flatten and MaxPool are integer in both. So a
   clip of codes is the way to fewer than 8 bits, and to a Relu whose quantizer has a zero point.
 * The scale of an int32 bias has to be input scale x weight scale: ONNX Runtime's Gemm takes it for that, and gives
