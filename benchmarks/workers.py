@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few steps and images, once, to see that it works")
     smoke = parser.parse_args().smoke
     torch.set_num_threads(1)
-    steps, repeats, images = (30, 1, 256) if smoke else (STEPS, REPEATS, STORED_IMAGES)
-    tasks = [{"steps": steps, "contrastive": own, "images": None, "shards": SHARDS} for own in (False, True)]
+    steps, repeats, images, few = (30, 1, 256, 64) if smoke else (STEPS, REPEATS, STORED_IMAGES, None)
+    tasks = [{"steps": steps, "contrastive": own, "images": few, "shards": SHARDS} for own in (False, True)]
     runs = [compared(task, repeats) for task in tasks]
     many = {"steps": 0, "contrastive": False, "images": images, "shards": SHARDS}
     stored = {workers: [row["stored_bytes"] for row in together(many, workers)] for workers in (1, 4)}

@@ -22,11 +22,12 @@ from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
 from clcalib.calibrate.observer import Observer, SilentObserver
+from clcalib.calibrate.pair import Pair
 from clcalib.calibrate.probes import ProbeError, check_finite, stored_error, term_scales, unit_error
 from clcalib.calibrate.recipe import Phase, Recipe
 from clcalib.calibrate.so_far import AgreementSoFar
 from clcalib.calibrate.space import StoreSpace
-from clcalib.calibrate.store import Rows, RowState, as_rows
+from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import Inside, UnitData
@@ -376,23 +377,6 @@ class Walk:
         unit, rest = self.floating.units[index], self.floating.suffix(index, "logits")
         body, position = self.quantized.chain.body(index), unit.outputs.index(unit.target)
         return squared_gradient(body, rest, pair.quantized, targets, position, self.space, layout=pair.layout)
-
-
-@dataclasses.dataclass
-class Pair:
-    """The stores of this worker's images at one cut, behind the quantized and behind the float prefix.
-
-    It moves with the walk: as nothing else refers to the stores, each is freed as soon as the next one takes its place.
-    """
-
-    quantized: RowState
-    floating: RowState
-    layout: Layout
-
-    @classmethod
-    def of(cls, images: Tensor, layout: Layout) -> Pair:
-        rows = (as_rows(images),)
-        return cls(rows, rows, layout)
 
 
 def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:

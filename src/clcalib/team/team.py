@@ -39,6 +39,7 @@ class Exchange(Protocol):
         """The bytes that worker 0 gives, on all workers; the others give None."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Alone:
     """The exchange of a single worker."""
 
