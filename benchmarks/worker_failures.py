@@ -128,7 +128,7 @@ def part_kills(size: float, told: Path, errors: TextIO) -> dict[str, Any]:
 
     Crew.start = remember  # type: ignore[method-assign]
     found = Counter[str]()
-    ranks, slowest, expected = Counter[int](), 0.0, ""
+    ranks, slowest, warm, expected = Counter[int](), 0.0, "", ""
     with workplace(steps=150) as folder:
         while found["kills"] < wanted:
             out, begun = folder / (f"out-{found['runs']}" if expected else "whole"), told.stat().st_size
@@ -142,7 +142,12 @@ def part_kills(size: float, told: Path, errors: TextIO) -> dict[str, Any]:
             killer.over.set()
             killer.join()
             if not expected:
+                if not warm:  # the first one also loads what later ones find loaded
+                    warm = digest_of(out)
+                    shutil.rmtree(out)
+                    continue
                 expected, slowest = digest_of(out), seconds
+                assert warm == expected, "two runs that nothing happened to differ"
                 errors.write(f"the run that nothing happened to: {seconds:.1f} s\n")
                 assert (code, bool(expected)) == (0, True), "the run that nothing happened to failed"
                 continue
@@ -167,7 +172,7 @@ def part_kills(size: float, told: Path, errors: TextIO) -> dict[str, Any]:
 def part_link(size: float, told: Path, errors: TextIO) -> dict[str, Any]:
     """One run over two namespaces, whose link is taken down again and again."""
     wanted, seconds, chance = max(1, round(DOWNS * size)), DOWN_SECONDS * min(1.0, 3 * size), random.Random(0)
-    with workplace(steps=1500) as folder:
+    with workplace(steps=400) as folder:
         one = subprocess.run([*_command("one"), "--workers", "1"], env=_environment(), capture_output=True, text=True)
         assert one.returncode == 0, one.stderr
         expected, clock = digest_of(folder / "one"), time.monotonic()
@@ -180,7 +185,7 @@ def part_link(size: float, told: Path, errors: TextIO) -> dict[str, Any]:
                 end = time.monotonic() + MOST_SECONDS
                 while all(call.poll() is None for call in calls) and time.monotonic() < end:
                     if found["downs"] < wanted and _has_begun(folder / out):
-                        time.sleep(chance.uniform(0.0, 20.0))
+                        time.sleep(chance.uniform(0.0, 3.0))
                         _ip("-n", names[1], "link", "set", "inner", "down")
                         time.sleep(seconds)
                         _ip("-n", names[1], "link", "set", "inner", "up")

@@ -18,7 +18,7 @@ from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.magnitudes import check_magnitudes
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
-from clcalib.calibrate.precision import cache_dtype, convolution_dtype
+from clcalib.calibrate.precision import PRECISIONS, cache_dtype, convolution_dtype
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.shares import check_shards
 from clcalib.calibrate.space import StoreSpace
@@ -252,7 +252,8 @@ def prepare(
     grids = checked_grids(softmax_grid, gelu_grid)
     runtime = target_of(target)
     place = checked_device(device)
-    dtype, stored = convolution_dtype(precision, place), cache_dtype(cache_precision)
+    team = team or Team()
+    dtype, stored = _agreed(convolution_dtype(precision, place), team), cache_dtype(cache_precision)
     budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
@@ -272,7 +273,7 @@ def prepare(
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
     widths = Widths(chain, bits, setting, overrides, first_last_bits, grids)
-    policy, team = widths.policy(runtime), team or Team()
+    policy = widths.policy(runtime)
     layouts = Layout.of(team, len(images)), None if others is None else Layout.of(team, len(others))
     check_shards(recipe.all_phases, *layouts)
     observer.policy(policy)
@@ -303,6 +304,14 @@ def prepare(
         clock=clock,
         team=team,
     )
+
+
+def _agreed(dtype: torch.dtype, team: Team) -> torch.dtype:
+    """Worker 0's type; "auto" is decided by a clock, and so by each worker otherwise."""
+    if team.workers == 1:
+        return dtype
+    name = str(dtype).removeprefix("torch.").encode() if team.rank == 0 else None
+    return PRECISIONS[team.exchange.broadcast(name).decode()] or dtype
 
 
 def _keys(chain: Chain, images: Tensor, team: Team | None = None) -> dict[Need, KeySet]:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from clcalib.calibrate.observer import Observer, Observers, SilentObserver
+from clcalib.calibrate.precision import convolution_dtype
+from clcalib.checks import checked_device
 from clcalib.config import make_recipe
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
 from clcalib.config_sources import CONFIG_FILE
@@ -74,10 +76,10 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, team
     check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)
     with occupied(out), limited_threads(config.run.threads):
         check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)  # another run may have ended meanwhile
-        with kept(out, _pinned(config), is_resumed=is_resumed), _trackers(config) as trackers:
+        with kept(out, pinned(config), is_resumed=is_resumed), _trackers(config) as trackers:
             result = _run(config, target, Observers(observer, *trackers), team)
             for tracker in trackers:
-                tracker.finish(result.record, result.trace, {CONFIG_FILE: _pinned(config).model_dump_json(indent=2)})
+                tracker.finish(result.record, result.trace, {CONFIG_FILE: pinned(config).model_dump_json(indent=2)})
             return result.record
 
 
@@ -139,10 +141,13 @@ def _trackers(config: RunConfig) -> AbstractContextManager[tuple[Tracker, ...]]:
     return trackers(out, **config.tracking.model_dump(), settings=settings, is_resumed=has_unfinished(out))
 
 
-def _pinned(config: RunConfig) -> RunConfig:
-    """The same with the number of threads that it has now, since sums differ by it."""
-    section = config.run.model_copy(update={"threads": torch.get_num_threads()})
-    return config.model_copy(update={"run": section})
+def pinned(config: RunConfig) -> RunConfig:
+    """The same with the number of threads that it has now, since sums differ by it, and a precision that is no more
+    decided by a clock, which might decide otherwise when the run goes on.
+    """
+    dtype = convolution_dtype(config.run.precision, checked_device(config.run.device))
+    own = {"threads": torch.get_num_threads(), "precision": str(dtype).removeprefix("torch.")}
+    return config.model_copy(update={"run": config.run.model_copy(update=own)})
 
 
 def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path | None = None) -> DeploymentRecord:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import clcalib
 from clcalib.cli.app import main
 from clcalib.durable.lock import folder_lock
 from clcalib.team.crew import Crew
@@ -111,7 +112,8 @@ def test_torchrun_starts_it_too(workplace: Path) -> None:
     assert main([*RUN, "--out", "one", "--workers", "1"]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     command = [*launcher, "clcalib", *RUN, "--out", "out", "--workers", "env"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    path = {"PYTHONPATH": str(Path(clcalib.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **path})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("qdrop W2A4") == 1
     assert saved("out") == saved("one")

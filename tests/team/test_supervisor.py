@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -100,15 +100,22 @@ def test_a_signal_lets_worker_0_save_and_ends_all(tmp_path: Path, capfd: pytest.
     assert not any(is_there(process) for *_, process in started(tmp_path))
 
 
-def call(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.team.toy", str(folder), str(WORKERS), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def call(place: Place, toy: Toy) -> BaseProcess:
+    """A call in a process of its own."""
+    process = multiprocessing.get_context("forkserver").Process(target=supervise, args=(place, toy))
+    process.start()
+    return process
+
+
+def kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def test_no_worker_stays_behind_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    with call(tmp_path, "0", f"127.0.0.1:{free_port()}", "1000") as first:
-        wait_until(lambda: len(started(tmp_path)) == 1)
-        first.kill()
+    first = call(Place.here(WORKERS), Toy(tmp_path, units=1000))
+    wait_until(lambda: units_in(tmp_path) > 0)
+    kill(first)
     wait_until(lambda: not any(is_there(process) for *_, process in started(tmp_path)))
 
 
@@ -120,21 +127,18 @@ def free_port() -> int:
 def test_two_calls_meet_and_one_that_is_started_again_is_taken_back(tmp_path: Path, expected: list[str]) -> None:
     address = f"127.0.0.1:{free_port()}"
     places = [Place.among_machines(WORKERS, rank, address) for rank in range(WORKERS)]
-    codes = dict[int, int]()
-
-    def run(number: int, place: Place) -> None:
-        codes[number] = supervise(place, Toy(tmp_path, seconds=0.1))
-
-    threads = [threading.Thread(target=run, args=(0, places[0]))]
-    threads[0].start()
-    with call(tmp_path, "1", address) as lost:
-        lost.kill()
-    threads += [threading.Thread(target=run, args=(number, places[1])) for number in (1,)]
-    threads[1].start()
-    for thread in threads:
-        thread.join()
-    assert codes == {0: 0, 1: 0}
+    toy = Toy(tmp_path, seconds=0.2)
+    codes = list[int]()
+    first = threading.Thread(target=lambda: codes.append(supervise(places[0], toy)))
+    first.start()
+    lost = call(places[1], toy)
+    wait_until(lambda: units_in(tmp_path) > 0)
+    kill(lost)
+    assert supervise(places[1], toy) == 0
+    first.join()
+    assert codes == [0]
     assert result(tmp_path) == expected
+    assert {attempt for _, attempt, _ in started(tmp_path)} > {1}
 
 
 def test_calls_with_other_settings_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

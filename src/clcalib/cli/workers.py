@@ -25,7 +25,7 @@ from clcalib.output import check_output_folder, has_unfinished, how_to_go_on, is
 from clcalib.pipeline import RECORD_FILE
 from clcalib.report.environment import versions
 from clcalib.report.record import RunRecord, read_record
-from clcalib.run import follow, run
+from clcalib.run import follow, limited_threads, pinned, run
 from clcalib.sweep.key import canonical
 from clcalib.team.crew import Crew
 from clcalib.team.group import ProcessGroup
@@ -36,6 +36,7 @@ from clcalib.team.team import SHARDS, Team
 from clcalib.tracking.measures import flattened
 
 ENVIRONMENT = "env"
+_TOLD = ("run.precision",)  # what worker 0 tells the others
 # What torch imports when the first network is captured: most of the time until a worker computes.
 _CAPTURING = ("torch._dynamo", "torch._export", "torch.export._trace", "torch._functorch.aot_autograd")
 
@@ -143,13 +144,16 @@ def run_on_workers(
         if not is_resumed and has_unfinished(out):
             with occupied(out):
                 start_anew(out)  # so that no later attempt goes on with it
+    settings = {name: str(value) for name, value in flattened(canonical(config)).items() if name not in _TOLD}
+    settings |= {**_versions(), "--workers": str(place.workers)}
+    if place.is_first:
+        with limited_threads(config.run.threads):
+            config = pinned(config)  # the same for all attempts
     job = SharedRun(config.model_dump_json(), is_resumed, is_quiet, is_json, _mark(config), _is_debug())
     stopped = (lambda: how_to_go_on(out)) if place.is_first else (lambda: "worker 0 has what is saved")
     facts = Run(progress=lambda: saves(out), stopped=stopped, tell=tell)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # workers say themselves what they lost, on a line
     crew = Crew(job, preloaded=[__name__, *_CAPTURING])
-    settings = {**{name: str(value) for name, value in flattened(canonical(config)).items()}, **_versions()}
-    settings["--workers"] = str(place.workers)
     end = Supervisor(place, crew, facts, settings, wait=WAIT if wait is None else wait).run()
     if end.code != 0:
         raise StoppedError(end.message, end.code)

@@ -20,13 +20,14 @@ from clcalib.durable.stop import PATIENCE
 from clcalib.errors import first_of
 from clcalib.team.board import Board, End
 from clcalib.team.crew import SILENCE, Crew
-from clcalib.team.member import LOST, Seat
+from clcalib.team.member import LOST, Report, Seat
 from clcalib.team.place import LOOPBACK, Place
 
 ATTEMPTS = 5  # in a row in which nothing was saved
 WAIT = 300.0  # seconds for a call that is missing
 _TELLING = 5.0  # seconds until it is told who is waited for
 _SAVING = PATIENCE + 1.5  # seconds until a worker that was asked to stop is killed
+_TIDYING = 4.0  # seconds in which worker 0 comes to the same error, or is asked to end
 _PARTING = 10.0  # seconds in which other calls see the end
 _TICK = 0.25
 
@@ -112,11 +113,22 @@ class Supervisor:
                 return End(0)  # nothing is left to do for the others
             if (failed := self._crew.failure()) is not None:
                 if failed.code != LOST:
-                    return End(failed.code, failed.message)
+                    return self._tidied(failed)
                 self._crew.kill()
                 self._board.advance(self._attempt, failed.message)
             if view.attempt not in ("", self._attempt) and (end := self._begin(view.attempt, view.reason)) is not None:
                 return end
+
+    def _tidied(self, failed: Report) -> End:
+        """The end by an error that would come again, when worker 0 has left its folder as it should be."""
+        end = time.monotonic() + _TIDYING
+        while self._place.is_first and self._crew.report_of(0) is None and time.monotonic() < end:
+            if time.monotonic() > end - _TIDYING / 2:
+                self._crew.ask(0, signal.SIGTERM)
+            self._crew.listen(_TICK)
+        own = self._crew.report_of(0) if self._place.is_first else None
+        told = own if own is not None and own.code == failed.code else failed
+        return End(told.code, told.message)
 
     def _begin(self, attempt: str, reason: str) -> End | None:
         """Start this call's workers for an attempt; the end where there were too many."""
