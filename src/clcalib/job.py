@@ -252,7 +252,8 @@ def prepare(
     grids = checked_grids(softmax_grid, gelu_grid)
     runtime = target_of(target)
     place = checked_device(device)
-    dtype, stored = convolution_dtype(precision, place), cache_dtype(cache_precision)
+    team = team or Team()
+    dtype, stored = _agreed(convolution_dtype(precision, place), team), cache_dtype(cache_precision)
     budget = None if memory_budget is None else byte_count("memory_budget", memory_budget)
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
@@ -272,7 +273,7 @@ def prepare(
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
     widths = Widths(chain, bits, setting, overrides, first_last_bits, grids)
-    policy, team = widths.policy(runtime), team or Team()
+    policy = widths.policy(runtime)
     layouts = Layout.of(team, len(images)), None if others is None else Layout.of(team, len(others))
     check_shards(recipe.all_phases, *layouts)
     observer.policy(policy)
@@ -303,6 +304,14 @@ def prepare(
         clock=clock,
         team=team,
     )
+
+
+def _agreed(dtype: torch.dtype, team: Team) -> torch.dtype:
+    """The type that worker 0 has chosen, where others may have measured another one to be faster."""
+    if team.workers == 1:
+        return dtype
+    name = team.exchange.broadcast(str(dtype).encode() if team.rank == 0 else None).decode()
+    return {str(known): known for known in (torch.float32, torch.bfloat16)}[name]
 
 
 def _keys(chain: Chain, images: Tensor, team: Team | None = None) -> dict[Need, KeySet]:
