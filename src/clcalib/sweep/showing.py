@@ -119,17 +119,16 @@ def state_of(board: Leaderboard) -> str:
 
 
 def as_csv(board: Leaderboard) -> str:
-    """One line for each method on each network at each pair of widths, numbers in full."""
+    """One line for each method on each network at each pair of widths, numbers with six decimals."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _CSV, lineterminator="\n")
     writer.writeheader()
     for row in board.standings:
         own = {name: getattr(row, name) for name in _CSV if hasattr(row, name) and name != "gain"}
-        own |= {name: _safe(value) for name, value in own.items() if isinstance(value, str)}
         if row.gain is not None:
             gain = row.gain
             own |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "pairs": gain.pairs}
-        writer.writerow(own)
+        writer.writerow({name: _plain(value) for name, value in own.items()})
     return out.getvalue()
 
 
@@ -232,6 +231,9 @@ def _escaped(cell: str) -> str:
     return text.replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")
 
 
-def _safe(text: str) -> str:
-    """A spreadsheet takes what begins so for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+def _plain(value: object) -> object:
+    """A number without the noise of its last digits; a text that no spreadsheet takes for a formula."""
+    if isinstance(value, float):
+        return round(value, 6)
+    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if is_formula else value
