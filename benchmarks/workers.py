@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 import clcalib
 from clcalib.calibrate.observer import SilentObserver
+from clcalib.calibrate.precision import convolution_dtype
 from clcalib.data.sources import load_calibration
 from clcalib.team.group import ProcessGroup
 from clcalib.team.team import Alone, Exchange
@@ -74,6 +75,7 @@ def measured(task: Task, team: clcalib.Team) -> dict[str, Any]:
         bits=clcalib.Bits(2, 4),
         seed=SEED,
         measured_images=0,
+        precision=task["precision"],
         observer=observer,
         team=team,
     )
@@ -155,9 +157,14 @@ def main() -> None:
     smoke = parser.parse_args().smoke
     torch.set_num_threads(1)
     steps, repeats, images, few = (30, 1, 256, 64) if smoke else (STEPS, REPEATS, STORED_IMAGES, None)
-    tasks = [{"steps": steps, "contrastive": own, "images": few, "shards": SHARDS} for own in (False, True)]
+    # Chosen by time, and once, so that all runs have the same.
+    precision = str(convolution_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    tasks = [
+        {"steps": steps, "contrastive": own, "images": few, "shards": SHARDS, "precision": precision}
+        for own in (False, True)
+    ]
     runs = [compared(task, repeats) for task in tasks]
-    many = {"steps": 0, "contrastive": False, "images": images, "shards": SHARDS}
+    many = {"precision": precision, "steps": 0, "contrastive": False, "images": images, "shards": SHARDS}
     stored = {workers: [row["stored_bytes"] for row in together(many, workers)] for workers in (1, 4)}
     print(f"stored bytes: {stored}")
     result = {"threads_per_worker": 1, "runs": runs, "stored_bytes": {"images": images, **stored}}

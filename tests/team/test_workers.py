@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import clcalib
-from clcalib import pipeline
+from clcalib import job, pipeline
 from clcalib.calibrate.journal import Journal
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.space import StoreSpace
@@ -90,6 +90,15 @@ def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatc
 def test_workers_with_different_runs_are_told():
     with pytest.raises(AssertionError, match="ArgumentError: team: expected the same run"):
         together(2, _of_its_own)
+
+
+def test_worker_0_chooses_what_is_chosen_by_time():
+    assert together(2, _told_a_type) == ["bfloat16"] * 2
+
+
+def _told_a_type(team: Team) -> str:
+    job.convolution_dtype = lambda precision, device: (torch.bfloat16, torch.float32)[team.rank]
+    return quantized(team, "nearest", precision="auto").record.precision
 
 
 def _of_its_own(team: Team) -> None:
