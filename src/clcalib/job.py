@@ -18,7 +18,7 @@ from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.magnitudes import check_magnitudes
 from clcalib.calibrate.network import NetworkTrace, run_last_phase
 from clcalib.calibrate.observer import Observer
-from clcalib.calibrate.precision import PRECISIONS, cache_dtype, convolution_dtype
+from clcalib.calibrate.precision import cache_dtype, convolution_dtype
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.shares import check_shards
 from clcalib.calibrate.space import StoreSpace
