@@ -22,16 +22,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sweep_common import SCRATCH, Part, run_part, use_package
 
 use_package(is_light=True)
 
 from tests.sweep.postgresql_server import initdb, new_database, running  # noqa: E402 - the paths are settled above
-from tests.sweep.ray_listening import family  # noqa: E402
+from tests.sweep.ray_starting import HEAD, NODE, patiently  # noqa: E402
 
 from clcalib.sweep.database import Database  # noqa: E402
 from clcalib.sweep.driver import drive  # noqa: E402
@@ -40,14 +40,12 @@ from clcalib.sweep.processes import Processes  # noqa: E402
 from clcalib.sweep.ray_nodes import RayNodes  # noqa: E402
 from sweep_jobs import entry, hashed  # noqa: E402
 
-Value = TypeVar("Value")
 JOBS, WORKER_KILLS, NODE_KILLS, DRIVER_KILLS = 200, 100, 5, 2
 SECONDS = 0.5  # of a tiny job
 LEASE = 5.0
 SLOTS = 4
 WRITERS, WRITER_KILLS, ROWS_FOR_A_KILL = 8, 500, 4
 LINE = 130  # bytes of what a writer says of a row
-NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "include_dashboard": False, "include_log_monitor": False}
 
 
 def writers(size: float, address: str | None = None) -> dict[str, Any]:
@@ -150,7 +148,7 @@ def mixed(jobs: int, worker_kills: int, driver_kills: int, node_kills: int, clus
         database, start = Database.open(folder / "sweep.db"), time.monotonic()
         drivers = Drivers(folder, jobs, None if cluster is None else cluster.address)
         killed, nodes, seen = 0, 0, set[str]()
-        node = None if cluster is None else patiently(lambda: cluster.add_node(**NODE))
+        node = None if cluster is None else patiently(lambda: cluster.add_node(**NODE, num_cpus=2))
         while drivers.process.poll() is None:
             time.sleep(random_.uniform(0.1, 0.4))
             done = list(database.states().values()).count("done")
@@ -168,7 +166,7 @@ def mixed(jobs: int, worker_kills: int, driver_kills: int, node_kills: int, clus
             if cluster is not None and nodes < node_kills and done >= (nodes + 1) * jobs // (node_kills + 2):
                 cluster.remove_node(node, allow_graceful=False)
                 nodes += 1
-                node = patiently(lambda: cluster.add_node(**NODE))
+                node = patiently(lambda: cluster.add_node(**NODE, num_cpus=2))
         seconds = time.monotonic() - start
         rows = [row for row in database.rows() if row["digest"] is not None]
         serial = {entry(number).key: hashed(entry(number, seconds=0.0).payload).digest for number in range(jobs)}
@@ -195,26 +193,12 @@ def part_processes(size: float) -> dict[str, Any]:
     return mixed(round(JOBS * size), round(WORKER_KILLS * size), DRIVER_KILLS, 0)
 
 
-def patiently(start: Callable[[], Value]) -> Value:
-    """What ``start`` starts; Ray gives a node 30 s for that, in which a busy machine may not have done it."""
-    while True:
-        before = family(os.getpid())
-        try:
-            return start()
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            for number in family(os.getpid()) - before:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-
-
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[Any]:
     """A head with two CPUs on the loopback; ``mixed`` adds the second node."""
     from ray.cluster_utils import Cluster
 
-    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={**NODE, "no_monitor": True}))
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": 2}))
     try:
         yield cluster
     finally:

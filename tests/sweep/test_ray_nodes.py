@@ -22,6 +22,7 @@ from clcalib.sweep.database import Database
 from clcalib.sweep.driver import Progress, drive
 from clcalib.sweep.ray_nodes import RayNodes
 from tests.sweep.conftest import RAY_CLUSTERS
+from tests.sweep.ray_starting import HEAD, NODE, patiently
 from tests.sweep.small_jobs import digest_of, entry, hashed, odd
 
 pytestmark = [
@@ -29,8 +30,6 @@ pytestmark = [
     # Ray's own: of pkg_resources, of files that it leaves open.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
 ]
-# What else Ray starts for a node takes seconds, and is of no use here.
-NODE = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "include_log_monitor": False}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +39,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch, light_path: str) -> None:
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    found = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 1, "no_monitor": True})
+    found = patiently(lambda: Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": 1}))
     try:
         yield found
     finally:
@@ -76,7 +75,7 @@ def test_every_run_is_done_once_and_failures_are_told(tmp_path: Path) -> None:
 def test_a_lost_node_and_killed_workers_lose_nothing(cluster: Any, tmp_path: Path) -> None:
     database, marks = Database.open(tmp_path / "sweep.db"), tmp_path / "marks"
     marks.mkdir()
-    second = cluster.add_node(**NODE, num_cpus=2)
+    second = patiently(lambda: cluster.add_node(**NODE, num_cpus=2))
     pool = RayNodes(2, cluster.address)
     assert pool.slots == 3
     looks, killed = [0], list[int]()
@@ -85,7 +84,7 @@ def test_a_lost_node_and_killed_workers_lose_nothing(cluster: Any, tmp_path: Pat
         looks[0] += 1
         if looks[0] == 4:
             cluster.remove_node(second, allow_graceful=False)
-            cluster.add_node(**NODE, num_cpus=2)
+            patiently(lambda: cluster.add_node(**NODE, num_cpus=2))
         for path in list(marks.iterdir())[-1:] if len(killed) < 2 else []:
             killed.append(int(path.name.split("-")[1]))
             os.kill(killed[-1], signal.SIGKILL)
