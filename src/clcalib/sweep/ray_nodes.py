@@ -77,7 +77,7 @@ class RayNodes:
 
     @property
     def slots(self) -> int:
-        """How many tasks all nodes together can run at a time."""
+        """How many tasks all nodes together can run at a time; after ``stop`` what it was last."""
         if time.monotonic() > self._looked_at + _LOOK:
             self._looked_at = time.monotonic()
             resources = self._ray.cluster_resources()
@@ -118,6 +118,7 @@ class RayNodes:
             found += self.ended(0.2)
         found += [Ended(task, "it did not end in time") for task in self._tasks.values()]
         self._tasks.clear()
+        self._looked_at = float("inf")  # Ray may be gone
         if self._is_own:
             self._ray.shutdown()
         return found
