@@ -154,9 +154,14 @@ def compared(task: Task, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="few steps and images, once, to see that it works")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--steps", type=int, default=STEPS, help="for each unit (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of one worker and two (%(default)s)")
+    arguments = parser.parse_args()
+    smoke = arguments.smoke
     torch.set_num_threads(1)
-    steps, repeats, images, few = (30, 1, 256, 64) if smoke else (STEPS, REPEATS, STORED_IMAGES, None)
+    steps, repeats, images, few = arguments.steps, arguments.repeats, STORED_IMAGES, None
+    if smoke:
+        steps, repeats, images, few = 30, 1, 256, 64
     # Chosen by time, and once, so that all runs have the same.
     precision = str(convolution_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     tasks = [
