@@ -307,11 +307,11 @@ def prepare(
 
 
 def _agreed(dtype: torch.dtype, team: Team) -> torch.dtype:
-    """Worker 0's type; "auto" is decided by a clock, and so by each worker otherwise."""
+    """The type that worker 0 has chosen, where others may have measured another one to be faster."""
     if team.workers == 1:
         return dtype
-    name = str(dtype).removeprefix("torch.").encode() if team.rank == 0 else None
-    return PRECISIONS[team.exchange.broadcast(name).decode()] or dtype
+    name = team.exchange.broadcast(str(dtype).encode() if team.rank == 0 else None).decode()
+    return {str(known): known for known in (torch.float32, torch.bfloat16)}[name]
 
 
 def _keys(chain: Chain, images: Tensor, team: Team | None = None) -> dict[Need, KeySet]:
