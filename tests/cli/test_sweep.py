@@ -13,8 +13,12 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
 
+from tests.sweep.inline import Inline
+
+import clcalib
 from clcalib.cli import main
 from clcalib.report.record import read_record
+from clcalib.sweep.opening import open_database
 
 Capture = pytest.CaptureFixture[str]
 SWEEP = """
@@ -54,6 +58,13 @@ def swept(workplace: Path) -> Path:
     return workplace
 
 
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process; others are started by the test below, which is slow, and by tests/sweep with small jobs."""
+    monkeypatch.setattr("clcalib.cli.sweep._executor", lambda *_: Inline())
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_sweep_from_the_plan_to_the_leaderboard(swept: Path, capsys: Capture) -> None:
     text = SWEEP.replace("[networks.net.model]", ODD)
     grid = '[[grids]]\nwidths = ["W2A4"]\nrecipes = ["qdrop"]'
@@ -111,6 +122,29 @@ def test_a_sweep_from_the_plan_to_the_leaderboard(swept: Path, capsys: Capture) 
     assert main(["leaderboard", "runs", "--network", "nt"]) == 2
     assert "--network, --widths: expected some of net W2A4, odd W2A4, got nt" in capsys.readouterr().err
     assert hashlib.sha256(other).hexdigest() in Path("runs/sweep.db").read_bytes().decode("latin1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["processes", "ray"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")  # Ray's
+def test_other_processes_bring_the_same_results(
+    swept: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    if importlib.util.find_spec(pool) is None and pool == "ray":
+        pytest.skip("Ray is not installed; its extra is clcalib[ray]")
+    monkeypatch.setenv("PYTHONPATH", str(Path(clcalib.__file__).parent.parent))
+    assert main(["sweep", "sweep.toml", "--on", pool, "--workers", "2", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["start", "done", "done", "done", "end"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clcalib.cli.sweep._executor", lambda *_: Inline())
+        assert main(["sweep", "sweep.toml", "--out", "here"]) == 0
+    here, there = (
+        {row["key"]: row["digest"] for row in open_database(Path(folder, "sweep.db")).rows()}
+        for folder in ("here", "runs")
+    )
+    assert here == there
+    assert len(here) == 3
 
 
 @pytest.mark.parametrize(
