@@ -16,7 +16,7 @@ from rich.text import Text
 
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.cli.codes import DEBUG_FLAG, DEBUG_VARIABLE, outcome
-from clcalib.cli.messages import shown_warnings
+from clcalib.cli.messages import new_console, shown_warnings
 from clcalib.cli.progress import observer_for
 from clcalib.config_sections import RunConfig
 from clcalib.durable.stop import Request, stopping_politely
@@ -187,7 +187,7 @@ class SharedRun:
             return Report(0)  # the last attempt ended when all was written
         request = Request()
         try:
-            with shown_warnings(Console(stderr=True, highlight=False)), stopping_politely() as request:
+            with shown_warnings(new_console(is_stderr=True)), stopping_politely() as request:
                 self._work(config, seat)
         except KeyboardInterrupt as error:
             return Report(128 + (request.signal or SIGINT), str(error) or how_to_go_on(config.run.out))
@@ -216,8 +216,8 @@ class SharedRun:
         if self.is_quiet or seat.rank != 0:
             yield SilentObserver()
             return
-        log = Console(stderr=True, highlight=False)
-        with observer_for(log if self.is_json else Console(highlight=False), log) as observer:
+        log = new_console(is_stderr=True)
+        with observer_for(log if self.is_json else new_console(), log) as observer:
             yield observer
 
 
