@@ -24,6 +24,7 @@ from sweep_common import ROOT, SCRATCH, run_part, use_package
 use_package(is_light=False)
 
 from clcalib.durable.stop import stopping_politely  # noqa: E402 - the paths are settled above
+from clcalib.forking import CAPTURING  # noqa: E402
 from clcalib.sweep.database import Database  # noqa: E402
 from clcalib.sweep.driver import Progress, Summary, drive  # noqa: E402
 from clcalib.sweep.jobs import Executor  # noqa: E402
@@ -37,7 +38,7 @@ QUEUED, LOOKS = 1000, 40
 
 def pool_of(name: str) -> Executor:
     """As the command makes them."""
-    preloaded = ("clcalib.sweep.runs", "clcalib.sweep.database", "torch.export._trace")
+    preloaded = ("clcalib.sweep.runs", "clcalib.sweep.database", *CAPTURING)
     return RayNodes(WORKERS) if name.endswith("ray") else Processes(WORKERS, preloaded)
 
 

@@ -19,6 +19,7 @@ from clcalib.cli.sweep_progress import JsonWatcher, PlainWatcher, watcher_for
 from clcalib.config_sources import parse_assignment, with_absolute_paths
 from clcalib.durable.stop import Request, stopping_politely
 from clcalib.errors import ArgumentError, EmptyDatabaseError, MissingPackageError, StoppedError, SweepFailedError
+from clcalib.forking import CAPTURING
 from clcalib.report.tables import new_table
 from clcalib.sweep.driver import Summary, drive
 from clcalib.sweep.jobs import Executor, require_packages
@@ -40,7 +41,7 @@ EXAMPLES = (
 _PATIENCE = 30.0  # seconds for all workers to save what they have
 _SHOWN = 5
 # What runs need and import only when they begin; so it is imported once, and not by each run's process.
-_PRELOADED = (carry_out.__module__, "clcalib.sweep.database", "torch.export._trace")
+_PRELOADED = (carry_out.__module__, "clcalib.sweep.database", *CAPTURING)
 
 
 def sweep(

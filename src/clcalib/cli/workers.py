@@ -21,6 +21,7 @@ from clcalib.cli.progress import observer_for
 from clcalib.config_sections import RunConfig
 from clcalib.durable.stop import Request, stopping_politely
 from clcalib.errors import ArgumentError, StoppedError, WorkerLostError
+from clcalib.forking import CAPTURING
 from clcalib.output import check_output_folder, has_unfinished, how_to_go_on, is_finished, occupied, saves, start_anew
 from clcalib.pipeline import RECORD_FILE
 from clcalib.report.environment import versions
@@ -37,8 +38,6 @@ from clcalib.tracking.measures import flattened
 
 ENVIRONMENT = "env"
 _TOLD = ("run.precision",)  # what worker 0 tells the others
-# What torch imports when the first network is captured: most of the time until a worker computes.
-_CAPTURING = ("torch._dynamo", "torch._export", "torch.export._trace", "torch._functorch.aot_autograd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,7 @@ def run_on_workers(
     stopped = (lambda: how_to_go_on(out)) if place.is_first else (lambda: "worker 0 has what is saved")
     facts = Run(progress=lambda: saves(out), stopped=stopped, tell=tell)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # workers say themselves what they lost, on a line
-    crew = Crew(job, preloaded=[__name__, *_CAPTURING])
+    crew = Crew(job, preloaded=[__name__, *CAPTURING])
     end = Supervisor(place, crew, facts, settings, wait=WAIT if wait is None else wait).run()
     if end.code != 0:
         raise StoppedError(end.message, end.code)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from clcalib.durable.stop import PATIENCE
+from clcalib.forking import how_it_ended, process_context
 from clcalib.sweep.jobs import Ended, Task
 from clcalib.sweep.worker import work
 
@@ -40,10 +39,7 @@ class Processes:
     """
 
     def __init__(self, workers: int, preloaded: Sequence[str] = ()) -> None:
-        self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            self._context = multiprocessing.get_context("forkserver")
-            self._context.set_forkserver_preload([work.__module__, *preloaded])
+        self._context = process_context([work.__module__, *preloaded])
         self._count = workers
         self._workers: dict[int, _Worker] = {}
 
@@ -77,8 +73,9 @@ class Processes:
         worker.process.join()
         worker.lifeline.close()
         code = worker.process.exitcode
+        assert code is not None  # it was waited for
         worker.process.close()
-        return Ended(worker.task, None if code == 0 else _how(code))
+        return Ended(worker.task, None if code == 0 else f"its process {how_it_ended(code)}")
 
     def stop(self) -> list[Ended]:
         """Ask all to end; those that have not in time are killed, and go on from their last saved state."""
@@ -107,10 +104,3 @@ def _watch(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
     signal.raise_signal(signal.SIGTERM) if os.name == "nt" else os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _how(code: int | None) -> str:
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return f"its process was killed by {signal.Signals(-code).name}"
-    return f"its process ended with code {code}"

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from clcalib.forking import how_it_ended, process_context
 from clcalib.team.member import LOST, Job, Report, Seat, work
 
 SILENCE = 20.0  # seconds without a sign of life
@@ -53,11 +51,7 @@ class Crew:
     def __init__(self, job: Job, silence: float = SILENCE, preloaded: Sequence[str] = ()) -> None:
         self._job, self._silence = job, silence
         self._workers = list[_Worker]()
-        # From a server that has imported the package once, where the system has that (not on Windows).
-        self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            self._context = multiprocessing.get_context("forkserver")
-            self._context.set_forkserver_preload([work.__module__, *preloaded])
+        self._context = process_context([work.__module__, *preloaded])
 
     @property
     def numbers(self) -> dict[int, int]:
@@ -102,7 +96,7 @@ class Crew:
         code = worker.code
         if code is None:
             return None
-        return worker.report or Report(code if code >= 0 else LOST, f"worker {rank} {_how(code)}")
+        return worker.report or Report(code if code >= 0 else LOST, f"worker {rank} {how_it_ended(code)}")
 
     def failure(self) -> Report | None:
         """Why the attempt is over: of those that failed, the one whose failure is its own; None while all is well.
@@ -166,10 +160,3 @@ def processor_seconds(process: int) -> float | None:
         return float(fields[11]) + float(fields[12])
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with code {code}"
