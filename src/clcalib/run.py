@@ -76,10 +76,11 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, team
     check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)
     with occupied(out), limited_threads(config.run.threads):
         check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)  # another run may have ended meanwhile
-        with kept(out, pinned(config), is_resumed=is_resumed), _trackers(config) as trackers:
-            result = _run(config, target, Observers(observer, *trackers), team)
+        own = pinned(config)
+        with kept(out, own, is_resumed=is_resumed), _trackers(config) as trackers:
+            result = _run(own, target, Observers(observer, *trackers), team)
             for tracker in trackers:
-                tracker.finish(result.record, result.trace, {CONFIG_FILE: pinned(config).model_dump_json(indent=2)})
+                tracker.finish(result.record, result.trace, {CONFIG_FILE: own.model_dump_json(indent=2)})
             return result.record
 
 
