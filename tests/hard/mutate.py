@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import random
@@ -96,6 +97,19 @@ def _text(seed: bytes, chance: random.Random) -> bytes:
     return text.encode()
 
 
+def _manifest(seed: bytes, chance: random.Random) -> bytes:
+    """The same in a manifest, half of them with a sha256 that fits again."""
+    text = _text(seed, chance)
+    if chance.random() < 0.5:
+        return text
+    with contextlib.suppress(ValueError, AttributeError):
+        content = json.loads(text)
+        content.pop("sha256", None)
+        body = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), **content}).encode()
+    return text
+
+
 def _png(seed: bytes, chance: random.Random) -> bytes:
     """Damage inside a chunk, with a check sum that fits again."""
     content, place = io.BytesIO(), 8
@@ -182,6 +196,7 @@ def _change_field(model: onnx.ModelProto, chance: random.Random) -> None:
 
 
 _SPECIAL: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "manifest": _manifest,
     "png": _png,
     "pt_zip": _zip,
     **dict.fromkeys(("onnx", "onnx_openvino"), _onnx),
