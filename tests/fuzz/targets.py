@@ -29,6 +29,7 @@ from clcalib.config_sources import read_toml, saved_config
 from clcalib.data.decode import read_image
 from clcalib.data.sources import load_evaluation
 from clcalib.data.transform import Transform
+from clcalib.durable.manifest import read_manifest
 from clcalib.durable.payload import Payload
 from clcalib.durable.state import RunState
 from clcalib.errors import ClcalibError
@@ -266,6 +267,7 @@ def _state_folder(folder: Path) -> None:
     for path in folder.glob("manifest-*.json"):
         if path.name != _MANIFEST:
             path.unlink()
+    read_manifest(folder / _MANIFEST).model_copy(update={"seconds": 1.5}).write(folder)  # the same bytes each time
 
 
 def _manifests() -> list[bytes]:
