@@ -6,6 +6,7 @@ carries out what such a file says writes the canary.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -252,6 +253,15 @@ def tree_with_import(canary: Path) -> bytes:
     return model_json(submodule="1", form={"shapes": [[12]], "structure": structure})
 
 
+def manifest(part: str) -> bytes:
+    """The manifest of a saved state, with a hash that fits, one of whose parts is another file."""
+    content = json.loads(TARGETS["manifest"].seeds()[0])
+    del content["sha256"]
+    next(iter(content["entries"].values()))["file"] = part
+    packed = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps({"sha256": hashlib.sha256(packed).hexdigest(), **content}).encode()
+
+
 PICKLES: dict[str, tuple[str, Maker]] = {
     "a command in a zip": ("pt_zip", lambda canary: torch_saved(Command(canary))),
     "a command in the old format": ("pt_legacy", lambda canary: torch_saved(Command(canary), is_legacy=True)),
@@ -358,6 +368,9 @@ TEXTS: dict[str, tuple[str, Maker]] = {
     "a list without an end of a line": ("file_list", lambda _: b"a" * 10_000_000),
     "a list of bytes": ("file_list", lambda _: bytes(range(256)) * 100),
     "a sheet of 10^18 tiles": ("sheet_json", lambda _: b'{"tile": [4, 4], "columns": 2, "count": 1000000000000000000}'),
+    "a manifest's part elsewhere": ("manifest", lambda canary: manifest(f"../{canary.name}.safetensors")),
+    "a manifest's part by its whole path": ("manifest", lambda canary: manifest(f"{canary}.safetensors")),
+    "a deep manifest": ("manifest", lambda _: b'{"entries": ' + b"[" * 500_000),
     "a sheet elsewhere": (
         "sheet_json", lambda _: b'{"tile": [4, 4], "columns": 2, "count": 4, "sheets": ["../../secret.png"]}'),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Term
 from clcalib.durable.lock import LOCK_FILE, folder_lock
 from clcalib.durable.manifest import generation_of, read_manifest
-from clcalib.durable.state import newest_manifest
+from clcalib.durable.state import RunState, newest_manifest
 from clcalib.errors import (
     DamagedStateWarning,
     FolderInUseError,
@@ -138,6 +138,56 @@ def test_a_run_whose_loss_breaks_goes_on_from_before_and_behind_that(is_mended, 
     assert pieces >= 2
     assert digest(result, tmp_path / "pieces") == expected
     assert [message for message in result.record.warnings if message in messages] == messages
+
+
+class Reported(Stops):
+    """Remembers the steps of the unit that were reported."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(after)
+        self.steps: list[int] = []
+
+    def step(self, step, losses):
+        self.steps.append(step)
+        super().step(step, losses)
+
+
+@pytest.mark.usefixtures("exported_once")
+@pytest.mark.parametrize(
+    ("is_mended", "place", "next_step"),
+    [
+        (True, {"phase": 0, "attempt": 1}, 0),  # found again from the beginning: it was saved before the first step
+        (True, {"phase": 0, "attempt": 2}, 25),
+        (False, {"phase": 1, "attempt": 0}, 30 + 25),
+    ],
+)
+def test_the_attempt_that_was_under_way_goes_on_at_the_step_that_was_next(
+    is_mended, place, next_step, tmp_path, monkeypatch
+):
+    """Attempts at the first phase break at step 15, reports are of steps 0, 25 and 29 of each phase."""
+    (plain,) = recipe(steps=30).phases
+    rate = 100.0 if is_mended else plain.rounding_rate
+    phase = dataclasses.replace(plain, rounding_rate=rate, terms=(*plain.terms, Term(BreaksHalfway(is_mended))))
+    own = dataclasses.replace(recipe(steps=30), phases=(phase, plain))
+    monkeypatch.setattr(warnings, "showwarning", lambda *told, **more: None)
+    warnings.simplefilter("always", NonFiniteLossWarning)
+    whole = quantize(None, recipe=own)
+    reports = {(0, 1): 1, (0, 2): 3, (1, 0): 4}[place["phase"], place["attempt"]]
+    often(monkeypatch)
+    with pytest.raises(RuntimeError, match="ends here"):
+        quantize(tmp_path / "state", recipe=own, observer=Stops(reports))
+    identity = newest_manifest(tmp_path / "state").identity
+    saved = RunState.resume(tmp_path / "state", identity).get("unit-00000-part")
+    assert saved is not None
+    assert saved.values["place"].items() >= place.items()
+    assert len(saved.values["warnings"]) == (place["phase"] == 1)
+    rest = Reported(1000)
+    result = quantize(tmp_path / "state", is_resumed=True, recipe=own, observer=rest)
+    assert rest.steps[0] == next_step
+    assert digest(result, tmp_path / "pieces") == digest(whole, tmp_path / "whole")
+    assert [text for text in result.record.warnings if "BreaksHalfway" in text] == [
+        text for text in whole.record.warnings if "BreaksHalfway" in text
+    ]
 
 
 def has_manifest(state: Path) -> bool:

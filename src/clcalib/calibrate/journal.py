@@ -1,14 +1,12 @@
-"""What the walk saves as it goes, and finds again: finished units, and every minute the steps of the one under way.
+"""What the walk saves as it goes, and finds again: finished units.
 
 A unit is its quantizers; the stores of activations between units are computed again from them, bit for bit, in a
-fraction of the time.  A step's random numbers depend on its counters alone, so that what a phase is after some steps is
-its parameters and Adam's means.
+fraction of the time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from clcalib import errors
-from clcalib.calibrate.adam import Adam
-from clcalib.calibrate.curves import CurveRecorder
-from clcalib.calibrate.guard import quantizers_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
-from clcalib.errors import ClcalibWarning, Interrupted, ResumeError
+from clcalib.errors import ClcalibWarning, Interrupted
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.spec import QParams
@@ -114,109 +109,9 @@ class Journal:
             self.state.put(name, Payload(tensors_of(quantizers), {**values, "warnings": texts}), **replacing)
         raise_if_stopped()
 
-    def steps(self, index: int, chain: QuantizedChain, curves: CurveRecorder) -> UnitJournal:
-        """The journal of the steps of one unit of the chain, whose losses go to ``curves``.
-
-        What an earlier process saved of them is put into its place.
-        """
-        return UnitJournal(self, index, chain, curves)
-
     def partial_name(self, index: int) -> str:
         """What the steps of a unit are saved as."""
         return f"{self.name(index)}-part"
-
-
-class UnitJournal:
-    """The steps of one unit, over all its phases.
-
-    Attributes:
-        phase: the first one that is not finished.
-    """
-
-    def __init__(self, journal: Journal, index: int, chain: QuantizedChain, curves: CurveRecorder) -> None:
-        self._journal, self._name, self._index = journal, journal.partial_name(index), index
-        self._chain, self._curves = chain, curves
-        self._last = time.monotonic()
-        self._saved = journal.recall(self._name, chain)
-        if self._saved is not None:
-            curves.restore(self._saved.values["curves"])
-        self.phase = 0 if self._saved is None else int(self._saved.values["phase"])
-
-    def of_phase(self, number: int) -> PhaseJournal:
-        """The part of it that is about one phase."""
-        return PhaseJournal(self, number)
-
-    def restore(self, phase: int, optimizers: Sequence[Adam]) -> int:
-        """Bring a phase's parameters to where they were saved; return the number of the step that comes next.
-
-        Raises:
-            ResumeError: they are others.
-        """
-        saved, self._saved = self._saved, None
-        if saved is None or phase != self.phase:
-            return 0
-        groups: list[list[int]] = saved.values["groups"]
-        try:
-            for number, (optimizer, steps) in enumerate(zip(optimizers, groups, strict=True)):
-                optimizer.restore([saved.tensors[f"group/{number}/{at}"] for at in range(3 * len(steps))], steps)
-        except (ValueError, KeyError) as error:
-            raise ResumeError(f"the saved steps of {self._name} do not fit the unit ({error}); begin anew") from None
-        return int(saved.values["step"])
-
-    def tick(self, phase: int, step: int, optimizers: Sequence[Adam]) -> None:
-        """Called before each step: every now and then, and where the run was asked to stop, all of it is saved.
-
-        Raises:
-            StorageError: it could not be saved.
-            Interrupted: the run was asked to stop.
-        """
-        is_due = time.monotonic() - self._last >= self._journal.snapshot_seconds
-        if not (is_due or stop.is_asked()):
-            return
-        if self._journal.state is not None and (phase, step) != (0, 0):
-            self._save(self._journal.state, phase, step, optimizers)
-        self._last = time.monotonic()
-        raise_if_stopped()
-
-    def _save(self, state: Parts, phase: int, step: int, optimizers: Sequence[Adam]) -> None:
-        tensors = tensors_of(quantizers_of(self._chain.chain.body(self._index)))
-        for number, optimizer in enumerate(optimizers):
-            tensors |= {f"group/{number}/{at}": tensor for at, tensor in enumerate(optimizer.state())}
-        groups = [optimizer.steps() for optimizer in optimizers]
-        values = {"phase": phase, "step": step, "groups": groups, "curves": self._curves.values(), "warnings": []}
-        state.put(self._name, Payload(tensors, values))
-
-
-@dataclasses.dataclass(frozen=True)
-class PhaseJournal:
-    """The steps of one phase of a unit, as the loop wants them (``loop.Saves``)."""
-
-    unit: UnitJournal
-    phase: int
-
-    def restore(self, optimizers: Sequence[Adam]) -> int:
-        """See ``UnitJournal.restore``."""
-        return self.unit.restore(self.phase, optimizers)
-
-    def tick(self, step: int, optimizers: Sequence[Adam]) -> None:
-        """See ``UnitJournal.tick``."""
-        self.unit.tick(self.phase, step, optimizers)
-
-
-class Unsaved:
-    """The steps of a phase that are not saved: they begin at the first, and end where the run was asked to stop."""
-
-    def restore(self, optimizers: Sequence[Adam]) -> int:
-        """Nothing is there to be restored."""
-        return 0
-
-    def tick(self, step: int, optimizers: Sequence[Adam]) -> None:
-        """Raise where the run was asked to stop.
-
-        Raises:
-            Interrupted: it was.
-        """
-        raise_if_stopped()
 
 
 def tensors_of(quantizers: Quantizers) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from clcalib.calibrate.correction import corrected, has_norms
 from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.guard import GUARD_IMAGES, quantizers_of, tolerance_of, worse_than_nearest
-from clcalib.calibrate.journal import Journal, Unsaved
+from clcalib.calibrate.journal import Journal
 from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
@@ -31,6 +31,7 @@ from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream, stream
 from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
 from clcalib.calibrate.unit_data import Inside, UnitData
+from clcalib.calibrate.unit_journal import UnitJournal
 from clcalib.calibrate.watchdog import watched
 from clcalib.capture.chain import Chain
 from clcalib.capture.units import Unit
@@ -284,13 +285,13 @@ class Walk:
             inside=inside,
             dealt=pair.layout,
         )
-        done, is_sound = 0, True
-        saves = self.journal.steps(index, self.quantized, curves)
+        done, saves = 0, UnitJournal(self.journal, index, self.quantized, curves)
+        is_sound = saves.place.is_sound
         for number, phase in enumerate(phases):
-            if number >= saves.phase:
-                own = saves.of_phase(number) if is_sound else Unsaved()
-                attempt = partial(self._run_phase, index, number, data, done, curves, own)
-                is_sound &= watched(unit.name, attempt, phase, self.dtype)
+            if number >= saves.place.phase:
+                own = saves.of_phase(number)
+                run = partial(self._run_phase, index, number, data, done, curves, own)
+                is_sound &= watched(unit.name, run, phase, self.dtype, own)
             done += phase.steps
         return is_sound
 
@@ -320,8 +321,6 @@ class Walk:
         def record(step: int, losses: Mapping[str, float]) -> None:
             curves.add(done + step, losses)
 
-        if is_watched:
-            saves = Unsaved()
         told = {"report": report, "record": record}
         optimise(working, data, phase, random, scales=scales, saves=saves, is_watched=is_watched, **told)
         for name, module in working.named_modules():

@@ -9,9 +9,11 @@ first one that is not finite is found, whatever it was that came to light.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 
@@ -20,43 +22,73 @@ from clcalib.calibrate.step import Step
 from clcalib.errors import NonFiniteLossError, NonFiniteLossWarning
 
 SLOWER = 0.1  # the share of its rates that a phase is done again with
-Attempt = Callable[[Phase, torch.dtype, bool], None]  # phase, type of convolutions, whether every step is looked at
+Run = Callable[[Phase, torch.dtype, bool], None]  # phase, type of convolutions, whether every step is looked at
 
 
-def watched(unit: str, attempt: Attempt, phase: Phase, dtype: torch.dtype) -> bool:
+class Attempt(enum.IntEnum):
+    """What a phase is run for."""
+
+    FIRST = 0
+    LOCATING = 1  # the first thing that is not finite
+    SLOWER = 2
+
+
+class Attempts(Protocol):
+    """Which attempt at a phase is under way; what an earlier process saved of it is gone on with."""
+
+    @property
+    def attempt(self) -> int:
+        """An ``Attempt``."""
+
+    @property
+    def seen(self) -> str:
+        """What was not finite in the attempts before this one."""
+
+    def begin(self, attempt: int, seen: str) -> None:
+        """Steps belong to another attempt from now on."""
+
+    def give_up(self, warning: Warning) -> None:
+        """The phase is over, but not by its first attempt."""
+
+
+def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Attempts) -> bool:
     """Run a phase of a unit; where its loss is not finite, once more in float32 and at a tenth of its rates.
 
     Args:
         unit: its name, for warnings.
-        attempt: runs the phase, and changes nothing unless it gets to the end; the first time, where steps that were
-            saved are gone on with, losses alone are looked at, and later, from the start, everything at every step.
+        run: runs the phase, and changes nothing unless it gets to the end; at the first attempt losses alone are
+            looked at, later everything at every step.
         phase: what is run.
         dtype: of convolutions at the first attempt.
+        attempts: told which one is under way.
 
     Returns:
-        whether the first attempt came to its end.  If not, the unit is the one that the second attempt made, or, where
+        whether the first attempt came to its end.  If not, the unit is the one that the slower attempt made, or, where
         that failed as well, the one that was there before.
 
     Warns:
         NonFiniteLossWarning: names the first loss or tensor that is not finite, and says what was done.
     """
+    if attempts.attempt == Attempt.FIRST:
+        try:
+            run(phase, dtype, False)
+        except NonFiniteLossError as error:
+            attempts.begin(Attempt.LOCATING, str(error))
+        else:
+            return True
+    if attempts.attempt == Attempt.LOCATING:
+        attempts.begin(Attempt.SLOWER, _located(run, phase, dtype, attempts.seen))
     try:
-        attempt(phase, dtype, False)
-    except NonFiniteLossError as error:
-        first = _located(attempt, phase, dtype, str(error))
-    else:
-        return True
-    try:
-        attempt(slower(phase), torch.float32, True)
+        run(slower(phase), torch.float32, True)
         outcome = f"the phase was done again in float32, at {SLOWER:g} of its rates"
     except NonFiniteLossError as error:
         outcome = f"nor did it work in float32, at {SLOWER:g} of its rates ({error}); the unit stays as it was before"
-    warnings.warn(
-        f"unit {unit}: {first}; {outcome}; look for extreme values in the unit's weights and inputs, or try smaller "
-        "rates",
-        NonFiniteLossWarning,
-        stacklevel=2,
+    warning = NonFiniteLossWarning(
+        f"unit {unit}: {attempts.seen}; {outcome}; look for extreme values in the unit's weights and inputs, or try "
+        "smaller rates"
     )
+    warnings.warn(warning, stacklevel=2)
+    attempts.give_up(warning)
     return False
 
 
@@ -92,10 +124,10 @@ def check_trained(step: Step, number: int) -> None:
                 raise NonFiniteLossError(f"{name} is not finite behind step {number} of phase {step.phase.name!r}")
 
 
-def _located(attempt: Attempt, phase: Phase, dtype: torch.dtype, seen: str) -> str:
+def _located(run: Run, phase: Phase, dtype: torch.dtype, seen: str) -> str:
     """What the first thing is that is not finite; what was seen, if it does not come again."""
     try:
-        attempt(phase, dtype, True)
+        run(phase, dtype, True)
     except NonFiniteLossError as first:
         return str(first)
     return seen
