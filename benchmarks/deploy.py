@@ -2,6 +2,7 @@
 
     python benchmarks/deploy.py run --data DATA                # CIFAR-10; goes on where it was stopped
     python benchmarks/deploy.py run --data DATA --only mobilenet_v2-onnxruntime
+    python benchmarks/deploy.py run --data DATA --without-vnni  # what overflows on a processor that has none
     python benchmarks/deploy.py summary                        # benchmarks/results/deploy.json and docs/deployment.md
 
 Each cell calibrates a network under the rules of a target, writes the file, compares runtime and simulation code by
@@ -34,11 +35,14 @@ from clcalib.export.runtimes import read_model
 from clcalib.export.runtimes.bench import bench
 from clcalib.export.runtimes.runtime import RUNTIMES
 from clcalib.files import write_atomically
+from clcalib.processor import adds_in_16_bits
+from clcalib.quant.targets import target_of
 from common import NETWORKS, RESULTS, all_images, provenance, shuffled
 from imagenet.networks import NETWORKS as IMAGENET
 from imagenet.one import IMAGES, labelled, reason
 
 FOLDER = RESULTS / "deploy"
+WITHOUT_VNNI = RESULTS / "deploy_without_vnni"
 TARGETS = ("onnxruntime", "openvino")
 PROVENANCE = provenance()  # at the start: the tree may change while the runs go on
 
@@ -71,6 +75,14 @@ class Pictures:
     labels: Tensor
 
 
+def runtime_of(target: str) -> str:
+    """The runtime that executes the file of a target."""
+    found = target_of(target)
+    assert found is not None
+    assert found.runtime is not None
+    return found.runtime
+
+
 def cells() -> list[Cell]:
     """Every width on ResNet-20; 8 bits, and 4-bit weights, on the larger ones."""
     small = [
@@ -80,6 +92,11 @@ def cells() -> list[Cell]:
     ]
     large = ("mobilenet_v2", "efficientnet_lite0", "resnet50_v1")
     return small + [Cell(network, target, 8, 8) for network in large for target in TARGETS]
+
+
+def cells_without_vnni() -> list[Cell]:
+    """ResNet-20 with 8 bits, and with 7 of 8 for weights."""
+    return [Cell("resnet20", f"{target}{ending}", 8, 8) for target in TARGETS for ending in ("", "-avx2")]
 
 
 def network_of(cell: Cell) -> nn.Module:
@@ -121,7 +138,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
         is_guarded=False,
     )
     seconds = time.process_time() - start
-    runtime = RUNTIMES[cell.target]
+    runtime = RUNTIMES[runtime_of(cell.target)]
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
         record = deploy(result, files[1], evaluation, count=checked).record.deployment
@@ -131,7 +148,8 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
             logits(network, found.tests, batch_size=50)
             for network in (model, runtime.session(read_model(files[1])).network())
         ]
-        timed = bench(*files, cell.target, batches=arguments.batches, threads=arguments.threads, rounds=rounds)
+        settings = {"batches": arguments.batches, "threads": arguments.threads, "rounds": rounds}
+        timed = bench(*files, runtime_of(cell.target), **settings)
     accuracies = [round(100 * top1(each, found.labels), 2) for each in outputs]
     return {
         "cell": cell.name,
@@ -162,8 +180,11 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    for cell in cells():
-        path = FOLDER / f"{cell.name}.json"
+    folder, wanted = (WITHOUT_VNNI, cells_without_vnni()) if arguments.without_vnni else (FOLDER, cells())
+    if arguments.without_vnni and not adds_in_16_bits():
+        raise SystemExit("this processor has VNNI, or does not tell what it has")
+    for cell in wanted:
+        path = folder / f"{cell.name}.json"
         if path.exists() or not any(part in cell.name for part in arguments.only):
             continue
         if why := missing(cell):
@@ -183,6 +204,7 @@ def main() -> None:
     running.add_argument("--only", nargs="+", default=[""], help="cells whose name holds one of these")
     running.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     running.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    running.add_argument("--without-vnni", action="store_true", help="the cells of a processor without VNNI")
     running.set_defaults(command=run)
     page = commands.add_parser("summary", help="write deploy.json and the page")
     page.set_defaults(command=lambda arguments: write_page())
@@ -193,7 +215,7 @@ def main() -> None:
 def write_page() -> None:
     from deploy_page import write
 
-    write(FOLDER)
+    write(FOLDER, WITHOUT_VNNI)
 
 
 if __name__ == "__main__":

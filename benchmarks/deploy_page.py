@@ -100,10 +100,10 @@ were written for `onnxruntime` and compared as well.
 """
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, without_vnni: Path) -> None:
     rows = cells(folder)
     write_atomically(RESULTS / "deploy.json", (json.dumps({"cells": rows}, indent=1) + "\n").encode())
-    write_atomically(PAGE, page(rows).encode())
+    write_atomically(PAGE, page(rows, cells(without_vnni)).encode())
     print(PAGE)
 
 
@@ -111,13 +111,15 @@ def cells(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]], without_vnni: list[dict[str, Any]] | None = None) -> str:
     text = INTRODUCTION + "\n".join(_target(name) for name in TARGETS) + "\n" + PROOF
     for network in NAMES:
         own = [row for row in rows if row["network"] == network]
         if own:
             text += _section(network, own)
     text += _conditions(rows)
+    if without_vnni:
+        text += _without_vnni(without_vnni)
     if TORCH_PROGRAM.is_file():
         text += _torch_program(json.loads(TORCH_PROGRAM.read_text()))
     return text
@@ -156,6 +158,34 @@ def _section(network: str, rows: list[dict[str, Any]]) -> str:
         ]
         text += f"| {' | '.join(cells)} |\n"
     return text + "\n"
+
+
+def _without_vnni(rows: list[dict[str, Any]]) -> str:
+    """What an older processor makes of 8-bit weights."""
+    columns = ["target", "top-1, simulated [%]", "top-1 [%]", "same class", "largest difference in codes",
+               *(f"speed-up, {batch}" for batch in rows[0]["int8_speedup"])]  # fmt: skip
+    text = (
+        "\n### Processors without VNNI\n\nThey multiply unsigned by signed bytes and add two products in 16 bits: "
+        "255 x 127 x 2 overflows, and the sum is cut off.  The targets that end in `-avx2` use 7 of 8 bits for weights "
+        "([decision 19](decisions/0019-seven-bits-without-vnni.md)); `clcalib quantize` says before calibration where "
+        "this processor needs them.  ResNet-20, W8A8, nearest rounding:\n\n"
+        f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
+    )
+    for row in rows:
+        images = f"{row['compared_images']:,}"
+        shown = [
+            f"`{row['target']}`",
+            f"{100 * row['top1_simulated']:.2f} of {images}",
+            f"{row['top1']:.2f} of {row['test_images']:,}",
+            f"{100 * row['same_class']:.2f} % of {images}",
+            f"{row['max_code_difference']}",
+            *(f"{speedup:.2f}x" for speedup in row["int8_speedup"].values()),
+        ]
+        text += f"| {' | '.join(shown)} |\n"
+    return text + (
+        f"\nMeasured on {rows[0]['machine']}, which has AVX2 and no VNNI.  Integers are not what such a processor is "
+        "faster with; the file is smaller all the same.\n"
+    )
 
 
 def _conditions(rows: list[dict[str, Any]]) -> str:

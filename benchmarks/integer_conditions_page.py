@@ -50,6 +50,8 @@ quantizers as extra work. `integer_report` reads what really runs from the graph
   the right, and no zero points on the left.
 * **On codes**, between QuantizeLinear and DequantizeLinear, Clip, Pad, Flatten and MaxPool are integer in both. So a
   clip of codes is the way to fewer than 8 bits, and to a Relu whose quantizer has a zero point.
+* **x86 processors without VNNI** add two products in 16 bits: weights may use 7 of 8 bits there
+  ([decision](decisions/0019-seven-bits-without-vnni.md)).
 * The scale of an int32 bias has to be input scale x weight scale: ONNX Runtime's Gemm takes it for that, and gives
   wrong numbers where it is another one.
 * Where only weights are quantized, MatMul quantizes its input on the fly in both runtimes: its numbers are not those of

@@ -36,6 +36,7 @@ from clcalib.export.roundtrip import MOST_CODES, Roundtrip, compare_codes, with_
 from clcalib.export.runtimes import LayerCounts, LayerReport, Runtime, read_model
 from clcalib.export.runtimes.runtime import RUNTIMES
 from clcalib.pipeline import QuantizationResult
+from clcalib.processor import adds_in_16_bits
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord, FloatOperationRecord, TensorRecord
@@ -101,7 +102,7 @@ def deployment_of(
         message = f"{path} was not compared with the simulation: runtimes are given images here, not token numbers"
         warnings.warn(message, RuntimeMissingWarning, stacklevel=3)
     elif evaluation is not None:
-        update |= _compared(loaded, evaluation, count)
+        update |= _compared(loaded, evaluation, count, _remedy(quantized, target))
     return record.model_copy(update=update)
 
 
@@ -196,14 +197,22 @@ def _kernels(loaded: _Loaded) -> dict[str, object]:
     }
 
 
-def _compared(loaded: _Loaded, evaluation: EvaluationSet, count: int) -> dict[str, object]:
+def _remedy(quantized: QuantizedChain, target: Target) -> str:
+    """What helps where codes differ."""
+    if not (adds_in_16_bits() and target.overflowing(quantized.policy)):
+        return "report the network"
+    reason = "this processor has no VNNI and adds two products in 16 bits, which may overflow"
+    return f"calibrate with --target {target.exact_without_vnni} ({reason}), or run it on one that has"
+
+
+def _compared(loaded: _Loaded, evaluation: EvaluationSet, count: int, remedy: str) -> dict[str, object]:
     images = evaluation.images[:count]
     found = loaded.compare(images)
     worst = max(found.tensors, key=lambda row: row.own, default=None)
     if worst is not None and worst.own > MOST_CODES:
         warnings.warn(
             f"{loaded.title} differs from the simulation by {worst.own} codes at {worst.name}, and a kernel may by "
-            f"{MOST_CODES}: do not trust the file, and report the network",
+            f"{MOST_CODES}: do not trust the file, and {remedy}",
             KernelDifferenceWarning,
             stacklevel=4,
         )

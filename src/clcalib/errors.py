@@ -152,6 +152,10 @@ class KernelDifferenceWarning(ClcalibWarning):
     """A runtime's kernel gives other codes than the simulation."""
 
 
+class ProcessorWarning(ClcalibWarning):
+    """This processor's integer kernels compute something else than was calibrated, and others do not."""
+
+
 class TrackingWarning(ClcalibWarning):
     """An experiment tracker failed; the run goes on without it."""
 

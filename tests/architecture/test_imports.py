@@ -19,8 +19,8 @@ MOST_LINES = 400
 
 # A part may import from itself and from the parts before it.
 ORDER = (
-    *("errors", "deprecation", "hearing", "forking", "files", "modes", "reading", "durable", "team", "fused"),
-    *("data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report", "tracking"),
+    *("errors", "deprecation", "hearing", "forking", "files", "modes", "processor", "reading", "durable", "team"),
+    *("fused", "data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report", "tracking"),
     # The Python API; what follows is the command line, which uses it.
     *("checks", "unit_records", "job", "identity", "keeping", "judging", "pipeline", "timing", "estimate"),
     *("target_accuracy", "width_plan", "width_search", "mixed_precision", "deployment", "__init__"),

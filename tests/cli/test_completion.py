@@ -32,7 +32,7 @@ def bash(words: str, place: int) -> dict[str, str]:
     ("words", "expected"),
     [
         ("clcalib quantize --recipe st", ["straight_through"]),
-        ("clcalib quantize --target op", ["openvino"]),
+        ("clcalib quantize --target op", ["openvino", "openvino-avx2"]),
         ("clcalib describe --bits w2", ["w2a4", "w2a2"]),
         ("clcalib recipes last", ["last_phase"]),
         ("clcalib quantize --augment flip,c", ["flip,crop", "flip,cutmix"]),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.processors import here
 
 from clcalib.cli import main
 from clcalib.report.record import read_record
@@ -26,7 +27,7 @@ FILES = [
 
 @pytest.fixture
 def deployed(workplace: Path, capsys: Capture) -> Path:
-    arguments = ["quantize", "run.toml", "--bits", "W4A4", "--target", "onnxruntime", "--threads", "1"]
+    arguments = ["quantize", "run.toml", "--bits", "W4A4", "--target", here("onnxruntime"), "--threads", "1"]
     assert main([*arguments, "--out", "runs/a"]) == 0
     return workplace / "runs" / "a"
 
@@ -34,7 +35,7 @@ def deployed(workplace: Path, capsys: Capture) -> Path:
 def test_a_run_for_a_target_leaves_the_file_and_the_proof(deployed: Path, capsys: Capture) -> None:
     assert sorted(os.listdir(deployed)) == FILES
     record = read_record(deployed / "run.json")
-    assert record.runtime_target == "onnxruntime"
+    assert record.runtime_target == here("onnxruntime")
     assert record.deployment is not None
     assert (record.deployment.integer_layers, record.deployment.float_layers) == (3, 0)
     assert (record.deployment.images, record.deployment.agreement) == (20, 1)
@@ -46,7 +47,7 @@ def test_a_runtime_that_is_not_there_is_told_and_recorded(
     workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    arguments = ["quantize", "run.toml", "--bits", "W8A8", "--target", "onnxruntime", "--quiet"]
+    arguments = ["quantize", "run.toml", "--bits", "W8A8", "--target", here("onnxruntime"), "--quiet"]
     assert main([*arguments, "--recipe", "nearest", "--out", "runs/e"]) == 0
     early, late = read_record("runs/e/run.json").warnings
     assert "pip install" in early

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.processors import here
 
 from clcalib.cli import main
 
@@ -14,10 +15,21 @@ def test_a_run_for_torch_leaves_a_program_and_export_writes_it_again(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torchao", reason="the optional package that reaches PyTorch's integer kernels")
-    arguments = ["quantize", "run.toml", "--recipe", "nearest", "--bits", "W8A8", "--target", "torch", "--out", "out"]
+    arguments = [
+        "quantize",
+        "run.toml",
+        "--recipe",
+        "nearest",
+        "--bits",
+        "W8A8",
+        "--target",
+        here("torch"),
+        "--out",
+        "out",
+    ]
     assert main([*arguments, "--quiet"]) == 0
     found = json.loads((workplace / "out" / "run.json").read_text())["deployment"]
-    assert (found["target"], found["file"]) == ("torch", "model.pt2")
+    assert (found["target"], found["file"]) == (here("torch"), "model.pt2")
     assert (found["integer_layers"], found["float_layers"]) == (3, 0)
     assert found["max_code_difference"] <= 1
     assert main(["export", "out"]) != 0  # the file is there

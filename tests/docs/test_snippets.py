@@ -11,6 +11,7 @@ import torch
 import clcalib
 from clcalib.deployment import deploy
 from tests.docs.blocks import DOCS, Block, blocks, name_of, pages
+from tests.processors import here
 from tests.tiny import images, tiny
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the pages are not part of this copy")
@@ -19,7 +20,11 @@ SNIPPETS = {page: found for page in pages() if (found := [
     block for block in blocks(page) if block.language == "python" and block.title is None
 ])}  # fmt: skip
 NEEDS_GRAPH = "runtimes.md"
-QUICKER = {"recipes.fast()": "recipes.fast(steps=5)", "steps=500": "steps=5"}
+QUICKER = {
+    "recipes.fast()": "recipes.fast(steps=5)",
+    "steps=500": "steps=5",
+    'target="onnxruntime"': f"target={here('onnxruntime')!r}",
+}
 
 
 def names(page: Path) -> dict[str, object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.processors import here
 from tests.tiny import tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ from clcalib.export.runtimes import LayerCounts, integer_report, session
 from clcalib.pipeline import QuantizationResult
 from clcalib.quant.modules import ActivationQuantizer
 from clcalib.quant.spec import QParams
-from clcalib.quant.targets import TARGETS
+from clcalib.quant.targets import TARGETS, target_of
 
 IMAGES = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
@@ -54,7 +55,7 @@ class Moves(nn.Module):
 def calibrated(model: nn.Module, target: str, weights: int, activations: int) -> QuantizationResult:
     images = clcalib.CalibrationSet.from_tensor(IMAGES)
     bits = clcalib.Bits(weights, activations)
-    return clcalib.quantize(model, images, recipe=clcalib.recipes.nearest(), bits=bits, target=target)
+    return clcalib.quantize(model, images, recipe=clcalib.recipes.nearest(), bits=bits, target=here(target))
 
 
 def moves() -> nn.Module:
@@ -103,9 +104,11 @@ class Rows(nn.Module):
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("bits", [2, 4, 7])
 def test_zero_points_of_weights_are_taken_off_before_a_kernel_sees_them(bits: int, target: str, tmp_path: Path) -> None:
+    if bits == 7 and here(target) != target:
+        pytest.skip("codes of 7 bits less a zero point have 8, and sums overflow on this processor")
     torch.manual_seed(2)
     images, widths = clcalib.CalibrationSet.from_tensor(IMAGES), clcalib.Bits(bits, 8)
-    settings = {"recipe": clcalib.recipes.nearest(), "target": target, "first_last_bits": "same"}
+    settings = {"recipe": clcalib.recipes.nearest(), "target": here(target), "first_last_bits": "same"}
     quantized = clcalib.quantize(Rows().eval(), images, bits=widths, **settings).quantized  # type: ignore[arg-type]
     for layer in ("conv", "rows", "last"):
         weight = quantized.weight(layer)
@@ -277,7 +280,7 @@ def test_a_loaded_run_is_deployed_as_the_first_one_was(tmp_path: Path) -> None:
     result, model = calibrated(tiny(), "onnxruntime", 4, 4), tiny()
     result.save(tmp_path / "run")
     loaded = load_chain(tmp_path / "run", model)
-    assert loaded.target is TARGETS["onnxruntime"]
+    assert loaded.target is target_of(here("onnxruntime"))
     for name, quantized in (("first", result.quantized), ("second", loaded.quantized)):
         write_onnx(quantized, tmp_path / f"{name}.onnx", loaded.target)
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()

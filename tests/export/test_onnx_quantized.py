@@ -19,6 +19,7 @@ from tests.export.graphs import (
     values_of,
     with_quantizers,
 )
+from tests.processors import largest_width
 from tests.tiny import images, tiny
 from torch import Tensor, nn
 
@@ -48,10 +49,11 @@ def photos() -> Tensor:
     return torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
 
-def plain(photos: Tensor, weights: int) -> Chain:
+def plain(photos: Tensor, weights: int, largest: int = 8) -> Chain:
     """``Plain`` with a quantizer on every tensor that integer kernels read or write."""
     torch.manual_seed(0)
-    chain = quantized(Plain().eval(), photos, weights, 8).chain
+    edges = {name: f"W{largest}" for name in ("first", "fc")}
+    chain = quantized(Plain().eval(), photos, min(weights, largest), 8, overrides=edges).chain
     return with_quantizers(chain, photos, is_unquantized_end, QuantSpec(8))
 
 
@@ -74,7 +76,7 @@ def test_the_graph_computes_what_the_simulation_computes(weights: int, activatio
 @pytest.mark.parametrize("rules", [OnnxRules(), PACKED, NARROWEST])
 def test_integer_kernels_do_the_work(photos: Tensor, rules: OnnxRules, tmp_path: Path) -> None:
     for weights in (8, 4, 2):
-        chain = plain(photos, weights)
+        chain = plain(photos, weights, largest_width())
         emitted = emit(chain, rules=rules)
         logits = run(emitted.model, photos, optimized=tmp_path / "optimized.onnx")[0]
         made = operators(onnx.load(tmp_path / "optimized.onnx"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.processors import here
 from tests.tiny import images, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,7 +50,8 @@ class Mixed(nn.Module):
 
 def quantized(model: nn.Module, bits: int = 8) -> clcalib.QuantizationResult:
     calibration = clcalib.CalibrationSet.from_tensor(images())
-    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch", "is_rehearsed": False}
+    recipe, target = clcalib.recipes.nearest(), here("torch")
+    settings = {"recipe": recipe, "measured_images": 0, "target": target, "is_rehearsed": False}
     return clcalib.quantize(model, calibration, bits=clcalib.Bits(bits, 8), **settings)  # type: ignore[arg-type]
 
 
@@ -224,7 +226,7 @@ def test_a_sum_with_the_images_themselves_is_computed_whatever_their_layout(tmp_
     pytest.importorskip("torchao", reason=NEEDS_TORCHAO)
     shown = torch.randn(48, 8, 6, 6, generator=torch.Generator().manual_seed(0))
     calibration, block = clcalib.CalibrationSet.from_tensor(shown), tiny().block
-    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": "torch"}
+    settings = {"recipe": clcalib.recipes.nearest(), "measured_images": 0, "target": here("torch")}
     result = clcalib.quantize(block, calibration, bits=clcalib.Bits(8, 8), **settings)  # type: ignore[arg-type]
     write_program(result.quantized, tmp_path / "model.pt2", TORCH)
     lowered = x86.lower(x86.load_program(tmp_path / "model.pt2"), shown[:4])

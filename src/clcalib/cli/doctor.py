@@ -18,6 +18,7 @@ from clcalib.cli.results import show_json
 from clcalib.quant.targets import TARGETS
 from clcalib.report.tables import new_table, short
 
+_OVERFLOW = "products are added in 16 bits: for this processor take the targets that end in -avx2"
 EXAMPLES = "[bold]Examples[/bold]\n\nclcalib doctor\n\nclcalib doctor --json"
 _BROKEN = 1
 
@@ -71,6 +72,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
         ("platform", known["platform"]),
         ("processor", f"{processor['name']}; {cores}"),
         ("features", f"{features}; torch computes with {processor['torch_kernels']}"),
+        *([("integers", _OVERFLOW)] if processor["adds_in_16_bits"] else []),
         ("GPU", "; ".join(found["gpus"]) or "none that torch can use"),
         ("compiler", found["compiler"] or "none: install g++ or clang++, for calibration several times as fast"),
         ("kernels", _mark(found["kernels"])),

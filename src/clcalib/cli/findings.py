@@ -26,6 +26,7 @@ from clcalib.calibrate.recipes import RECIPES
 from clcalib.data.calibration import CalibrationSet
 from clcalib.fused.build import cache_folder, library
 from clcalib.pipeline import quantize
+from clcalib.processor import adds_in_16_bits, features
 from clcalib.quant.policy import Bits
 from clcalib.quant.targets import TARGETS
 from clcalib.report.environment import versions
@@ -164,7 +165,8 @@ def try_imports(names: Sequence[str]) -> dict[str, str]:
 def target_findings(packages: Sequence[Package]) -> dict[str, str]:
     """By target, what is missing for it: nothing, or the packages."""
     usable = {package.name for package in packages if package.is_usable}
-    return {target: ", ".join(name for name in NEEDED[target] if name not in usable) for target in TARGETS}
+    needed = {name: NEEDED[name if name in NEEDED else str(target.runtime)] for name, target in TARGETS.items()}
+    return {target: ", ".join(name for name in names if name not in usable) for target, names in needed.items()}
 
 
 def base_check() -> Check:
@@ -200,11 +202,11 @@ def processor() -> dict[str, object]:
     """Name, architecture, features that matter, cores and threads."""
     lines = _lines("/proc/cpuinfo")
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    flags = set(next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split())
     return {
         "name": model or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "features": [name for name in FEATURES if name in flags],
+        "features": [name for name in FEATURES if name in features()],
+        "adds_in_16_bits": adds_in_16_bits(),
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 1,
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

@@ -64,4 +64,4 @@ def _widths(bits: Sequence[int], is_symmetric: bool, asymmetric_below: int = 0) 
     widths = str(bits[0]) if len(bits) == 1 else f"{bits[0]}-{bits[-1]}"
     if not is_symmetric:
         return f"{widths} bits"
-    return f"{widths} bits, symmetric" + (f" at {bits[-1]}" if asymmetric_below > bits[0] else "")
+    return f"{widths} bits\nsymmetric" + (f" at {bits[-1]}" if asymmetric_below > bits[0] else "")

@@ -12,11 +12,18 @@ from torch import Tensor, fx
 
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import module_path, weighted_nodes
-from clcalib.errors import ClcalibError, MissingPackageError, RuntimeMissingWarning, UnsupportedOperatorError
+from clcalib.errors import (
+    ClcalibError,
+    MissingPackageError,
+    ProcessorWarning,
+    RuntimeMissingWarning,
+    UnsupportedOperatorError,
+)
 from clcalib.export.deployed import check_operators
 from clcalib.export.onnx.emit import Unsupported
 from clcalib.export.onnx.operators import title_of
 from clcalib.export.trial import BATCHES, RefusedError, try_out
+from clcalib.processor import adds_in_16_bits
 from clcalib.quant.insert import chain_policy
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.spec import Grid
@@ -64,7 +71,9 @@ def rehearse(widths: Widths, target: Target, images: Tensor) -> bool:
 
     Warns:
         RuntimeMissingWarning: what writes or runs the file is not installed, so that it was not tried.
+        ProcessorWarning: kernels of this processor may compute other codes than the simulation.
     """
+    _warn_of_overflow(widths, target)
     images = images[: max(BATCHES)]
     try:
         _try(widths, target, images)
@@ -82,6 +91,18 @@ def rehearse(widths: Widths, target: Target, images: Tensor) -> bool:
     except RefusedError as error:
         raise _refusal(error, widths, target, images) from error
     return True
+
+
+def _warn_of_overflow(widths: Widths, target: Target) -> None:
+    layers = target.overflowing(widths.policy(target)) if adds_in_16_bits() else []
+    if layers:
+        shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+        message = (
+            f"target {target.name}: this processor has no VNNI and adds two products in 16 bits, which may overflow "
+            f"with the weights of {shown}; the file is exact on processors with VNNI; where it shall be on this one, "
+            f"calibrate with --target {target.exact_without_vnni}, which uses 7 of 8 bits"
+        )
+        warnings.warn(message, ProcessorWarning, stacklevel=3)
 
 
 def _try(widths: Widths, target: Target, images: Tensor) -> None:
@@ -107,7 +128,7 @@ def _others(widths: Widths, target: Target, images: Tensor) -> Iterator[str]:
     """The targets that take the network, each of them tried out here."""
     fitting, untried = list[str](), list[str]()
     for other in TARGETS.values():
-        if other.name == target.name:
+        if other.name == target.name or other.is_range_reduced:  # which refuses what the other one refuses
             continue
         try:
             _try(widths, other, images)

@@ -14,6 +14,7 @@ from clcalib.quant.spec import QuantSpec
 
 ALL_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 NARROW = 8  # below this width a code less its zero point fits into 8 bits
+REDUCED = 7  # width of signed weights of which two products with unsigned bytes add up to less than 2^15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Target:
         is_weight_symmetric: whether weights must be signed, with the zero point 0; scales are per output channel.
         asymmetric_below: weights of fewer bits than this have a zero point all the same, which is taken off before a
             kernel sees them: of so few codes none is to be lost.
+        is_range_reduced: whether weights of 8 bits use 7 of them (``reduce_range`` of ONNX Runtime and PyTorch), so
+            that two products with activations can be added in 16 bits; weights of 7 bits have no zero point then.
+        exact_without_vnni: the target of the same runtime whose range is reduced, where kernels of x86 processors
+            without VNNI add so; None where no kernel does.
         is_activation_symmetric: whether activations must be; their scale is per tensor.
         placement: where quantizers stand; None as in the papers, at what layers read.
         runtime: the runtime that executes the file, or None if nothing here does.
@@ -41,6 +46,8 @@ class Target:
     activation_bits: tuple[int, ...] = ALL_WIDTHS
     is_weight_symmetric: bool = False
     asymmetric_below: int = 0
+    is_range_reduced: bool = False
+    exact_without_vnni: str | None = None
     is_activation_symmetric: bool = False
     placement: Placement | None = None
     runtime: str | None = None
@@ -65,8 +72,11 @@ class Target:
         )
 
     def fitted(self, row: LayerPolicy) -> LayerPolicy:
-        """A row with the signs that the target's kernels take, whatever a pattern says."""
-        weight = row.weight
+        """A row with the signs, and the part of 8 bits, that the target's kernels take, whatever a pattern says."""
+        weight, reason = row.weight, row.reason
+        if weight is not None and self.is_range_reduced and weight.bits > REDUCED:
+            reason = f"{reason}, {_REDUCED}" if reason else _REDUCED
+            weight = dataclasses.replace(weight, bits=REDUCED)
         if weight is not None and self.is_weight_symmetric:
             is_symmetric = weight.bits >= self.asymmetric_below
             weight = QuantSpec(weight.bits, is_symmetric, is_symmetric, weight.granularity)
@@ -74,7 +84,7 @@ class Target:
             QuantSpec(side.bits, True, True) if side is not None and self.is_activation_symmetric else side
             for side in (row.input, row.right)
         ]
-        return dataclasses.replace(row, weight=weight, input=sides[0], right=sides[1])
+        return dataclasses.replace(row, weight=weight, input=sides[0], right=sides[1], reason=reason)
 
     def check(self, rows: Iterable[LayerPolicy]) -> None:
         """Raise ``ArgumentError`` where a row of the policy has a width or a grid that the target has no kernel for."""
@@ -87,6 +97,14 @@ class Target:
                     expected = f"{' or '.join(map(repr, grids))} for target {self.name}"
                     remedy = "leave softmax_grid and gelu_grid out, or run without a target"
                     raise ArgumentError(f"grid (inputs of {row.layer})", expected, repr(spec.grid), remedy)
+
+    def overflowing(self, rows: Iterable[LayerPolicy]) -> list[str]:
+        """The layers whose sums may overflow on a processor that adds two products in 16 bits."""
+        if self.exact_without_vnni is None:
+            return []
+        return [
+            row.layer for row in rows if row.weight is not None and row.weight.bits >= REDUCED + row.weight.is_symmetric
+        ]
 
     def _check(self, what: str, bits: int | None, allowed: Sequence[int]) -> None:
         if bits is None or bits in allowed:
@@ -131,9 +149,29 @@ class Target:
 
 
 _POOLS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
+_REDUCED = f"{REDUCED} of 8 bits"  # the reason of a width
+
+
+def _with_reduced(target: Target) -> tuple[Target, ...]:
+    """A target, and the one for processors without VNNI where there is one."""
+    if target.exact_without_vnni is None:
+        return (target,)
+    name = target.exact_without_vnni
+    overflow = f"x86 processors without VNNI add two products in 16 bits, which may overflow: for them take {name}"
+    reduced = dataclasses.replace(
+        target,
+        name=name,
+        summary=f"the same for x86 processors without VNNI: weights of 8 bits use {REDUCED} of them",
+        asymmetric_below=REDUCED,
+        is_range_reduced=True,
+        exact_without_vnni=None,
+        notes=(f"as {target.name}, but exact on every processor",),
+    )
+    return dataclasses.replace(target, notes=(*target.notes, overflow)), reduced
+
 
 TARGETS: dict[str, Target] = {
-    target.name: target
+    own.name: own
     for target in (
         Target(
             "paper",
@@ -145,6 +183,7 @@ TARGETS: dict[str, Target] = {
             "ONNX Runtime on processors: quantizers at convolutions' results, sums and pools too",
             is_weight_symmetric=True,
             asymmetric_below=NARROW,
+            exact_without_vnni="onnxruntime-avx2",
             placement=Placement(
                 frozenset(("add", "mul", "cat", "sigmoid", "leaky_relu", "softmax", *_POOLS)), has_results=True
             ),
@@ -152,7 +191,6 @@ TARGETS: dict[str, Target] = {
             notes=(
                 "codes of fewer than 8 bits are computed in 8, exactly; weights are stored in 4 where they fit",
                 "zero points of weights are taken off their codes when the file is loaded; weights of 8 bits have none",
-                "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
             ),
         ),
         Target(
@@ -160,6 +198,7 @@ TARGETS: dict[str, Target] = {
             "OpenVINO on processors: sums are computed by convolutions' kernels",
             is_weight_symmetric=True,
             asymmetric_below=NARROW,
+            exact_without_vnni="openvino-avx2",
             placement=Placement(),
             runtime="openvino",
             notes=(
@@ -181,6 +220,7 @@ TARGETS: dict[str, Target] = {
             activation_bits=(8,),
             is_weight_symmetric=True,
             asymmetric_below=NARROW,
+            exact_without_vnni="torch-avx2",
             placement=Placement(frozenset(("add",)), is_fused=True),
             runtime="torch",
             file="model.pt2",
@@ -189,7 +229,6 @@ TARGETS: dict[str, Target] = {
                 "float",
                 "weights of fewer than 8 bits are stored and computed in 8, exactly",
                 "products of activations, as in attention, are computed in float",
-                "processors without VNNI add two products in 16 bits, which may overflow with 8-bit weights",
             ),
         ),
         Target(
@@ -208,6 +247,7 @@ TARGETS: dict[str, Target] = {
             ),
         ),
     )
+    for own in _with_reduced(target)
 }
 
 

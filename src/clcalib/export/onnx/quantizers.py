@@ -202,10 +202,17 @@ def write_bias(call: Call, layer: str, bias: Tensor, input_scale: Tensor, weight
     if found is None:
         return None
     codes, scale = found
-    writer = call.writer
+    writer, name = call.writer, f"{layer}.bias"
+    if writer.rules.is_compact and weight_scale.numel() == bias.numel() > 1:
+        # Both factors are in the file anyway; runtimes multiply them once, when they load it.
+        factors = (input_scale.reshape(()), weight_scale.flatten())
+        stored = [writer.constant(f"{name}/scale{number}", factor) for number, factor in enumerate(factors)]
+        scales = writer.reserve(f"{name}/scale")
+        writer.step("Mul", stored, (scales,), "")
+    else:
+        scales = writer.constant(f"{name}/scale", scale)
     # Without a zero point, which is 0 then: here no kernel asks for it.
-    inputs = writer.constant(f"{layer}.bias/codes", codes), writer.constant(f"{layer}.bias/scale", scale)
-    output = writer.reserve(f"{layer}.bias/values")
+    inputs, output = (writer.constant(f"{name}/codes", codes), scales), writer.reserve(f"{name}/values")
     writer.step("DequantizeLinear", inputs, (output,), "", axis=0)
     writer.biases[call.node.name] = codes.to(scale.dtype) * scale
     return output

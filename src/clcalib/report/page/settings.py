@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from clcalib.quant.targets import TARGETS
 from clcalib.report.charts.rows import Mark, Panel, row_chart
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.page.numbers import size_text
@@ -136,9 +137,10 @@ def loading_lines(run: RunFolder) -> tuple[tuple[str, tuple[str, ...]], ...]:
         )
     ]
     deployed = run.record.deployment
-    if deployed is not None and deployed.target in _LOADERS:
-        lines = tuple(line.format(file=repr(deployed.file)) for line in _LOADERS[deployed.target])
-        found.append((f"The deployed file, in {deployed.target}", lines))
+    target = None if deployed is None else TARGETS.get(deployed.target)
+    if deployed is not None and target is not None and target.runtime in _LOADERS:
+        lines = tuple(line.format(file=repr(deployed.file)) for line in _LOADERS[target.runtime])
+        found.append((f"The deployed file, in {target.runtime}", lines))
     return tuple(found)
 
 
