@@ -95,8 +95,9 @@ def cells() -> list[Cell]:
 
 
 def cells_without_vnni() -> list[Cell]:
-    """ResNet-20 with 8 bits, and with 7 of 8 for weights."""
-    return [Cell("resnet20", f"{target}{ending}", 8, 8) for target in TARGETS for ending in ("", "-avx2")]
+    """ResNet-20 with 8 bits, with 7 of 8 for weights, and with 4 where the first and the last layer have 7 of 8."""
+    wide = [Cell("resnet20", f"{target}{ending}", 8, 8) for target in TARGETS for ending in ("", "-avx2")]
+    return wide + [Cell("resnet20", f"{target}-avx2", 4, 4, "fast") for target in TARGETS]
 
 
 def network_of(cell: Cell) -> nn.Module:

@@ -162,23 +162,26 @@ def _section(network: str, rows: list[dict[str, Any]]) -> str:
 
 def _without_vnni(rows: list[dict[str, Any]]) -> str:
     """What an older processor makes of 8-bit weights."""
-    columns = ["target", "top-1, simulated [%]", "top-1 [%]", "same class", "largest difference in codes",
-               *(f"speed-up, {batch}" for batch in rows[0]["int8_speedup"])]  # fmt: skip
+    columns = ["target", "widths", "method", "top-1, simulated [%]", "top-1 [%]", "same class",
+               "largest difference in codes", "file smaller", *(f"speed-up, {batch}" for batch in rows[0]["int8_speedup"])]  # fmt: skip
     text = (
         "\n### Processors without VNNI\n\nThey multiply unsigned by signed bytes and add two products in 16 bits: "
         "255 x 127 x 2 overflows, and the sum is cut off.  The targets that end in `-avx2` use 7 of 8 bits for weights "
         "([decision 19](decisions/0019-seven-bits-without-vnni.md)); `clcalib quantize` says before calibration where "
-        "this processor needs them.  ResNet-20, W8A8, nearest rounding:\n\n"
+        "this processor needs them.  ResNet-20:\n\n"
         f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
     )
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (-row["weights"], row["target"])):
         images = f"{row['compared_images']:,}"
         shown = [
             f"`{row['target']}`",
+            f"W{row['weights']}A{row['activations']}",
+            row["recipe"],
             f"{100 * row['top1_simulated']:.2f} of {images}",
             f"{row['top1']:.2f} of {row['test_images']:,}",
             f"{100 * row['same_class']:.2f} % of {images}",
             f"{row['max_code_difference']}",
+            f"{row['size_ratio']:.2f}x",
             *(f"{speedup:.2f}x" for speedup in row["int8_speedup"].values()),
         ]
         text += f"| {' | '.join(shown)} |\n"
