@@ -163,7 +163,8 @@ def _section(network: str, rows: list[dict[str, Any]]) -> str:
 def _without_vnni(rows: list[dict[str, Any]]) -> str:
     """What an older processor makes of 8-bit weights."""
     columns = ["target", "widths", "method", "top-1, simulated [%]", "top-1 [%]", "same class",
-               "largest difference in codes", "file smaller", *(f"speed-up, {batch}" for batch in rows[0]["int8_speedup"])]  # fmt: skip
+               "largest difference in codes", "file smaller",
+               *(f"speed-up, {batch}" for batch in rows[0]["int8_speedup"])]  # fmt: skip
     text = (
         "\n### Processors without VNNI\n\nThey multiply unsigned by signed bytes and add two products in 16 bits: "
         "255 x 127 x 2 overflows, and the sum is cut off.  The targets that end in `-avx2` use 7 of 8 bits for weights "

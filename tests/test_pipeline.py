@@ -247,6 +247,8 @@ class TestBadInput:
         other = clcalib.EvaluationSet.from_tensor(torch.randn(4, 3, 9, 9))
         with pytest.raises(ArgumentError, match="evaluation"):
             quantize(evaluation=other)
+        with pytest.raises(ArgumentError, match=r"evaluation: expected an EvaluationSet, or None, got Tensor"):
+            quantize(evaluation=torch.randn(4, 3, 8, 8))
 
     @pytest.mark.parametrize("value", [0.0, 0.3])
     def test_a_constant_channel(self, value):

@@ -55,6 +55,7 @@ def check_arguments(
             raise ArgumentError(name, f"a {kind.__name__}", type(value).__name__, remedy)
     shape = calibration.images.shape[1:]
     for name, other in others:
+        check_images(name, other)
         if other is not None and other.images.shape[1:] != shape:
             raise ArgumentError(
                 name, f"images of shape {tuple(shape)}, as in calibration", str(tuple(other.images.shape[1:]))
@@ -70,6 +71,13 @@ def check_arguments(
             SmallCalibrationWarning,
             stacklevel=3,
         )
+
+
+def check_images(argument: str, found: object) -> None:
+    """Raise ``ArgumentError`` for images that are neither None nor in one of the classes for them."""
+    if found is not None and not isinstance(found, CalibrationSet | EvaluationSet):
+        remedy = f"make one with {EvaluationSet.__name__}.from_tensor(images, labels)"
+        raise ArgumentError(argument, f"an {EvaluationSet.__name__}, or None", type(found).__name__, remedy)
 
 
 def _check_threads_come() -> None:

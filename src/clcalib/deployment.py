@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clcalib.capture.graph import input_node, value_of
 from clcalib.capture.running import images_at_once
+from clcalib.checks import check_images
 from clcalib.data.calibration import EvaluationSet
 from clcalib.errors import ArgumentError, KernelDifferenceWarning, MissingPackageError, RuntimeMissingWarning
 from clcalib.evaluate.accuracy import agreement, top1
@@ -88,6 +89,7 @@ def deployment_of(
     """Write a calibrated chain on the CPU for a target, and check the file; see ``deploy``."""
     if type(count) is not int or count < 1:
         raise ArgumentError("count", "a whole number of images, at least 1", repr(count))
+    check_images("evaluation", evaluation)
     load = WRITERS[kind_of(target)](quantized, target, path)
     record = DeploymentRecord(target=target.name, file=path.name, file_bytes=path.stat().st_size)
     if load is None:

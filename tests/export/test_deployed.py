@@ -15,7 +15,13 @@ from torch.nn import functional as F
 
 import clcalib
 from clcalib.deployment import deploy
-from clcalib.errors import CheckpointError, KernelDifferenceWarning, RuntimeMissingWarning, UnsupportedOperatorError
+from clcalib.errors import (
+    ArgumentError,
+    CheckpointError,
+    KernelDifferenceWarning,
+    RuntimeMissingWarning,
+    UnsupportedOperatorError,
+)
 from clcalib.export.checkpoint import load_chain
 from clcalib.export.deployed import onnx_rules, write_float, write_onnx
 from clcalib.export.onnx.emit import emit, round_biases, with_rounded_biases
@@ -233,6 +239,13 @@ def test_the_record_has_the_proof(tmp_path: Path) -> None:
     assert found.file_bytes == (tmp_path / "model.onnx").stat().st_size
     assert found.runtime is not None
     assert found.runtime.startswith("ONNX Runtime")
+
+
+def test_images_of_the_wrong_type_are_told_by_name(tmp_path: Path) -> None:
+    result = calibrated(tiny(), "paper", 8, 8)
+    with pytest.raises(ArgumentError, match=r"evaluation: expected an EvaluationSet, or None, got Tensor; make one"):
+        deploy(result, tmp_path / "model.onnx", IMAGES)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_runtime_costs_the_proof_and_not_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
