@@ -162,14 +162,15 @@ def _section(network: str, rows: list[dict[str, Any]]) -> str:
 
 def _without_vnni(rows: list[dict[str, Any]]) -> str:
     """What an older processor makes of 8-bit weights."""
+    batches = list(rows[0]["int8_speedup"])
     columns = ["target", "widths", "method", "top-1, simulated [%]", "top-1 [%]", "same class",
                "largest difference in codes", "file smaller",
-               *(f"speed-up, {batch}" for batch in rows[0]["int8_speedup"])]  # fmt: skip
+               *(f"speed-up, {batch}" for batch in batches)]  # fmt: skip
     text = (
         "\n### Processors without VNNI\n\nThey multiply unsigned by signed bytes and add two products in 16 bits: "
         "255 x 127 x 2 overflows, and the sum is cut off.  The targets that end in `-avx2` use 7 of 8 bits for weights "
         "([decision 19](decisions/0019-seven-bits-without-vnni.md)); `clcalib quantize` says before calibration where "
-        "this processor needs them.  ResNet-20:\n\n"
+        "this processor needs them.  ResNet-20 ([runs](../benchmarks/results/deploy_without_vnni)):\n\n"
         f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
     )
     for row in sorted(rows, key=lambda row: (-row["weights"], row["target"])):
@@ -183,7 +184,7 @@ def _without_vnni(rows: list[dict[str, Any]]) -> str:
             f"{100 * row['same_class']:.2f} % of {images}",
             f"{row['max_code_difference']}",
             f"{row['size_ratio']:.2f}x",
-            *(f"{speedup:.2f}x" for speedup in row["int8_speedup"].values()),
+            *(f"{row['int8_speedup'][batch]:.2f}x" if batch in row["int8_speedup"] else "-" for batch in batches),
         ]
         text += f"| {' | '.join(shown)} |\n"
     return text + (

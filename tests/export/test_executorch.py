@@ -20,9 +20,9 @@ from clcalib.quant.spec import QParams
 from clcalib.quant.targets import target_of
 
 
-def quantized() -> clcalib.QuantizationResult:
+def quantized(weights: int = 8) -> clcalib.QuantizationResult:
     calibration = clcalib.CalibrationSet.from_tensor(images())
-    recipe, bits = clcalib.recipes.nearest(), clcalib.Bits(8, 8)
+    recipe, bits = clcalib.recipes.nearest(), clcalib.Bits(weights, 8)
     settings = {"target": "executorch", "measured_images": 0, "is_rehearsed": False}
     return clcalib.quantize(tiny(), calibration, recipe=recipe, bits=bits, **settings)  # type: ignore[arg-type]
 
@@ -42,10 +42,12 @@ def test_without_executorch_it_is_said_what_to_install(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_xnnpack_computes_all_layers_and_gives_what_was_calibrated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [8, 4, 2])
+def test_xnnpack_computes_all_layers_and_gives_what_was_calibrated(weights: int, tmp_path: Path) -> None:
     pytest.importorskip("executorch", reason="the optional package that writes .pte files")
     evaluation = clcalib.EvaluationSet.from_tensor(images(70, seed=5))
-    result = quantized()
+    result = quantized(weights)
+    assert bool(result.quantized.weight("block.conv1").zero_point.any()) is (weights < 8)
     record = deploy(result, tmp_path / "model.pte", evaluation).record.deployment
     assert record is not None
     assert (record.integer_layers, record.float_layers) == (4, 0)
