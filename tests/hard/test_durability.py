@@ -35,7 +35,7 @@ from tests.hard.small_run import FORKS, Task, code_of, digest, digest_in, often,
 from tests.tiny import images, tiny
 
 # The others are tried where everything is asked for: a recipe is data, and all go through the same walk and loop.
-COMMON = ("nearest", "qdrop", "brecq")
+COMMON = ("nearest", "qdrop")
 RECIPES = (
     COMMON
     if not IS_FULL

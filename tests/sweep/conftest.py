@@ -28,9 +28,19 @@ def postgresql_server() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def address_of_drivers(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same for tests that start several drivers, each of which takes seconds."""
+    return _empty(request, tmp_path)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database, of either kind."""
+    return _empty(request, tmp_path)
+
+
+def _empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
     if request.param == "sqlite":
         return str(tmp_path / "sweep.db")

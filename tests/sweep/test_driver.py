@@ -110,19 +110,19 @@ def until(happened: object, seconds: float = 600.0) -> None:
         time.sleep(0.05)
 
 
-def test_two_drivers_share_the_work(address: str, tmp_path: Path, driver: Start) -> None:
+def test_two_drivers_share_the_work(address_of_drivers: str, tmp_path: Path, driver: Start) -> None:
     marks = tmp_path / "marks"
-    both = [driver(address, 8, 0.3, marks) for _ in range(2)]
+    both = [driver(address_of_drivers, 8, 0.3, marks) for _ in range(2)]
     assert [each.communicate(timeout=900)[0].strip() for each in both] == ["8", "8"]
     assert begun(marks) == Counter(range(8))
-    assert digests(Database.open(address)) == {number: digest_of(number) for number in range(8)}
+    assert digests(Database.open(address_of_drivers)) == {number: digest_of(number) for number in range(8)}
 
 
 def test_a_killed_driver_leaves_nothing_behind_and_the_next_one_goes_on(
-    address: str, tmp_path: Path, driver: Start
+    address_of_drivers: str, tmp_path: Path, driver: Start
 ) -> None:
-    database, marks = Database.open(address), tmp_path / "marks"
-    first = driver(address, 6, 0.5, marks)
+    database, marks = Database.open(address_of_drivers), tmp_path / "marks"
+    first = driver(address_of_drivers, 6, 0.5, marks)
     until(lambda: "done" in database.states().values())
     first.kill()
     first.communicate()
