@@ -190,6 +190,19 @@ def test_the_attempt_that_was_under_way_goes_on_at_the_step_that_was_next(
     ]
 
 
+@pytest.mark.parametrize("missing", ["place", "curves", "step"])
+def test_steps_that_do_not_say_where_they_are_are_done_again(missing, tmp_path, monkeypatch):
+    """As those that another version saved, with a hash that fits."""
+    unfinished(tmp_path / "state", monkeypatch, after=1)
+    state = RunState.resume(tmp_path / "state", newest_manifest(tmp_path / "state").identity)
+    (part,) = (name for name in state.names if name.endswith("-part"))
+    saved = state.get(part)
+    state.put(part, dataclasses.replace(saved, values={k: v for k, v in saved.values.items() if k != missing}))
+    with pytest.warns(DamagedStateWarning, match=rf"{part}.*does not fit the network"):
+        result = quantize(tmp_path / "state", is_resumed=True)
+    assert digest(result, tmp_path / "pieces") == digest(quantize(None), tmp_path / "whole")
+
+
 def has_manifest(state: Path) -> bool:
     return state.is_dir() and any(generation_of(path) is not None for path in state.iterdir())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +49,16 @@ class Journal:
         """Whether a part of this name is saved, be it whole or not."""
         return self.state is not None and name in self.state.names
 
-    def recall(self, name: str, chain: QuantizedChain) -> Payload | None:
+    def recall(
+        self, name: str, chain: QuantizedChain, check: Callable[[Mapping[str, Any]], object] = lambda values: None
+    ) -> Payload | None:
         """Put the quantizers of a saved part into their places and tell its warnings again.
+
+        Args:
+            name: of the part.
+            chain: where its quantizers belong.
+            check: raises KeyError, TypeError or ValueError where the part's values are not what is needed; a part that
+                does not fit is taken as not saved.
 
         Returns:
             what was saved, or None where nothing was.
@@ -61,6 +69,7 @@ class Journal:
         try:
             quantizers = quantizers_from(saved.tensors, chain)
             told = [(str(kind), str(text)) for kind, text in saved.values["warnings"]]
+            check(saved.values)
         except (KeyError, ValueError, TypeError) as error:
             self.state.refuse(name, f"it does not fit the network ({error})")
             return None

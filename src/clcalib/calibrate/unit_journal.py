@@ -56,6 +56,14 @@ class Place:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "told"}
 
 
+def _check(values: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError where steps of a unit cannot be gone on with from these."""
+    Place.from_values(values)
+    CurveRecorder().restore(values["curves"])
+    int(values["step"])
+    list(values["groups"])
+
+
 class UnitJournal:
     """The steps of one unit, over all attempts at all its phases.
 
@@ -73,7 +81,7 @@ class UnitJournal:
         self._journal, self._name, self._index = journal, journal.partial_name(index), index
         self._chain, self._curves = chain, curves
         self._last = time.monotonic()
-        self.place, self._saved = Place(), journal.recall(self._name, chain)
+        self.place, self._saved = Place(), journal.recall(self._name, chain, _check)
         if self._saved is not None:
             self.place = Place.from_values(self._saved.values)
             curves.restore(self._saved.values["curves"])
