@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clcalib.calibrate.adam import Adam
-from clcalib.calibrate.curves import CurveRecorder
+from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.guard import quantizers_of
 from clcalib.calibrate.journal import Journal, raise_if_stopped, tensors_of
 from clcalib.durable import stop
@@ -59,7 +59,8 @@ class Place:
 def _check(values: Mapping[str, Any]) -> None:
     """Raise KeyError, TypeError or ValueError where steps of a unit cannot be gone on with from these."""
     Place.from_values(values)
-    CurveRecorder().restore(values["curves"])
+    Curves.from_values(values["curves"])
+    int(values["curves"]["spacing"])
     int(values["step"])
     list(values["groups"])
 
