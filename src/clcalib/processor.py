@@ -12,12 +12,17 @@ _WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 @functools.cache
-def features() -> frozenset[str]:
-    """The names of the processor's features, as Linux tells them; empty where the system does not."""
+def description() -> tuple[str, ...]:
+    """The lines in which Linux tells of the processors; none where the system does not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return tuple(Path("/proc/cpuinfo").read_text().splitlines())
     except OSError:
-        return frozenset()
+        return ()
+
+
+def features() -> frozenset[str]:
+    """The names of the processor's features; empty where they are not known."""
+    lines = description()
     return frozenset(
         next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
     )

@@ -22,7 +22,7 @@ from clcalib.quant.insert import QuantizedChain
 from clcalib.team.parts import Parts
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Place:
     """Where in a unit the steps are that come next, and what has come of the phases before.
 
@@ -66,7 +66,7 @@ def _check(values: Mapping[str, Any]) -> None:
 
 
 class UnitJournal:
-    """The steps of one unit, over all attempts at all its phases.
+    """The steps of one unit, over all attempts at all its phases: ``loop.Saves`` and ``watchdog.Attempts``.
 
     Args:
         journal: of the run.
@@ -87,11 +87,29 @@ class UnitJournal:
             self.place = Place.from_values(self._saved.values)
             curves.restore(self._saved.values["curves"])
 
-    def of_phase(self, number: int) -> PhaseJournal:
-        """The part of it that is about one phase, which is the saved one or comes behind it."""
+    @property
+    def attempt(self) -> int:
+        """Which one at the phase is under way."""
+        return self.place.attempt
+
+    @property
+    def seen(self) -> str:
+        """What was not finite in the attempts before this one."""
+        return self.place.seen
+
+    def begin_phase(self, number: int) -> None:
+        """Steps belong to this phase from now on, which is the saved one or comes behind it."""
         if number != self.place.phase:
             self.place = dataclasses.replace(self.place, phase=number, attempt=0, seen="")
-        return PhaseJournal(self)
+
+    def begin_attempt(self, attempt: int, seen: str) -> None:
+        """Steps belong to another attempt from now on."""
+        self.place = dataclasses.replace(self.place, attempt=attempt, seen=seen)
+
+    def give_up(self, warning: Warning) -> None:
+        """The phase is over, but not by its first attempt; who goes on from here tells the warning again."""
+        told = [*self.place.told, [type(warning).__name__, str(warning)]]
+        self.place = dataclasses.replace(self.place, is_sound=False, told=told)
 
     def restore(self, optimizers: Sequence[Adam]) -> int:
         """Bring an attempt's parameters to where they were saved; return the number of the step that comes next.
@@ -137,37 +155,3 @@ class UnitJournal:
             "warnings": self.place.told,
         }
         state.put(self._name, Payload(tensors, values))
-
-
-@dataclasses.dataclass(frozen=True)
-class PhaseJournal:
-    """The steps of one phase of a unit, as the loop wants them (``loop.Saves``), and the attempts at it."""
-
-    unit: UnitJournal
-
-    @property
-    def attempt(self) -> int:
-        """Which one is under way."""
-        return self.unit.place.attempt
-
-    @property
-    def seen(self) -> str:
-        """What was not finite in the attempts before this one."""
-        return self.unit.place.seen
-
-    def begin(self, attempt: int, seen: str) -> None:
-        """Steps belong to another attempt from now on."""
-        self.unit.place.attempt, self.unit.place.seen = attempt, seen
-
-    def give_up(self, warning: Warning) -> None:
-        """The first attempt was not the last; what is told of that is told again by whoever goes on from here."""
-        self.unit.place.is_sound = False
-        self.unit.place.told.append([type(warning).__name__, str(warning)])
-
-    def restore(self, optimizers: Sequence[Adam]) -> int:
-        """See ``UnitJournal.restore``."""
-        return self.unit.restore(optimizers)
-
-    def tick(self, step: int, optimizers: Sequence[Adam]) -> None:
-        """See ``UnitJournal.tick``."""
-        self.unit.tick(step, optimizers)

@@ -286,14 +286,13 @@ class Walk:
             dealt=pair.layout,
         )
         done, saves = 0, UnitJournal(self.journal, index, self.quantized, curves)
-        is_sound = saves.place.is_sound
         for number, phase in enumerate(phases):
             if number >= saves.place.phase:
-                own = saves.of_phase(number)
-                run = partial(self._run_phase, index, number, data, done, curves, own)
-                is_sound &= watched(unit.name, run, phase, self.dtype, own)
+                saves.begin_phase(number)
+                run = partial(self._run_phase, index, number, data, done, curves, saves)
+                watched(unit.name, run, phase, self.dtype, saves)
             done += phase.steps
-        return is_sound
+        return saves.place.is_sound
 
     def _run_phase(
         self,

@@ -44,14 +44,14 @@ class Attempts(Protocol):
     def seen(self) -> str:
         """What was not finite in the attempts before this one."""
 
-    def begin(self, attempt: int, seen: str) -> None:
+    def begin_attempt(self, attempt: int, seen: str) -> None:
         """Steps belong to another attempt from now on."""
 
     def give_up(self, warning: Warning) -> None:
         """The phase is over, but not by its first attempt."""
 
 
-def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Attempts) -> bool:
+def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Attempts) -> None:
     """Run a phase of a unit; where its loss is not finite, once more in float32 and at a tenth of its rates.
 
     Args:
@@ -60,11 +60,8 @@ def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Att
             looked at, later everything at every step.
         phase: what is run.
         dtype: of convolutions at the first attempt.
-        attempts: told which one is under way.
-
-    Returns:
-        whether the first attempt came to its end.  If not, the unit is the one that the slower attempt made, or, where
-        that failed as well, the one that was there before.
+        attempts: told which one is under way, and where the first did not come to its end: then the unit is the one
+            that the slower attempt made, or, where that failed as well, the one that was there before.
 
     Warns:
         NonFiniteLossWarning: names the first loss or tensor that is not finite, and says what was done.
@@ -73,11 +70,11 @@ def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Att
         try:
             run(phase, dtype, False)
         except NonFiniteLossError as error:
-            attempts.begin(Attempt.LOCATING, str(error))
+            attempts.begin_attempt(Attempt.LOCATING, str(error))
         else:
-            return True
+            return
     if attempts.attempt == Attempt.LOCATING:
-        attempts.begin(Attempt.SLOWER, _located(run, phase, dtype, attempts.seen))
+        attempts.begin_attempt(Attempt.SLOWER, _located(run, phase, dtype, attempts.seen))
     try:
         run(slower(phase), torch.float32, True)
         outcome = f"the phase was done again in float32, at {SLOWER:g} of its rates"
@@ -89,7 +86,6 @@ def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Att
     )
     warnings.warn(warning, stacklevel=2)
     attempts.give_up(warning)
-    return False
 
 
 def slower(phase: Phase) -> Phase:

@@ -26,7 +26,7 @@ from clcalib.calibrate.recipes import RECIPES
 from clcalib.data.calibration import CalibrationSet
 from clcalib.fused.build import cache_folder, library
 from clcalib.pipeline import quantize
-from clcalib.processor import adds_in_16_bits, features
+from clcalib.processor import adds_in_16_bits, description, features
 from clcalib.quant.policy import Bits
 from clcalib.quant.targets import TARGETS
 from clcalib.report.environment import versions
@@ -200,8 +200,7 @@ def kernels_check() -> Check:
 
 def processor() -> dict[str, object]:
     """Name, architecture, features that matter, cores and threads."""
-    lines = _lines("/proc/cpuinfo")
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    model = next((line.partition(":")[2].strip() for line in description() if line.startswith("model name")), "")
     return {
         "name": model or platform.processor() or platform.machine(),
         "architecture": platform.machine(),

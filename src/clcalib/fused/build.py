@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 
 from clcalib.errors import SlowPathWarning
+from clcalib.processor import description
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("c++", "g++", "clang++")
@@ -120,11 +121,8 @@ def _own_folder() -> Path:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    told = {line for line in description() if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join(sorted(told)) or platform.processor()
 
 
 def _share_openmp() -> bool:
