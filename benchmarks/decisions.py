@@ -43,6 +43,27 @@ def kernel_times(result: Row) -> str:
     )
 
 
+def weight_gradient(result: Row) -> str:
+    """Decision 20: milliseconds of both ways, and their errors."""
+    header = [
+        "3 x 3 convolution",
+        "channels, size",
+        "own, ms",
+        "PyTorch, ms",
+        "times as fast",
+        "error, own",
+        "error, PyTorch",
+    ]
+    rows = []
+    for name, row in result["shapes"].items():
+        inputs, outputs, size = row["shape"]
+        times = [f"{row[way]['milliseconds']:.2f}" for way in ("own", "pytorch")]
+        errors = [f"{row[way]['error']:.1g}" for way in ("own", "pytorch")]
+        rows.append([name, f"{inputs} to {outputs}, {size} x {size}", *times, f"{row['speedup']:.2f}", *errors])
+    told = f"Batch {result['batch']}, one thread, CPU time; torch {result['torch']}, {result['machine']}."
+    return "\n".join([*table(header, rows), "", told + " Errors are of the largest element."])
+
+
 def _function(row: Row) -> list[str]:
     is_call = row["floats"] < FEW
     name = "call overhead, microseconds" if is_call else f"{FUNCTIONS[row['function']]}, {row['type']}"

@@ -303,6 +303,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/decisions/0007-compiled-elementwise-passes.md": {
         "kernel times": lambda: decisions.kernel_times(load("kernel_choice")),
     },
+    "docs/decisions/0020-weight-gradients-of-our-own.md": {
+        "weight gradient": lambda: from_result("weight_gradient", decisions.weight_gradient, "weight_gradient.py"),
+    },
     "docs/decisions/0008-what-the-study-says.md": {"study": lambda: decisions.study(load("study"))},
     "docs/policy.md": {"estimates": estimates},
     "docs/choosing.md": {

@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.lower import AddAndClamp, Constant, input_dtypes
+from clcalib.calibrate.soft_convolution import SoftConvolution
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation
 from clcalib.capture.chain import capture
+from clcalib.fused import calls
 from clcalib.quant.insert import insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
@@ -102,17 +104,20 @@ def test_a_lowered_unit_is_the_same_to_rounding_errors(index, casts_inputs):
 
 
 def test_what_is_taken_in_and_what_is_lowered():
-    kinds = []
+    kinds, soft = [], []
     for index in range(COUNT):
         body, _, _ = unit(index)
         lowered = fuse(body, torch.bfloat16, casts_inputs=False)
         called = [lowered.get_submodule(str(n.target)) for n in lowered.graph.nodes if n.op == "call_module"]
         kinds += [(type(m), getattr(m, "limits", None), getattr(m, "dtype", None)) for m in called]
+        soft += [module.dtype for module in lowered.modules() if isinstance(module, SoftWeight)]
         names = [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
         assert not any("relu" in name or "hardtanh" in name for name in names)
     assert (TrainableActivation, (0.0, 6.0), torch.bfloat16) in kinds  # ReLU6 between two lowered convolutions
     assert sum(kind[0] is AddAndClamp for kind in kinds) >= 1  # the ReLU whose sum is read twice stays a module
-    assert {kind[2] for kind in kinds if kind[0] is SoftWeight} == {torch.float32, torch.bfloat16}
+    assert set(soft) == {torch.float32, torch.bfloat16}
+    joined = sum(kind[0] is SoftConvolution for kind in kinds)
+    assert joined == (2 if calls.has_weight_gradient() else 0)  # both 3 x 3 convolutions of sixteen channels
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -28,6 +28,8 @@ class Adam:
         self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
         self._is_on_cpu = all(parameter.device.type == "cpu" for parameter in self.parameters)
         self._steps = [0] * len(self.parameters)
+        columns = zip(self.parameters, self._means, self._squares, strict=True)
+        self._is_fused = [_can_take(*tensors) for tensors in columns]  # asked once: they stay where they are
 
     def forget_gradients(self) -> None:
         """Start a new step."""
@@ -41,12 +43,11 @@ class Adam:
         self.count(moved)
         for members in together:
             biases = _biases(self._steps[members[0]])
-            rows = [self._row(at) for at in members]
             if self._is_on_cpu:
-                for tensors in rows:
-                    _step_alone(tensors, rate, biases)
+                for at in members:
+                    _step_alone(self._row(at), rate, biases, is_fused=self._is_fused[at])
             else:
-                _step_together(rows, *_factors(rate, biases))
+                _step_together([self._row(at) for at in members], *_factors(rate, biases))
 
     @torch.no_grad()
     def step_by(self, factors: Tensor) -> list[int]:
@@ -122,10 +123,14 @@ def _factors(rate: float, biases: tuple[float, float]) -> tuple[float, float]:
     return -rate / biases[0], math.sqrt(biases[1])
 
 
-def _step_alone(tensors: Sequence[Tensor], rate: float, biases: tuple[float, float]) -> None:
+def _can_take(*tensors: Tensor) -> bool:
+    return all(tensor.dtype == torch.float32 for tensor in tensors) and calls.can_take(*tensors)
+
+
+def _step_alone(tensors: Sequence[Tensor], rate: float, biases: tuple[float, float], *, is_fused: bool) -> None:
     """In one pass where the compiled kernels can be had."""
     parameter, gradient, mean, square = tensors
-    if calls.can_take(*tensors) and all(tensor.dtype == torch.float32 for tensor in tensors):
+    if is_fused and _can_take(gradient):
         if gradient.stride() != parameter.stride():
             gradient = torch.empty_like(parameter).copy_(gradient)
         calls.adam(parameter, gradient, mean, square, rate, BETA_MEAN, BETA_SQUARE, EPSILON, *biases)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.lower import WEIGHTED, AddAndClamp, Constant, lower, module_of, set_constant
+from clcalib.calibrate.soft_convolution import join_soft_weights
 from clcalib.calibrate.trainable import TrainableActivation, channels_last
 from clcalib.capture.graph import operator_name, value_of
 from clcalib.quant.insert import tensor_at
@@ -46,6 +47,7 @@ def fuse(body: fx.GraphModule, dtype: torch.dtype = torch.float32, *, casts_inpu
             _join(body, node, limits)
     if dtype != torch.float32:
         lower(body, dtype, casts_inputs=casts_inputs)
+        join_soft_weights(body)
     body.graph.eliminate_dead_code()
     body.recompile()
     return body

@@ -103,7 +103,7 @@ class Step:
         batches = self.data.batches(self._passes(index, terms), index, progress, self.soft, terms)
         self.data.prefetch(self.phase, self.following or self._next_step)
         losses = [self._loss(at, batches, annealed or {}) for at in due]
-        total = functools.reduce(torch.add, (loss * term.interval for term, loss in zip(terms, losses, strict=True)))
+        total = functools.reduce(torch.add, map(_scaled, losses, (term.interval for term in terms)))
         self.forget_gradients()
         total.backward()  # type: ignore[no-untyped-call]
         return [loss.detach() for loss in losses]
@@ -129,7 +129,7 @@ class Step:
             if annealed[at] is None:
                 return torch.zeros((), device=batch.output.device)
             batch = dataclasses.replace(batch, annealed=annealed[at])
-        return term.objective(batch) * scale
+        return _scaled(term.objective(batch), scale)
 
     def _passes(self, index: Tensor, terms: Sequence[Term]) -> dict[Pass, State]:
         """Every pass that a term looks at, the quantized one on the first images, as many as its terms want."""
@@ -150,6 +150,10 @@ class Step:
         ]
         outputs: State = self.body(*inputs)
         return outputs
+
+
+def _scaled(loss: Tensor, factor: float) -> Tensor:
+    return loss if factor == 1 else loss * factor  # a factor of one would cost two launches for nothing
 
 
 def name_of(term: Term) -> str:

@@ -24,6 +24,7 @@ from clcalib.errors import SlowPathWarning
 from clcalib.processor import description
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+PARTS = tuple(SOURCE.with_name(name) for name in ("vectors.hpp", "weight_gradient.hpp"))  # that it includes
 COMPILERS = ("c++", "g++", "clang++")
 # Not -ffast-math: NaN must stay NaN, and rounding must be what it says.  fp-contract only fuses products into sums.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
@@ -73,7 +74,8 @@ def _load() -> ctypes.CDLL:
 
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     command = [*shlex.split(compiler), *FLAGS, *flags, str(SOURCE)]
-    text = "\n".join((*command[:-1], SOURCE.read_text(), _processor(), sys.platform))
+    sources = (path.read_text() for path in (SOURCE, *PARTS))
+    text = "\n".join((*command[:-1], *sources, _processor(), sys.platform))
     name = f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
     path = _cache() / name
     if not _is_own(path):

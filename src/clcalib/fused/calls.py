@@ -28,6 +28,8 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "adam": ((_P, _P, _P, _P, _Q, *(_F,) * 6), None),
     "grid_errors": ((_P, _P, _Q, _P, _P, _P, _Q, _F, _F, _P), None),
     "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
+    "has_weight_gradient": ((), ctypes.c_int),
+    "weight_gradient": ((_P, _P, *(_Q,) * 5, _P), None),
 }
 FLOATS = (torch.float32, torch.bfloat16)
 Grid = tuple[float, float, float]
@@ -38,6 +40,12 @@ Limits = tuple[float, float]
 def is_available() -> bool:
     """Whether the compiled kernels can be used; builds them at the first call."""
     return library() is not None
+
+
+@functools.cache
+def has_weight_gradient() -> bool:
+    """Whether ``weight_gradient`` was compiled for this processor."""
+    return is_available() and bool(_function("has_weight_gradient")())
 
 
 def can_take(*tensors: Tensor) -> bool:
@@ -111,6 +119,19 @@ def gather_mix(
         *(index.data_ptr(), len(index), elements, *draw),
         *_array(out),
     )
+    return out
+
+
+def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """The weight's gradient (K, C, 3, 3) of a convolution with stride and padding 1, channels last.
+
+    Both arguments are bfloat16 and channels last, x with an even width and 16 channels or a multiple of them, the
+    gradient with 8 or a multiple.
+    """
+    (images, inputs, height, width), outputs = x.shape, gradient.shape[1]
+    out = torch.empty((outputs, inputs, 3, 3), memory_format=torch.channels_last)
+    sizes = images, height, width, inputs, outputs
+    _function("weight_gradient")(x.data_ptr(), gradient.data_ptr(), *sizes, out.data_ptr())
     return out
 
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -88,9 +89,19 @@ struct Draw {  // keep the quantized value where the random byte is below thresh
     int32_t threshold;
 };
 
+}  // namespace
+
+#include "vectors.hpp"
+
+namespace {
+
 template <class A, class R, class O>
 void activation_forward(const A *a, const R *residual, Limits limits, int64_t count, Grid grid, Draw draw, O *out) {
     for_blocks(count, [=](int64_t, int64_t start, int64_t length) {
+#ifdef HAS_VECTORS
+        forward64(a, residual, limits, start, length, grid, draw, out);
+        return;
+#endif
         uint32_t words[BLOCK / 4 + 2];
         float x[BLOCK];
         if (residual)
@@ -121,6 +132,9 @@ template <class G, class A, class R>
 double activation_backward(const G *gradient, const A *a, const R *residual, Limits limits, int64_t count, Grid grid,
                            Draw draw, A *out) {
     return sum_blocks(count, [=](int64_t start, int64_t length) {
+#ifdef HAS_VECTORS
+        return backward64(gradient, a, residual, limits, start, length, grid, draw, out);
+#endif
         uint32_t words[BLOCK / 4 + 2];
         float x[BLOCK], g[BLOCK], passes[BLOCK];
         for (int64_t i = 0; i < length; ++i) g[i] = load(gradient[start + i]);
@@ -343,6 +357,8 @@ double squared_error(const O *output, const T *target, int64_t rows, int64_t row
 }
 
 }  // namespace
+
+#include "weight_gradient.hpp"
 
 static Limits limits_of(float floor, float ceiling) {
     return Limits{floor, ceiling, floor > -INFINITY || ceiling < INFINITY};

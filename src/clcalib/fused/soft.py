@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,10 +29,15 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
 
 
 def rounding_penalty(v: Tensor, beta: float | Tensor) -> Tensor:
-    """sum(1 - |2 h(v) - 1|^beta) for one layer; in one pass where the compiled kernels can be had.
+    """``rounding_penalties`` of one layer."""
+    return rounding_penalties((v,), beta)
+
+
+def rounding_penalties(rounding: Sequence[Tensor], beta: float | Tensor) -> Tensor:
+    """sum(1 - |2 h(v) - 1|^beta) over all layers; in one pass over each where the compiled kernels can be had.
 
     Args:
-        v: the rounding variable  # shape: (*)
+        rounding: the rounding variable v of each layer, at least one  # shape: (*)
         beta: at least 1; on a GPU also a tensor (), float64, on the device of v.
 
     Returns:
@@ -38,9 +45,13 @@ def rounding_penalty(v: Tensor, beta: float | Tensor) -> Tensor:
 
     Source: AdaRound (Nagel et al. 2020), eq. 24.
     """
-    if v.dtype == torch.float32 and calls.can_take(v):
-        result: Tensor = _RoundingPenalty.apply(v, float(beta))
+    if calls.can_take(*rounding) and all(v.dtype == torch.float32 for v in rounding):
+        result: Tensor = _RoundingPenalty.apply(float(beta), *rounding)
         return result
+    return functools.reduce(torch.add, (_of_layer(v, beta) for v in rounding))
+
+
+def _of_layer(v: Tensor, beta: float | Tensor) -> Tensor:
     if v.dtype == torch.float32 and device.can_take(v):
         return device.rounding_penalty(v, beta)
     return (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
@@ -48,13 +59,12 @@ def rounding_penalty(v: Tensor, beta: float | Tensor) -> Tensor:
 
 class _RoundingPenalty(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
-        total, gradient = calls.rounding_penalty(v, beta)
-        ctx.save_for_backward(gradient)
-        return torch.tensor(total)
+    def forward(ctx: Any, beta: float, *rounding: Tensor) -> Tensor:
+        totals, found = zip(*(calls.rounding_penalty(v, beta) for v in rounding), strict=True)
+        ctx.save_for_backward(*found)
+        return torch.tensor(sum(totals))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None
+        return None, *(gradient * gradients[0] for gradient in ctx.saved_tensors)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError
-from clcalib.fused.soft import rounding_penalty
+from clcalib.fused.soft import rounding_penalties
 from clcalib.objectives.batch import Need, UnitBatch
 
 
@@ -55,5 +54,5 @@ class RoundingPenalty:
         beta = self.annealed(float(batch.progress)) if batch.annealed is None else batch.annealed
         if beta is None or not batch.rounding:
             return torch.zeros((), device=batch.output.device)
-        total = functools.reduce(torch.add, (rounding_penalty(v, beta) for v in batch.rounding))
+        total = rounding_penalties(batch.rounding, beta)
         return total / sum(v.numel() for v in batch.rounding) if self.is_mean else total
