@@ -156,6 +156,10 @@ class ProcessorWarning(ClcalibWarning):
     """This processor's integer kernels compute something else than was calibrated, and others do not."""
 
 
+class EqualCostWarning(ClcalibWarning):
+    """A cost budget counts fewer bit operations for narrow widths, and the target's kernels take as long for them."""
+
+
 class TrackingWarning(ClcalibWarning):
     """An experiment tracker failed; the run goes on without it."""
 

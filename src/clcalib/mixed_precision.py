@@ -12,7 +12,7 @@ import inspect
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,16 +24,17 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.graph import value_of
 from clcalib.capture.outputs import output_nodes
-from clcalib.checks import check_arguments, checked_device, checked_grids, range_rule
+from clcalib.checks import checked_grids, range_rule
 from clcalib.data.calibration import CalibrationSet
 from clcalib.errors import ArgumentError, ClcalibWarning
 from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.pipeline import QuantizationResult, quantize
-from clcalib.quant.allocation import check_solver
 from clcalib.quant.policy import Bits, Overrides
 from clcalib.quant.reparameterize import reparameterize_layer_norm
-from clcalib.quant.targets import Target, target_of
+from clcalib.quant.targets import target_of
+from clcalib.report.environment import collected_warnings
 from clcalib.report.record import BudgetRecord
+from clcalib.width_checks import check_candidates, check_search, warn_of_equal_cost
 from clcalib.width_plan import laid_under, plan_widths
 from clcalib.width_search import Budget, search_widths
 
@@ -94,21 +95,23 @@ def quantize_to_budget(
         >>> result.record.budget.size <= 1500
         True
     """
-    choice = choose_widths(
-        model,
-        calibration,
-        budget=budget,
-        recipe=recipe,
-        bits=bits,
-        overrides=overrides,
-        observer=observer,
-        **options,
-    )
+    with collected_warnings() as messages:
+        choice = choose_widths(
+            model,
+            calibration,
+            budget=budget,
+            recipe=recipe,
+            bits=bits,
+            overrides=overrides,
+            observer=observer,
+            **options,
+        )
     settings: dict[str, Any] = {"recipe": recipe, "observer": observer, **options}
     result = quantize(model, calibration, bits=choice.bits, overrides=choice.overrides, **settings)
     stages = {"widths": choice.seconds, **result.record.seconds_per_stage}
     seconds = choice.seconds + result.record.seconds
-    changes = {"budget": choice.record, "seconds": seconds, "seconds_per_stage": stages}
+    told = tuple(dict.fromkeys([*messages, *result.record.warnings]))
+    changes = {"budget": choice.record, "seconds": seconds, "seconds_per_stage": stages, "warnings": told}
     return dataclasses.replace(result, record=result.record.model_copy(update=changes))
 
 
@@ -137,20 +140,22 @@ def choose_widths(
     grids = checked_grids(settings["softmax_grid"], settings["gelu_grid"])
     with torch.random.fork_rng(devices=[]):
         with _silent():
-            _check(budget, settings)
+            check_search(budget, settings)
             first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
             target = target_of(settings["target"])
             observer.stage("widths")
             chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
-            _check_target(target, budget, pairs)
+            if target is not None:
+                check_candidates(target, budget, pairs)
             plan = plan_widths(chain, pairs, *edges, grids=grids, target=target)
         images = calibration.images[: max(budget.images, RANGE_IMAGES)].to(settings["device"])
+        if target is not None:
+            warn_of_equal_cost(target, budget)
         if target is not None and settings["is_rehearsed"]:
             observer.stage("rehearsal")
             rehearse(Widths(chain, _widest(bits, pairs[-1]), *edges, grids), target, images)
         with _silent():
-            placement = None if target is None else target.placement
-            found = search_widths(chain, plan, budget, images, (first, second), observer, placement)
+            found = search_widths(chain, plan, budget, images, (first, second), observer)
     own = plan.overrides(found.chosen, with_inputs=bool(budget.activations), with_weights=bool(budget.weights))
     # What a pattern names comes behind and wins; what it leaves open stays as chosen.
     return WidthChoice(_widest(bits, pairs[-1]), laid_under(own, overrides), found.record, time.perf_counter() - start)
@@ -164,28 +169,6 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _check(budget: object, settings: Mapping[str, Any]) -> None:
-    """Raise for what no search can begin with."""
-    if not isinstance(budget, Budget):
-        raise ArgumentError("budget", "a Budget", type(budget).__name__, 'e.g. clcalib.Budget(size="200KB")')
-    others = [(name, settings[name]) for name in ("evaluation", "held_out")]
-    check_arguments(settings["calibration"], settings["recipe"], settings["bits"], others)
-    check_is_one_network(settings["submodule"])
-    checked_device(settings["device"])
-    check_solver()
-
-
-def _check_target(target: Target | None, budget: Budget, pairs: Sequence[Bits]) -> None:
-    """Raise where a target lacks a candidate, or shares quantizers that the search takes for separate ones."""
-    if target is None:
-        return
-    for pair in pairs:
-        target.bits(pair)
-    if budget.activations and target.placement is not None:
-        remedy = "leave the candidates out, or the target"
-        raise ArgumentError("budget.activations", f"none with target {target.name}", budget.activations, remedy)
-
-
 def _pairs(bits: Bits, budget: Budget) -> list[Bits]:
     """The candidates, in rising order."""
     both = itertools.product(budget.activations or (bits.activations,), budget.weights or (bits.weights,))
@@ -197,13 +180,6 @@ def _widest(bits: Bits, last: Bits) -> Bits:
     weights, activations = (own or chosen for own, chosen in
                             ((bits.weights, last.weights), (bits.activations, last.activations)))  # fmt: skip
     return dataclasses.replace(bits, weights=weights, activations=activations)
-
-
-def check_is_one_network(submodule: str | None) -> None:
-    """Raise where widths are to be chosen in a part of a model: sensitivities are those of the model's output."""
-    if submodule is not None:
-        remedy = "leave out the submodule, or the budget"
-        raise ArgumentError("submodule", "the whole model where widths are chosen", repr(submodule), remedy)
 
 
 def _chain(

@@ -30,7 +30,7 @@ from clcalib.errors import ArgumentError
 from clcalib.estimate import Estimate, estimate
 from clcalib.export.checkpoint import load_chain, saved_target
 from clcalib.export.deployed import PAPER, check_operators, require_writer, write_float
-from clcalib.mixed_precision import check_is_one_network, choose_widths, quantize_to_budget
+from clcalib.mixed_precision import choose_widths, quantize_to_budget
 from clcalib.model_source import load_model, load_trained_model
 from clcalib.output import STATE_FOLDER, check_output_folder, has_unfinished, kept, occupied
 from clcalib.pipeline import RECORD_FILE, QuantizationResult, quantize
@@ -45,6 +45,7 @@ from clcalib.team.team import Team
 from clcalib.tracking.measures import flattened
 from clcalib.tracking.opening import require_trackers, trackers
 from clcalib.tracking.tracker import Tracker
+from clcalib.width_checks import check_is_one_network
 
 USUAL_CALIBRATION_IMAGES = 1024
 

@@ -16,6 +16,7 @@ from clcalib.capture.describe import describe
 from clcalib.quant.allocation import Link
 from clcalib.quant.cost import bit_operations, layer_bytes
 from clcalib.quant.insert import chain_policy
+from clcalib.quant.placement import Placement
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Override, Overrides, build_policy
 from clcalib.quant.reads import find_reads
 from clcalib.quant.spec import Grid
@@ -55,6 +56,7 @@ class WidthPlan:
         policies: the table of widths with each of them everywhere.
         groups: in the order of the units.
         links: pairs of groups whose layers read the same tensor, which has one width: the tensor's at each pair.
+        target: that it was made for.
         free_weights, free_inputs: the layers whose width no rule and no pattern settles.
     """
 
@@ -62,6 +64,7 @@ class WidthPlan:
     policies: tuple[tuple[LayerPolicy, ...], ...]
     groups: tuple[Group, ...]
     links: tuple[Link, ...]
+    target: Target | None
     free_weights: frozenset[str]
     free_inputs: frozenset[str]
 
@@ -144,7 +147,8 @@ def plan_widths(
         pairs=tuple(pairs),
         policies=policies,
         groups=groups,
-        links=_links(chain, policies, groups),
+        links=_links(chain, policies, groups, None if target is None else target.placement),
+        target=target,
         free_weights=frozenset(first.layer for first, second in both if first.weight != second.weight),
         free_inputs=frozenset(first.layer for first, second in both if first.input != second.input),
     )
@@ -187,13 +191,18 @@ def _sharing(sets: Sequence[set[str]]) -> list[tuple[int, ...]]:
     return sorted(members for _, members in groups)
 
 
-def _links(chain: Chain, policies: Sequence[Sequence[LayerPolicy]], groups: Sequence[Group]) -> tuple[Link, ...]:
-    """Neighbours among the groups that read one tensor, where its width is to be chosen."""
+def _links(
+    chain: Chain, policies: Sequence[Sequence[LayerPolicy]], groups: Sequence[Group], placement: Placement | None
+) -> tuple[Link, ...]:
+    """Neighbours among the groups that read one tensor, where its width is to be chosen.
+
+    With a target one quantizer also serves those that read what only moved: a layer, and another one behind a pool.
+    """
     home = {layer: number for number, group in enumerate(groups) for layer in group.layers}
     tables = [{row.layer: row for row in policy} for policy in policies]
     readers: dict[str, set[int]] = {}
     widths: dict[str, list[int]] = {}
-    for read in find_reads(chain.module):
+    for read in find_reads(chain.module, placement):
         specs = [read.spec(table.get(read.name)) for table in tables]
         if read.name in home and len(set(specs)) > 1:
             readers.setdefault(read.tensor.name, set()).add(home[read.name])

@@ -29,8 +29,8 @@ from clcalib.evaluate.sensitivity import Sensitivity, sensitivities
 from clcalib.quant.allocation import Allocation, Option, allocate, least_uses
 from clcalib.quant.condense import Histogram
 from clcalib.quant.cost import bit_operations_at_8_bits
+from clcalib.quant.cuts import at_cuts
 from clcalib.quant.insert import insert_quantizers
-from clcalib.quant.placement import Placement
 from clcalib.quant.policy import FLOAT_BITS
 from clcalib.quant.ranges import RangeRule
 from clcalib.quant.spec import MAXIMUM_BITS, MINIMUM_BITS, QParams, QuantSpec
@@ -52,7 +52,8 @@ class Budget:
             of all layers, and the weights of layers in float; no biases, no header (``quant/cost.py``).
         cost: most bit operations, as a share of those with 8 bits everywhere: W4A8 everywhere is 0.5, W4A4 0.25.
         weights: candidate widths of weights, 2 to 8; none leaves them as ``quantize`` is told.
-        activations: the same for activations; none by default.  Every pair of both is measured.
+        activations: the same for activations, where there is a cost, which is all that they take of; none by default.
+            Every pair of both is measured.
         per: whether each ``"unit"`` of the recipe has its widths, or each ``"layer"``.
         measure: what is made least: the ``"divergence"`` of the outputs, or the share of images with a ``"changed"``
             class.
@@ -88,6 +89,9 @@ class Budget:
             if not all(type(bits) is int and MINIMUM_BITS <= bits <= MAXIMUM_BITS for bits in widths):
                 raise ArgumentError(name, "whole numbers of bits from 2 to 8", widths)
             object.__setattr__(self, name, tuple(sorted(set(widths))))
+        if self.cost is None and len(self.activations) > 1:
+            remedy = "give a cost too, or leave them out: activations have the width that the run is told (--bits)"
+            raise ArgumentError("activations", "no candidates where only the size counts", self.activations, remedy)
         if not (self.weights or self.activations):
             raise ArgumentError("weights, activations", "candidate widths of one of them", "none")
         for name, valid in (("per", get_args(Per)), ("measure", get_args(Measure))):
@@ -117,7 +121,6 @@ def search_widths(
     images: Tensor,
     rules: tuple[RangeRule, RangeRule],
     observer: Observer,
-    placement: Placement | None = None,
 ) -> Found:
     """Measure the candidates of a plan and choose among them.
 
@@ -128,7 +131,6 @@ def search_widths(
         images: what is shown; ranges of activations are found from them too  # shape: (N, ...)
         rules: of the ranges of weights and of activations.
         observer: told of each pair of widths and of each unit.
-        placement: of the target that the plan was made for.
 
     Raises:
         ArgumentError: the budget cannot be kept; told before anything is measured.
@@ -136,7 +138,7 @@ def search_widths(
     full = bit_operations_at_8_bits(chain)
     bounds = [budget.bytes, None if budget.cost is None else math.floor(budget.cost * full)]
     _check_reachable(plan, bounds, full)
-    measured = measure_widths(chain, plan, images, budget.images, rules, observer, placement)
+    measured = measure_widths(chain, plan, images, budget.images, rules, observer)
     values = [
         [sum(getattr(measured[number][unit], budget.measure) for unit in group.units) for number in group.pairs]
         for group in plan.groups
@@ -161,7 +163,6 @@ def measure_widths(
     count: int,
     rules: tuple[RangeRule, RangeRule],
     observer: Observer,
-    placement: Placement | None = None,
 ) -> list[dict[int, Sensitivity]]:
     """For each pair of widths of a plan, the sensitivity of every unit to which it is a candidate, by its number.
 
@@ -172,7 +173,6 @@ def measure_widths(
         count: sensitivities are measured on the first of them.
         rules: of the ranges of weights and of activations.
         observer: told of each pair and each unit.
-        placement: of the target that the plan was made for.
     """
     weight_rule, numbers = _remembered(rules[0]), {unit.name: index for index, unit in enumerate(chain.units)}
     found: list[dict[int, Sensitivity]] = []
@@ -182,7 +182,8 @@ def measure_widths(
         if not units:
             found.append({})
             continue
-        quantized = insert_quantizers(chain, policy, weight_rule, placement)
+        rows, placement = at_cuts(chain, policy, plan.target)
+        quantized = insert_quantizers(chain, rows, weight_rule, placement)
         round_alone(chain, quantized, images, rules[1])
 
         def told(index: int, name: str) -> None:

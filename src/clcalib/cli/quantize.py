@@ -266,7 +266,8 @@ def quantize(
 
     With --size-budget or --cost-budget the widths of weights are chosen, so
     that they hurt least within it; a width that a pattern names stays.  The
-    TOML's section budget has more, such as candidate widths of activations.
+    TOML's section budget has more, such as candidate widths of activations,
+    which a cost may choose too.
 
     Each finished unit is saved at once, and every minute the one under way.
     After Ctrl-C, a power cut or a full disk, --resume FOLDER goes on there;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from clcalib.capture.chain import Chain
 from clcalib.errors import ArgumentError
@@ -13,6 +14,7 @@ from clcalib.quant.reads import find_reads
 from clcalib.quant.spec import QuantSpec
 
 ALL_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+Side = Literal["weights", "activations"]
 NARROW = 8  # below this width a code less its zero point fits into 8 bits
 REDUCED = 7  # width of signed weights of which two products with unsigned bytes add up to less than 2^15
 
@@ -53,6 +55,10 @@ class Target:
     runtime: str | None = None
     file: str = "model.onnx"
     notes: tuple[str, ...] = ()
+
+    def widths(self, side: Side) -> tuple[int, ...]:
+        """Those that its kernels have for weights or for activations."""
+        return self.weight_bits if side == "weights" else self.activation_bits
 
     def bits(self, bits: Bits) -> Bits:
         """The same widths, with the signs that the target needs.

@@ -198,10 +198,12 @@ def bits_name(record: RunRecord) -> str:
     """The two widths in the usual form, and how many layers have others by a pattern: ``W2A4, 3 layers otherwise``.
 
     The first and last layer's own widths are part of the setting and not counted.  Of weights whose widths were chosen
-    one by one, the mean is told: ``W3.2A4``.
+    one by one, the mean is told, and of such activations the least and the largest width: ``W3.2A4``, ``W3.2A4-8``.
     """
     if record.budget is not None:
-        return f"W{record.budget.mean_weight_bits:.1f}A{record.activation_bits}"
+        chosen = sorted({unit.widths.partition("A")[2] for unit in record.budget.units if unit.widths is not None})
+        activations = "-".join(dict.fromkeys((chosen[0], chosen[-1]))) if chosen else record.activation_bits
+        return f"W{record.budget.mean_weight_bits:.1f}A{activations}"
     name = f"W{record.weight_bits}A{record.activation_bits}"
     count = sum(_is_changed(row, record) for row in record.policy)
     return name if count == 0 else f"{name}, {count} layer{'s' if count > 1 else ''} otherwise"
