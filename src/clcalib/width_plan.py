@@ -56,7 +56,7 @@ class WidthPlan:
         policies: the table of widths with each of them everywhere.
         groups: in the order of the units.
         links: pairs of groups whose layers read the same tensor, which has one width: the tensor's at each pair.
-        target: that it was made for.
+        placement: of the target that it was made for.
         free_weights, free_inputs: the layers whose width no rule and no pattern settles.
     """
 
@@ -64,7 +64,7 @@ class WidthPlan:
     policies: tuple[tuple[LayerPolicy, ...], ...]
     groups: tuple[Group, ...]
     links: tuple[Link, ...]
-    target: Target | None
+    placement: Placement | None
     free_weights: frozenset[str]
     free_inputs: frozenset[str]
 
@@ -142,13 +142,13 @@ def plan_widths(
         for bits in _PROBES
     ]
     both = list(zip(*probes, strict=True))
-    groups = _groups(chain, policies)
+    groups, placement = _groups(chain, policies), None if target is None else target.placement
     return WidthPlan(
         pairs=tuple(pairs),
         policies=policies,
         groups=groups,
-        links=_links(chain, policies, groups, None if target is None else target.placement),
-        target=target,
+        links=_links(chain, policies, groups, placement),
+        placement=placement,
         free_weights=frozenset(first.layer for first, second in both if first.weight != second.weight),
         free_inputs=frozenset(first.layer for first, second in both if first.input != second.input),
     )

@@ -29,7 +29,6 @@ from clcalib.evaluate.sensitivity import Sensitivity, sensitivities
 from clcalib.quant.allocation import Allocation, Option, allocate, least_uses
 from clcalib.quant.condense import Histogram
 from clcalib.quant.cost import bit_operations_at_8_bits
-from clcalib.quant.cuts import at_cuts
 from clcalib.quant.insert import insert_quantizers
 from clcalib.quant.policy import FLOAT_BITS
 from clcalib.quant.ranges import RangeRule
@@ -182,8 +181,7 @@ def measure_widths(
         if not units:
             found.append({})
             continue
-        rows, placement = at_cuts(chain, policy, plan.target)
-        quantized = insert_quantizers(chain, rows, weight_rule, placement)
+        quantized = insert_quantizers(chain, policy, weight_rule, plan.placement)
         round_alone(chain, quantized, images, rules[1])
 
         def told(index: int, name: str) -> None:

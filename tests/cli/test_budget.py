@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.processors import here
 
 from clcalib.cli import main
 from clcalib.report.record import read_record
@@ -59,6 +60,25 @@ def test_the_section_of_the_toml_and_a_share_of_the_operations(workplace: Path, 
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+def test_a_target_and_a_cost_choose_both_widths(workplace: Path, capsys: Capture) -> None:
+    arguments = ["--target", here("onnxruntime"), "--cost-budget", "0.6", "--set", "budget.activations=[4,8]"]
+    assert quantize(*arguments, "--set", "budget.weights=[2,8]", "--out", "out") == 0
+    printed = capsys.readouterr()
+    (told,) = [line for line in printed.err.splitlines() if "fewer bit operations" in line]
+    assert told.startswith(f"warning: cost budget: target {here('onnxruntime')} computes codes of all widths in 8 bits")
+    record = read_record("out/run.json")
+    assert record.budget is not None
+    assert record.budget.cost <= 0.6
+    (free,) = [unit for unit in record.budget.units if unit.widths is not None]
+    assert set(free.sensitivities) == {"W2A4", "W8A4", "W2A8", "W8A8"}
+    (row,) = [row for row in record.policy if row.name == "3"]
+    weights = "8" if row.weight_bits == 7 else str(row.weight_bits)  # 7 of 8 bits where the processor needs it
+    assert free.widths == f"W{weights}A{row.input_bits}" != "W8A8"
+    assert sum("fewer bit operations" in warning for warning in record.warnings) == 1
+    assert record.deployment is not None
+    assert (record.deployment.float_layers, record.deployment.agreement) == (0, 1)
+
+
 def test_a_dry_run_shows_the_widths(workplace: Path, capsys: Capture) -> None:
     assert quantize("--size-budget", "300B", "--set", "budget.weights=[2,4]", "--dry-run") == 0
     printed = capsys.readouterr().out
@@ -78,6 +98,27 @@ def test_a_dry_run_shows_the_widths(workplace: Path, capsys: Capture) -> None:
         (["--set", 'budget.per="unit"'], "budget: expected a size or a cost, got neither"),
         (["--cost-budget", "1", "--set", "budget.weights=[1]"], "budget.weights.0: expected "),
         (["--cost-budget", "1", "--set", "budget.weights=[]"], "weights, activations: expected candidate widths"),
+        (
+            ["--size-budget", "1KB", "--set", "budget.activations=[4,8]"],
+            "activations: expected no candidates where only",
+        ),
+        (
+            [
+                "--cost-budget",
+                "1",
+                "--set",
+                "budget.activations=[4,8]",
+                "--target",
+                "torch",
+                "--set",
+                "budget.weights=[8]",
+            ],
+            "budget.activations: expected widths that target torch has, 8 bits, got 4, 8; leave 4 out",
+        ),
+        (
+            ["--cost-budget", "1", "--target", "tensorrt"],
+            "budget.weights: expected widths that target tensorrt has, 8 bits",
+        ),
         (["--cost-budget", "1", "--set", 'budget.per="channel"'], 'budget.per: expected "unit" or "layer"'),
         (["--cost-budget", "1", "--max-drop", "1"], "target, budget: expected either --max-drop or --size-budget"),
         (["--cost-budget", "1", "--submodule", "3"], "submodule: expected the whole model where widths are chosen"),

@@ -16,7 +16,7 @@ from tests.qdq_models import STEP, QdqBuilder, residual_network
 from clcalib.cli import main
 from clcalib.config_sections import ModelSection
 from clcalib.evaluate.accuracy import agreement, logits, top1
-from clcalib.export.runtimes import bench, session
+from clcalib.export.runtimes import bench, peak_memory, session
 from clcalib.model_source import load_model
 
 Capture = pytest.CaptureFixture[str]
@@ -71,6 +71,22 @@ def test_bench_as_json_has_everything(models: Path, capsys: Capture) -> None:
     }  # fmt: skip
     assert [row["kernel"] for row in result["layers"] if row["has_weights"]] == ["QLinearConv", "QLinearConv", "QGemm"]
     assert result["timings"][0]["lower"] <= result["timings"][0]["speedup"]
+    for name in ("float", "quantized"):
+        size, path = result[f"{name}_size"], models / f"{name}.onnx"
+        assert (result[f"{name}_model"], size["file"]) == (f"{name}.onnx", path.stat().st_size)
+        if size["peak"] is not None:  # told on Linux
+            assert 0 < size["runtime"] <= size["peak"]
+        assert all(timing[f"{name}_ms"] > 0 for timing in result["timings"])
+
+
+def test_bench_measures_batches_of_1_and_64_on_1_and_2_threads_where_nothing_is_said(
+    models: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peak_memory, "measure", lambda *arguments: None)
+    assert main(["bench", "float.onnx", "quantized.onnx", "--rounds", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {(row["batch"], row["threads"]) for row in result["timings"]} == {(1, 1), (64, 1), (1, 2), (64, 2)}
+    assert len(result["timings"]) == 4
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -156,6 +172,16 @@ def test_without_a_float_network_the_first_model_is_the_reference(models: Path, 
     outputs = [logits(session(name).network(), images) for name in ("float.onnx", "quantized.onnx")]
     assert (first["agreement"], second["agreement"]) == (None, agreement(outputs[1], outputs[0]))
     assert (first["integer_layers"], first["float_layers"]) == (0, 3)
+
+
+def test_one_file_as_json_has_the_row_of_the_table(models: Path, capsys: Capture) -> None:
+    assert main(["evaluate", "quantized.onnx", "--evaluation", "evaluation.safetensors", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    content = load_file("evaluation.safetensors")
+    outputs = logits(session("quantized.onnx").network(), content["images"])
+    assert (row["model"], row["images"], row["top1"]) == ("quantized.onnx", 20, top1(outputs, content["labels"]))
+    assert (row["integer_layers"], row["float_layers"]) == (3, 0)
+    assert row["file_bytes"] == Path("quantized.onnx").stat().st_size
 
 
 def test_models_of_runs_on_different_images_need_images_for_all(models: Path, capsys: Capture) -> None:

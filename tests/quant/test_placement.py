@@ -121,8 +121,12 @@ def test_limits_of_clamps(clamp: nn.Module, limits: tuple[float, float] | None) 
 
 def test_widths_and_signs_that_kernels_do_not_have_are_told_before_any_work() -> None:
     chain = chain_of(tiny())
-    with pytest.raises(ArgumentError, match=r"activations.*8 bits, or float, for target tensorrt.*take A8"):
+    with pytest.raises(ArgumentError, match=r"activations.*8 bits, or float, for target tensorrt.*take A8") as told:
         rows_of(chain, "tensorrt", Bits(8, 4))
+    named = str(told.value).partition("kernels have it (")[2].partition(")")[0].split(", ")
+    assert named == ["onnxruntime", "onnxruntime-avx2", "openvino", "openvino-avx2"]
+    for other in named:
+        assert rows_of(chain, other, Bits(8, 4))["block.conv1"].input.bits == 4  # type: ignore[union-attr]
     with pytest.raises(ArgumentError, match=r"weights of block.conv1.*target tensorrt"):
         rows_of(chain, "tensorrt", overrides={"block.conv1": "W4"})
     with pytest.raises(ArgumentError, match=r"target.*one of paper, onnxruntime"):

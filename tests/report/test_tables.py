@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from clcalib.quant.policy import Bits, build_policy
-from clcalib.report.record import BeforeAfter, LayerRecord, OnImages, RunRecord, SignalToNoise, UnitRecord
+from clcalib.report.record import (
+    BeforeAfter,
+    BudgetRecord,
+    LayerRecord,
+    OnImages,
+    RunRecord,
+    SignalToNoise,
+    UnitRecord,
+    UnitWidths,
+)
 from clcalib.report.tables import accuracy_table, bits_name, duration, percent, policy_table, summary_table, unit_table
 
 
@@ -84,6 +93,24 @@ def test_the_summary_says_how_many_layers_have_other_widths() -> None:
     text = shown(summary_table([record(policy=more), record()]))
     assert " ".join(text.split()).count("otherwise") == 2  # nearest rounding, and the method
     assert bits_name(record(policy=policy[:3])) == "W2A2"
+
+
+def test_the_widths_that_a_budget_chose_are_a_mean_and_a_range() -> None:
+    def chosen(*pairs: str | None) -> str:
+        units = tuple(
+            UnitWidths(name=f"unit{at}", layers=(), widths=pair, bytes=1, sensitivities={pair or "W8A6": 0.0})
+            for at, pair in enumerate(pairs)
+        )
+        found = BudgetRecord(
+            size_budget=None, cost_budget=0.5, size=1, cost=0.5, smallest_size=1, smallest_cost=0.1,
+            mean_weight_bits=3.21, per="unit", measure="divergence", images=8, sensitivity=0.0, is_optimal=True,
+            gap=0.0, units=units,
+        )  # fmt: skip
+        return bits_name(record(activation_bits=6, budget=found))
+
+    assert chosen("W3A6", None, "W4A6") == "W3.2A6"
+    assert chosen("W3A8", None, "W4A2", "W2A4") == "W3.2A2-8"
+    assert chosen(None) == "W3.2A6"
 
 
 def test_the_summary_of_nearest_alone_does_not_show_it_twice() -> None:

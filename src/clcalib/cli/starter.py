@@ -112,7 +112,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Key]]] = {
             "size": Key("Bytes of all weights.", "2MB"),
             "cost": Key("Bit operations, as a share of those at W8A8; a budget has a size, a cost or both.", 0.5),
             "weights": Key("Widths of weights to choose from."),
-            "activations": Key("Widths of activations to choose from, with a cost; none leaves them as they are.", [4, 8]),
+            "activations": Key("The same of activations, with a cost; none leaves them as they are.", [4, 8]),
             "per": Key('Choose for each "unit" or each "layer".'),
             "measure": Key('What hurts: "divergence" of the outputs, or the share of "changed" classes.'),
             "images": Key("Calibration images that this is measured on."),

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import State, advance
+from clcalib.capture.running import advance
+from clcalib.quant.late import with_late_quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ def sensitivities(
     """Quantize one unit at a time and compare the outputs (N, classes).
 
     A unit is quantized in its weights and in all tensors that its layers read, those that the unit before it makes
-    too; it reads the float prefix and is followed by the float rest.  The prefix is computed once for all units, so the
+    too; it reads the float prefix and is followed by the float rest.  A quantizer counts where its codes are computed
+    with, behind all that only moves them (``quant/late.py``).  The prefix is computed once for all units, so the
     whole costs about half as many passes through the network as there are units.
 
     Args:
@@ -51,7 +53,7 @@ def sensitivities(
     Returns:
         By the unit's name.
     """
-    state: State = (images,)
+    state, quantized = (images,), with_late_quantizers(quantized)
     whole = floating.subgraph((floating.input_name,), (floating.output_name,))
     truth = advance(whole, state)[0].log_softmax(1)
     found = {}

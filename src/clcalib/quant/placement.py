@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -58,8 +58,6 @@ class Placement:
         is_fused: whether an addition is computed by the kernel of a convolution that it alone reads, so that this
             operand is not quantized.
         moves: operators that hand codes on; they get no quantizer of their own, what they read has it.
-        cuts: nodes at which a graph is looked at in pieces: codes that moved there are quantized at such a node, which
-            gives the same values, so that a piece that reads it holds the quantizer.  None where files are written.
     """
 
     operators: frozenset[str] = frozenset()
@@ -67,7 +65,6 @@ class Placement:
     has_linear_results: bool = False
     is_fused: bool = False
     moves: frozenset[str] = MOVES
-    cuts: frozenset[str] = frozenset()
 
     def sources(self, module: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         """Of each tensor that is computed from the images, the tensor whose quantizer it needs.
@@ -81,11 +78,9 @@ class Placement:
         stored: set[fx.Node] = set()  # what integer kernels store
         for node in data:
             origin = node
-            while self._hands_on(origin) and origin.name not in self.cuts:
+            while hands_on(origin, self.moves):
                 (origin, *_) = origin.all_input_nodes
             found[node] = origin if origin in stored or origin.op == "placeholder" else node
-            if self._is_stored_cut(node, found, stored):
-                stored.add(node)
             if node in kernels or self._is_integer(node, data, [found[n] in stored for n in _operands(node, data)]):
                 stored |= {node, result(node)}
         return found
@@ -103,8 +98,6 @@ class Placement:
         sources, stored = self.sources(module), set[fx.Node]()
         for node in sources:
             operands = _operands(node, sources)
-            if self._is_stored_cut(node, sources, stored):
-                stored.add(node)
             is_stored = node in kernels and self._stores(node)
             is_stored |= self._is_integer(node, sources, [sources[operand] in stored for operand in operands])
             if not is_stored and node not in kernels:
@@ -118,14 +111,6 @@ class Placement:
                 if self.has_results:
                     found.setdefault(result(node), f"result of {name}")
         return found
-
-    def _hands_on(self, node: fx.Node) -> bool:
-        """Whether codes pass through a node as they are."""
-        return plain_name(node) in self.moves and not pads_with_numbers(node)
-
-    def _is_stored_cut(self, node: fx.Node, sources: Mapping[fx.Node, fx.Node], stored: Collection[fx.Node]) -> bool:
-        """Whether codes that a kernel stores have moved to a cut."""
-        return node.name in self.cuts and self._hands_on(node) and sources[node.all_input_nodes[0]] in stored
 
     def _stores(self, node: fx.Node) -> bool:
         """Whether the kernel of a layer gives codes."""
@@ -203,6 +188,11 @@ def plain_name(node: fx.Node) -> str:
     if node.op != "call_function":
         return ""
     return operator_name(node).removesuffix("_") or getattr(node.target, "__name__", "")
+
+
+def hands_on(node: fx.Node, moves: Collection[str] = MOVES) -> bool:
+    """Whether codes pass through a node as they are."""
+    return plain_name(node) in moves and not pads_with_numbers(node)
 
 
 def _operands(node: fx.Node, data: Collection[fx.Node]) -> list[fx.Node]:

@@ -116,13 +116,14 @@ class Target:
         if bits is None or bits in allowed:
             return
         widths = ", ".join(map(str, allowed))
-        side = "W" if what.startswith("weights") else "A"
+        side: Side = "weights" if what.startswith("weights") else "activations"
+        others = [own.name for own in TARGETS.values() if bits in own.widths(side) and own.runtime is not None]
         raise ArgumentError(
             f"bits ({what})",
             f"{widths} bits, or float, for target {self.name}",
             str(bits),
-            f"its kernels have no other widths: take {side}{allowed[-1]}, or the target 'paper', which computes any "
-            "width in float",
+            f"its kernels have no other widths: take {side[0].upper()}{allowed[-1]}, a target whose kernels have it "
+            f"({', '.join(others)}), or 'paper', which computes any width in float",
         )
 
     def rows(self, chain: Chain, rows: Sequence[LayerPolicy]) -> tuple[LayerPolicy, ...]:
