@@ -15,6 +15,7 @@ from typing import Any
 
 import choosing
 import decisions
+import pareto_page
 import workers_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,6 +309,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/decisions/0008-what-the-study-says.md": {"study": lambda: decisions.study(load("study"))},
     "docs/policy.md": {"estimates": estimates},
+    "docs/mixed_precision.md": {"fronts": lambda: pareto_page.fronts(load("pareto"))},
     "docs/choosing.md": {
         "by width": choosing.by_width,
         "by recipe": choosing.by_recipe,
