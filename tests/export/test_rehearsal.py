@@ -244,7 +244,7 @@ def test_a_budget_is_not_searched_for_a_target_that_takes_no_network(few_targets
     settings: dict[str, Any] = {"recipe": clcalib.recipes.nearest(), "bits": clcalib.Bits(8, 8), "observer": watching}
     with pytest.raises(UnsupportedOperatorError, match="target onnxruntime does not take the network"):
         clcalib.quantize_to_budget(
-            network(), calibration, budget=clcalib.Budget(cost=1), target="onnxruntime", **settings
+            network(), calibration, budget=clcalib.Budget(size="1MB"), target="onnxruntime", **settings
         )
     assert watching.stages == ["widths", "rehearsal"]
 
