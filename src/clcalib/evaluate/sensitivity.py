@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clcalib.capture.chain import Chain
-from clcalib.capture.running import advance
+from clcalib.capture.running import State, advance
 from clcalib.quant.late import with_late_quantizers
 
 
@@ -53,7 +53,8 @@ def sensitivities(
     Returns:
         By the unit's name.
     """
-    state, quantized = (images,), with_late_quantizers(quantized)
+    state: State = (images,)
+    late = with_late_quantizers(quantized)
     whole = floating.subgraph((floating.input_name,), (floating.output_name,))
     truth = advance(whole, state)[0].log_softmax(1)
     found = {}
@@ -61,7 +62,7 @@ def sensitivities(
         if units is None or index in units:
             told(index, unit.name)
             # From float to float tensors: what the unit reads is quantized in between, what it makes is not.
-            changed = advance(quantized.subgraph(unit.inputs, unit.outputs), state)
+            changed = advance(late.subgraph(unit.inputs, unit.outputs), state)
             outputs = advance(floating.suffix(index), changed)[0].log_softmax(1)
             found[unit.name] = Sensitivity(
                 divergence=max(0.0, float(F.kl_div(outputs, truth, reduction="batchmean", log_target=True))),
