@@ -15,9 +15,9 @@ from clcalib.report.charts.rows import Mark, Panel, row_chart
 from clcalib.report.charts.scale import is_spread
 from clcalib.report.comparing import ComparedRun, Comparison, compare_runs
 from clcalib.report.comparison_table import difference_text, notes
+from clcalib.report.formats import MISSING, duration, percent
 from clcalib.report.page.numbers import MINUS, number_text, size_text
 from clcalib.report.page.render import data_block, encoded, rendered
-from clcalib.report.tables import MISSING, duration, percent
 
 MOST_UNITS = 120
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from clcalib.report.charts.rows import Mark, Panel, row_chart
+from clcalib.report.formats import duration, percent
 from clcalib.report.page.numbers import points_text, size_text
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import bits_name, duration, method_name, percent
+from clcalib.report.tables import bits_name, method_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 import clcalib.report.page
 from clcalib.errors import CheckpointError
 from clcalib.files import write_atomically
+from clcalib.report.formats import short
 from clcalib.report.page.classes import class_view
 from clcalib.report.page.features import feature_view
 from clcalib.report.page.headline import headline
@@ -24,7 +25,7 @@ from clcalib.report.page.numbers import size_text
 from clcalib.report.page.settings import loading_lines, proof_view, settings_view
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.page.units import curve_view, unit_view
-from clcalib.report.tables import bits_name, method_name, short
+from clcalib.report.tables import bits_name, method_name
 
 REPORT_FILE = "report.html"
 _TEMPLATES = Path(clcalib.report.page.__file__).parent / "templates"
