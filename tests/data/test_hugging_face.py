@@ -54,6 +54,7 @@ def test_a_saved_data_set_is_read_and_its_parts_are_chosen(datasets: Any, make: 
     assert (found.images[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 3, 4, 5]
     assert found.labels is not None
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.class_names == ("a", "b", "c")
     datasets.DatasetDict({"train": make(6), "validation": make(3)}).save_to_disk(tmp_path / "two")
     assert len(load_calibration(tmp_path / "two", transform=TRANSFORM)) == 6
     assert len(load_evaluation(tmp_path / "two", transform=TRANSFORM)) == 3

@@ -91,7 +91,7 @@ def _chart(runs: Sequence[ComparedRun]) -> Markup | None:
         [] if run.value is None else [Mark(100 * run.value, _series(at), "dot", f"{100 * run.value:.2f} %")]
         for at, run in enumerate(runs)
     ]
-    panels = [Panel(f"{runs[0].measure} [%]", values)]
+    panels = [Panel(f"{runs[0].measure} [%]", values, most=100.0)]
     differences = [
         [] if run.paired is None else [
             Mark(run.paired.low, _series(at), "tick", f"{run.paired.low:+.2f}"),

@@ -44,7 +44,7 @@ def headline(run: RunFolder) -> Headline:
     if len(values) > 1:
         chart = row_chart(
             names,
-            [Panel(f"{measure} [%]", [[Mark(100 * value, series)] for _, value, series in values])],
+            [Panel(f"{measure} [%]", [[Mark(100 * value, series)] for _, value, series in values], most=100.0)],
             title=measure,
             description=", ".join(f"{name} {percent(value)} per cent" for name, value, _ in values),
         )
@@ -97,7 +97,7 @@ def _tiles(record: RunRecord, values: Sequence[tuple[str, float, str]]) -> list[
 def _facts(run: RunFolder) -> list[Tile]:
     record = run.record
     floats = None if run.evidence is None or not run.evidence.float_bytes else run.evidence.float_bytes
-    found = [Tile("widths", bits_name(record), record.recipe)]
+    found = [Tile("widths", bits_name(record), record.recipe.replace("+", " + "))]
     if run.weights_bytes is not None:
         found.append(Tile("weights", size_text(run.weights_bytes), _ratio(floats, run.weights_bytes)))
     if record.deployment is not None:
