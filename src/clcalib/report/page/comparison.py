@@ -136,8 +136,9 @@ def _units(comparison: Comparison) -> UnitComparison | None:
     def marks(columns: Sequence[Mapping[str, float | None]]) -> list[list[Mark]]:
         return [
             [
-                Mark(value, _series(at), "dot", f"{run} {number_text(value)}")
-                for (at, run), column in zip(series, columns, strict=True)
+                Mark(value, _series(at), "dot" if at else "ring", f"{run} {number_text(value)}")
+                # The first run comes last, around the others: equal ones would hide it.
+                for (at, run), column in reversed(list(zip(series, columns, strict=True)))
                 if (value := column[name]) is not None
             ]
             for name in first
