@@ -10,7 +10,6 @@ import platform
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 Part = Callable[[float], dict[str, Any]]
 
 
-def use_package(*, is_light: bool) -> None:
-    """Settle what this process and all that it starts import: the package, or, light, it without its ``__init__``.
-
-    That one imports torch: workers are killed by the hundred, and begin anew.
-    """
-    paths = [*([_light_path()] if is_light else []), str(ROOT / "src"), str(ROOT / "benchmarks")]
+def use_package() -> None:
+    """Settle what this process and all that it starts import."""
+    paths = [str(ROOT / "src"), str(ROOT / "benchmarks")]
     sys.path[:0] = [*paths, str(ROOT)]
     # Ray keeps to the loopback, in drivers and nodes, and does not tell of its use.
     ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     os.environ |= {"PYTHONPATH": os.pathsep.join(paths), **ray}
     SCRATCH.mkdir(exist_ok=True)
-
-
-def _light_path() -> str:
-    folder = Path(os.environ.setdefault("CLCALIB_LIGHT", tempfile.mkdtemp(prefix="clcalib-light-")))
-    package = folder / "clcalib"
-    package.mkdir(exist_ok=True)
-    (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'src' / 'clcalib')!r}]\n")
-    return str(folder)
 
 
 def provenance() -> dict[str, Any]:

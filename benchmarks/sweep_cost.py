@@ -5,13 +5,14 @@
     python benchmarks/sweep_cost.py memory        # of the driver of 1,000 runs of the embedded network
     python benchmarks/sweep_cost.py memory_ray    # the same on Ray
 
-The package is the whole one, with torch, as it is for users.  The jobs of the first two wait instead of computing: two
+Workers have the whole package, with torch, as users have it.  The jobs of the first two wait instead of computing: two
 that compute would take what the driver is to be measured by.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import tempfile
@@ -21,12 +22,13 @@ from typing import Any
 
 from sweep_common import ROOT, SCRATCH, run_part, use_package
 
-use_package(is_light=False)
+use_package()
 
 from clcalib.durable.stop import stopping_politely  # noqa: E402 - the paths are settled above
 from clcalib.forking import CAPTURING  # noqa: E402
 from clcalib.sweep.database import Database  # noqa: E402
 from clcalib.sweep.driver import Progress, Summary, drive  # noqa: E402
+from clcalib.sweep.elsewhere import PRELOADED, carry_out, plan_elsewhere  # noqa: E402
 from clcalib.sweep.jobs import Executor  # noqa: E402
 from clcalib.sweep.processes import Processes  # noqa: E402
 from clcalib.sweep.ray_nodes import RayNodes  # noqa: E402
@@ -38,8 +40,7 @@ QUEUED, LOOKS = 1000, 40
 
 def pool_of(name: str) -> Executor:
     """As the command makes them."""
-    preloaded = ("clcalib.sweep.runs", "clcalib.sweep.database", *CAPTURING)
-    return RayNodes(WORKERS) if name.endswith("ray") else Processes(WORKERS, preloaded)
+    return RayNodes(WORKERS) if name.endswith("ray") else Processes(WORKERS, (*PRELOADED, *CAPTURING))
 
 
 def overhead(size: float, name: str) -> dict[str, Any]:
@@ -65,26 +66,10 @@ def overhead(size: float, name: str) -> dict[str, Any]:
 
 
 def memory(size: float, name: str) -> dict[str, Any]:
-    """The most memory of the real driver, torch and all, while its first runs go on and the others wait.
-
-    Before planning, it is that of the imports, of which torch is nearly all.
-    """
-    from clcalib.config_sources import read_toml
-    from clcalib.sweep.plan import absolute
-    from clcalib.sweep.planning import parse_sweep, plan_of
-    from clcalib.sweep.runs import carry_out
-
-    path = ROOT / "examples" / "sweep" / "small.toml"
-    table = absolute(read_toml(path), path.parent)
-    grid = {
-        "widths": ["W2A2"],
-        "recipes": ["qdrop"],
-        "contrastive": ["none"],
-        "seeds": list(range(round(QUEUED * size))),
-    }
+    """The most memory of the real driver while its first runs go on and the others wait."""
     start, most = _held(), dict[str, int]()
     with tempfile.TemporaryDirectory(dir=SCRATCH) as place:
-        plan = plan_of(parse_sweep({**table, "grids": [grid]}, str(path)), str(path), out=Path(place))
+        plan = plan_elsewhere(_many(Path(place), round(QUEUED * size)), (), (), Path(place), None)
         looks, queued = [0], list[int]()
 
         def watch(progress: Progress) -> None:
@@ -107,6 +92,16 @@ def memory(size: float, name: str) -> dict[str, Any]:
         "before_planning": start,
         "most_while_driving": most,
     }
+
+
+def _many(folder: Path, count: int) -> Path:
+    """The small sweep with one cell of many seeds."""
+    examples = ROOT / "examples"
+    text = (examples / "sweep" / "small.toml").read_text().partition("[[grids]]")[0].replace('"../', f'"{examples}/')
+    grid = {"widths": ["W2A2"], "recipes": ["qdrop"], "contrastive": ["none"], "seeds": list(range(count))}
+    path = folder / "many.toml"
+    path.write_text(text + "[[grids]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in grid.items()))
+    return path
 
 
 def _held() -> dict[str, int]:

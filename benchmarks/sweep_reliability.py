@@ -28,7 +28,7 @@ from typing import Any
 
 from sweep_common import SCRATCH, Part, run_part, use_package
 
-use_package(is_light=True)
+use_package()
 
 from tests.sweep.postgresql_server import initdb, new_database, running  # noqa: E402 - the paths are settled above
 from tests.sweep.ray_starting import HEAD, NODE, patiently  # noqa: E402

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 _SHOWN = 3
 
 
 class ClcalibError(Exception):
-    """The base of all errors that clcalib raises on purpose."""
+    """The base of all errors that clcalib raises on purpose.
+
+    They can be sent from one process to another, whatever their constructors take.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, vars(self))
 
 
 class ArgumentError(ClcalibError, ValueError):
@@ -93,7 +100,13 @@ class ResumeError(ClcalibError, ValueError):
 
 
 class WorkerLostError(ClcalibError, ConnectionError):
-    """Another worker of the run is gone or cannot be reached; what is finished is saved, and the run can go on."""
+    """Another worker of the run is gone or cannot be reached; what is finished is saved, and the run can go on.
+
+    Attributes:
+        code: the exit code of a run that ended for that, and of its workers.
+    """
+
+    code = 7
 
 
 class DatabaseError(ClcalibError, RuntimeError):
@@ -258,6 +271,12 @@ def first_of(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _again(kind: type[ClcalibError], arguments: tuple[Any, ...], attributes: Mapping[str, Any]) -> ClcalibError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(attributes)
+    return error
 
 
 def _listed(source: str, problems: Sequence[str]) -> str:

@@ -56,6 +56,12 @@ NEEDS_PACKAGE = {
     *(f"clcalib.sweep.{name}" for name in ("database", "engine", "migrating", "models", "migrations.env")),
     "clcalib.sweep.migrations.versions.v0001_runs_and_results",
 }
+# Where help, completion and the driver of a sweep do without torch, what needs it is imported when it is called.
+WITHOUT_TORCH = (
+    *("clcalib", "clcalib.cli.app", "clcalib.cli.actions.leaderboard", "clcalib.cli.actions.sweep"),
+    *("clcalib.sweep.driver", "clcalib.sweep.elsewhere", "clcalib.sweep.processes", "clcalib.sweep.ray_nodes"),
+)
+NEEDS_TORCH = ("clcalib.cli.actions", "clcalib.sweep.planning", "clcalib.sweep.runs")
 
 BLOCKED = (
     "triton",
@@ -135,8 +141,12 @@ def test_only_optional_modules_are_imported_inside_functions(module: str) -> Non
             continue
         for node in ast.walk(function):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                deeper = [f"{node.module}.{alias.name}" for alias in node.names]
+                names += [name if name in MODULES else str(node.module) for name in deeper]
             inside = {name.split(".")[0] for name in names if name not in NEEDS_PACKAGE} - OPTIONAL
+            if part_of(module) in ("cli", "sweep") and all(name.startswith(NEEDS_TORCH) for name in names):
+                continue
             assert not inside, f"{module}.{function.name} imports {sorted(inside)} inside"
 
 
@@ -151,6 +161,31 @@ def test_every_public_name_exists_and_is_explained() -> None:
         value = getattr(clcalib, name)
         if inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value):
             assert (value.__doc__ or "").strip(), f"clcalib.{name} has no docstring"
+
+
+def test_names_are_where_type_checkers_are_told() -> None:
+    """The names that are imported when they are used, and those that only a type checker imports."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and not isinstance(node.test, ast.UnaryOp))
+    told = {
+        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(told) == sorted(clcalib.__all__)
+    for name, module in told.items():
+        value = getattr(clcalib, name)
+        inside = sys.modules.get(f"{module}.{name}")
+        assert value is (inside if inspect.ismodule(value) else getattr(sys.modules[module], name)), name
+
+
+def test_functions_keep_their_names_from_modules() -> None:
+    finished = run_python(
+        "import clcalib.capture.chain, clcalib.estimate\n"
+        "import clcalib\n"
+        "assert callable(clcalib.capture) and callable(clcalib.estimate)\n"
+        "assert clcalib.errors.ClcalibError and 'capture' in dir(clcalib)\n"
+        "assert not hasattr(clcalib, 'nonsense') and not hasattr(clcalib, '__path')\n"
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -178,10 +213,22 @@ def test_core_alone_is_enough() -> None:
     assert finished.stdout.startswith("imported ")
 
 
+def test_help_and_the_driver_of_a_sweep_do_without_torch() -> None:
+    finished = run_python(
+        "import importlib, sys\n"
+        f"for module in {WITHOUT_TORCH!r}:\n"
+        "    importlib.import_module(module)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "False"
+
+
 def test_importing_compiles_nothing() -> None:
     finished = run_python(
         "import sys, torch\n"
         "before = set(sys.modules)\n"
+        "from clcalib import *\n"
         "import clcalib\n"
         "compilers = ('torch._dynamo', 'torch._inductor', 'torch.utils.cpp_extension', 'triton')\n"
         "added = sorted(n for n in set(sys.modules) - before if n.startswith(compilers))\n"

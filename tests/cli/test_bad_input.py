@@ -245,7 +245,7 @@ def test_an_internal_failure_has_its_own_code_and_shows_its_place_on_request(
     def fail(*arguments: object, **named: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("clcalib.cli.quantize.run", fail)
+    monkeypatch.setattr("clcalib.cli.actions.quantize.run", fail)
     assert main(["quantize", "run.toml", "--out", "out"]) == 1
     printed = capsys.readouterr().err
     assert "internal failure: RuntimeError: a defect" in printed
@@ -261,7 +261,7 @@ def test_an_interrupt_has_its_own_code(workplace: Path, capsys: Capture, monkeyp
     def interrupt(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clcalib.cli.quantize.run", interrupt)
+    monkeypatch.setattr("clcalib.cli.actions.quantize.run", interrupt)
     assert main(["quantize", "run.toml", "--out", "out"]) == 130
     printed = capsys.readouterr().err
     assert "interrupted" in printed

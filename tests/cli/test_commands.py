@@ -173,7 +173,7 @@ def test_data_brings_cifar10(workplace: Path, capsys: Capture, monkeypatch: pyte
         asked.append((out, method))
         return out
 
-    monkeypatch.setattr("clcalib.cli.data.fetch_cifar10", fetch)
+    monkeypatch.setattr("clcalib.cli.actions.data.fetch_cifar10", fetch)
     assert main(["data", "cifar10", "--out", "here", "--method", "torchvision"]) == 0
     assert asked == [(Path("here"), "torchvision")]
     assert "here" in capsys.readouterr().out

@@ -5,11 +5,19 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Mapping
 
 import pytest
 
+from clcalib.calibrate.precision import PRECISIONS
 from clcalib.calibrate.recipes import RECIPES
 from clcalib.cli import completion, main
+from clcalib.cli.names import names_of, number_of
+from clcalib.data.augmentation import AUGMENTATIONS
+from clcalib.evaluate import detection
+from clcalib.export.runtimes import bench
+from clcalib.export.runtimes.runtime import RUNTIMES
+from clcalib.named_models import LIBRARIES
 
 
 def asked(
@@ -105,3 +113,26 @@ def test_names_are_those_of_the_tables() -> None:
     assert completion.models("net.py:bu") == []
     assert completion.models("") == ["torchvision:", "timm:"]
     assert os.environ.get("_CLCALIB_COMPLETE") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "table"),
+    [
+        (completion.AUGMENTATIONS, AUGMENTATIONS),
+        (completion.LIBRARIES, LIBRARIES),
+        (completion.PRECISIONS, PRECISIONS),
+        (completion.RECIPES, RECIPES),
+        (completion.RUNTIMES, RUNTIMES),
+    ],
+)
+def test_names_that_are_read_from_the_source_are_those_of_the_tables(
+    place: tuple[str, str], table: Mapping[str, object]
+) -> None:
+    assert names_of(*place) == tuple(table)
+
+
+def test_numbers_that_are_read_from_the_source_are_those_of_the_modules() -> None:
+    assert number_of("clcalib.export.runtimes.bench", "ROUNDS") == bench.ROUNDS
+    assert number_of("clcalib.evaluate.detection", "SCORE_THRESHOLD") == detection.SCORE_THRESHOLD
+    with pytest.raises(LookupError, match="assigns nothing to NO_SUCH_NAME"):
+        number_of("clcalib.evaluate.detection", "NO_SUCH_NAME")

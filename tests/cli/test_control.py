@@ -12,6 +12,7 @@ import pytest
 
 from clcalib.cli import main
 from clcalib.cli.flags import quantization_flags, with_patterns
+from clcalib.cli.given import WidthFlags
 from clcalib.errors import ArgumentError
 from clcalib.report.record import read_record
 
@@ -113,16 +114,16 @@ def test_a_target_needs_evaluation_images(workplace: Path, capsys: Capture) -> N
 
 def test_patterns_of_flags_come_behind_those_of_the_toml() -> None:
     table = {"quantization": {"overrides": {"a": "W2", "b": "W3"}}}
-    found = with_patterns(table, ["W4A4", "a=W8"], ["c*"])
+    found = with_patterns(table, WidthFlags(["W4A4", "a=W8"], ["c*"]))
     assert list(found["quantization"]["overrides"].items()) == [("b", "W3"), ("a", "W8"), ("c*", "float")]
-    assert with_patterns(table, ["W4A4"], None) is table
-    assert quantization_flags(["a=W8"], "6", None)["first_last_bits"] == 6
-    given = quantization_flags(["W4A4", "a=W8"], None, None, weight_bits=4)
+    assert with_patterns(table, WidthFlags(["W4A4"])) is table
+    assert quantization_flags(WidthFlags(["a=W8"], edge_bits="6"))["first_last_bits"] == 6
+    given = quantization_flags(WidthFlags(["W4A4", "a=W8"], weight_bits=4))
     assert (given["weights"], given["activations"]) == (4, 4)
-    given = quantization_flags(None, None, None, activation_bits=3)
+    given = quantization_flags(WidthFlags(activation_bits=3))
     assert (given["weights"], given["activations"]) == (None, 3)
     with pytest.raises(ArgumentError, match="one pair of widths"):
-        quantization_flags(["W4A4", "W2A2"], None, None)
+        quantization_flags(WidthFlags(["W4A4", "W2A2"]))
 
 
 def test_a_dry_run_estimates_and_writes_nothing(workplace: Path, capsys: Capture) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -64,3 +67,32 @@ def test_help_fits_a_terminal_of_80_columns_and_has_no_colours_in_a_pipe(
     assert "Usage: clcalib" in printed
     assert "\x1b" not in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_help_and_completion_do_without_torch() -> None:
+    """Whoever asks for help, or presses the tabulator, does not wait for torch."""
+    words = {"_CLCALIB_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    told = [
+        *(["--help"], ["--version"], *([*name.split(), "--help"] for name, _ in commands())),
+        *({**words, "COMP_WORDS": f"clcalib quantize {line}"} for line in ("--recipe q", "--precision b", "--model t")),
+        {**words, "COMP_WORDS": "clcalib quantize --rec", "COMP_CWORD": "2"},
+    ]
+    code = (
+        "import os, sys\n"
+        "sys.modules['torch'] = None\n"
+        "from clcalib.cli import main\n"
+        f"for given in {told!r}:\n"
+        "    if isinstance(given, dict):\n"
+        "        os.environ.update(given)\n"
+        "    try:\n"
+        "        assert main([] if isinstance(given, dict) else given) == 0, given\n"
+        "    except SystemExit as ended:\n"
+        "        assert ended.code == 0, given\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "clcalib quantize [OPTIONS]" in finished.stdout
+    assert finished.stdout.endswith("qdrop\nbfloat16\ntorchvision:\ntimm:\n--recipe\n")

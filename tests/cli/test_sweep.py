@@ -61,7 +61,7 @@ def swept(workplace: Path) -> Path:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process; others are started by the test below, which is slow, and by tests/sweep with small jobs."""
-    monkeypatch.setattr("clcalib.cli.sweep._executor", lambda *_: Inline())
+    monkeypatch.setattr("clcalib.cli.actions.sweep._executor", lambda *_: Inline())
 
 
 @pytest.mark.usefixtures("inline")
@@ -137,7 +137,7 @@ def test_other_processes_bring_the_same_results(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["start", "done", "done", "done", "end"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clcalib.cli.sweep._executor", lambda *_: Inline())
+        patch.setattr("clcalib.cli.actions.sweep._executor", lambda *_: Inline())
         assert main(["sweep", "sweep.toml", "--out", "here"]) == 0
     here, there = (
         {row["key"]: row["digest"] for row in open_database(Path(folder, "sweep.db")).rows()}

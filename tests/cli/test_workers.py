@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from clcalib.cli.app import main
-from clcalib.cli.workers import WorkerFlags, with_shards
+from clcalib.cli.given import WorkerFlags
+from clcalib.cli.workers import with_shards
 from clcalib.errors import ArgumentError
 from clcalib.team.place import Place
 

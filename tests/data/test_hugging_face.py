@@ -54,10 +54,25 @@ def test_a_saved_data_set_is_read_and_its_parts_are_chosen(datasets: Any, make: 
     assert (found.images[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 3, 4, 5]
     assert found.labels is not None
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.class_names == ("a", "b", "c")
     datasets.DatasetDict({"train": make(6), "validation": make(3)}).save_to_disk(tmp_path / "two")
     assert len(load_calibration(tmp_path / "two", transform=TRANSFORM)) == 6
     assert len(load_evaluation(tmp_path / "two", transform=TRANSFORM)) == 3
     assert load_calibration(tmp_path / "two", transform=TRANSFORM).provenance.source == "two@train"
+
+
+def test_what_the_loader_of_a_hub_opens_is_read(make: Any, tmp_path: Path) -> None:
+    """``hf:`` with the files of a data set on this machine goes the way of one that was downloaded."""
+    (tmp_path / "files").mkdir()
+    make(6).to_parquet(tmp_path / "files" / "train-00000-of-00001.parquet")
+    source = f"hf:{tmp_path / 'files'}"
+    found = load_calibration(source, transform=TRANSFORM)
+    assert (len(found), found.provenance.source) == (6, "files@train")
+    labelled = load_evaluation(f"{source}@train[:50%]", transform=TRANSFORM)
+    assert labelled.labels is not None
+    assert (labelled.labels.tolist(), labelled.class_names) == ([0, 1, 2], ("a", "b", "c"))
+    with pytest.raises(DataError, match="a part called test or validation or valid or val, got train"):
+        load_evaluation(source, transform=TRANSFORM)
 
 
 def test_what_cannot_be_read_is_one_error(datasets: Any, make: Any, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from tests.report.folders import (
 
 import clcalib.report.page
 from clcalib.errors import ArgumentError, ClcalibError
-from clcalib.report.page.render import write_report
+from clcalib.report.charts.scale import Scale
+from clcalib.report.page.render import named, write_report
 from clcalib.report.page.settings import loading_lines
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.page.units import unit_view
@@ -50,7 +51,7 @@ class Reader(html.parser.HTMLParser):
         self.tags.append((tag, values))
         if tag == "section":
             self.section = values["id"]
-        if tag not in ("meta", "link", "img"):
+        if tag not in ("meta", "link", "img", "wbr", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -331,3 +332,21 @@ def test_what_is_no_folder_of_a_run_is_told(tmp_path):
             ArgumentError, match=r"OUT: expected the output folder of a finished run, got .*run.json|no folder"
         ):
             write_report(where)
+
+
+def test_names_break_between_their_parts(tmp_path):
+    names = ("train/cat/00017.png", "layer1.0.conv1", "deit_tiny", "a + b", "1.5", "__init__")
+    cut = [str(named(name)).split(">", 1)[1].removesuffix("</bdi>").split("<wbr>") for name in names]
+    assert cut == [
+        ["train/", "cat/", "00017", ".png"], ["layer1", ".0", ".conv1"], ["deit_", "tiny"], ["a + b"], ["1", ".5"],
+        ["__init__"],
+    ]  # fmt: skip
+    own = record(recipe="qdrop+contrastive")
+    assert "qdrop + contrastive" in page(tmp_path, record=own).texts["headline"]
+
+
+def test_an_axis_of_accuracies_ends_at_all_images():
+    scale = Scale.around([88.0, 100.0], 0.0, 1.0, most=100.0)
+    assert (scale.high, scale(100.0)) == (100.0, 1.0)
+    assert Scale.around([88.0, 101.0], 0.0, 1.0, most=100.0).high == 101.0
+    assert Scale.around([40.0, 50.0], 0.0, 1.0, most=100.0).high < 60

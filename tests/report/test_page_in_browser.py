@@ -95,14 +95,15 @@ def test_nothing_is_wider_than_the_window(browser, full, hostile, width, scheme)
 
 def test_the_keyboard_reaches_links_summaries_and_boxes(browser, full):
     with opened(browser, full) as page:
-        expected = page.locator("a[href], summary, [tabindex='0']").evaluate_all(
+        expected = page.locator("a[href], summary, input, [tabindex='0']").evaluate_all(
             "all => all.filter(one => one.checkVisibility({contentVisibilityAuto: true})).length"
         )
         reached = set()
         for _ in range(expected + 5):
             page.keyboard.press("Tab")
             reached.add(page.evaluate(
-                "[...document.querySelectorAll(\"a[href], summary, [tabindex='0']\")].indexOf(document.activeElement)"
+                "[...document.querySelectorAll(\"a[href], summary, input, [tabindex='0']\")]"
+                ".indexOf(document.activeElement)"
             ))  # fmt: skip
         assert len(reached - {-1}) == expected > 20
         page.locator("summary").first.focus()
@@ -112,6 +113,17 @@ def test_the_keyboard_reaches_links_summaries_and_boxes(browser, full):
         page.locator(".skip").focus()
         page.keyboard.press("Enter")
         assert page.url.endswith("#content")
+
+
+def test_classes_can_be_taken_out_of_the_map_without_a_script(browser, full):
+    with opened(browser, full, java_script_enabled=False) as page:
+        boxes, points = page.locator("#features input"), page.locator("#features g.s1, #features g.s2")
+        assert boxes.count() > 1
+        assert all(point.is_visible() for point in points.all())
+        boxes.first.focus()
+        page.keyboard.press("Space")
+        assert [each.is_visible() for each in page.locator("#features g.s1").all()] == [False] * 2
+        assert all(each.is_visible() for each in page.locator("#features g.s2").all())
 
 
 def test_it_prints_with_what_was_folded_away(browser, full):

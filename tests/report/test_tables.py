@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clcalib.quant.policy import Bits, build_policy
+from clcalib.report.formats import duration, percent
 from clcalib.report.record import (
     BeforeAfter,
     BudgetRecord,
@@ -21,7 +22,7 @@ from clcalib.report.record import (
     UnitRecord,
     UnitWidths,
 )
-from clcalib.report.tables import accuracy_table, bits_name, duration, percent, policy_table, summary_table, unit_table
+from clcalib.report.tables import accuracy_table, bits_name, policy_table, summary_table, unit_table
 
 
 def record(**changes: Any) -> RunRecord:

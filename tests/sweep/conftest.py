@@ -48,9 +48,6 @@ def _empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def light_path(tmp_path: Path) -> str:
-    """A PYTHONPATH of the tests, and of the package without its ``__init__``, which would import torch."""
-    package = tmp_path / "light" / "clcalib"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(f"__path__ = [{str(Path(clcalib.__file__).parent)!r}]\n")
-    return os.pathsep.join([str(package.parent), str(_ROOT)])
+def python_path() -> str:
+    """A PYTHONPATH of the package and the tests."""
+    return os.pathsep.join([str(Path(clcalib.__file__).parent.parent), str(_ROOT)])

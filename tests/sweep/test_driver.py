@@ -83,12 +83,12 @@ def test_killed_workers_are_replaced(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def driver(light_path: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def driver(python_path: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a driver."""
     started: list[subprocess.Popen[str]] = []
 
     def start(database: str, count: int, seconds: float, marks: Path) -> subprocess.Popen[str]:
-        started.append(_driver(light_path, database, count, seconds, marks))
+        started.append(_driver(python_path, database, count, seconds, marks))
         return started[-1]
 
     yield start

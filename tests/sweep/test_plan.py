@@ -15,8 +15,9 @@ from clcalib.config import make_recipe
 from clcalib.config_sections import ModelSection, RecipeSection
 from clcalib.errors import ConfigError
 from clcalib.sweep import key
+from clcalib.sweep.jobs import Plan
 from clcalib.sweep.plan import SweepFile, cells
-from clcalib.sweep.planning import Plan, plan_of, read_sweep
+from clcalib.sweep.planning import plan_of, read_sweep
 
 ROOT = Path(__file__).parent.parent.parent
 NETWORK = "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"

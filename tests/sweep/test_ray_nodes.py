@@ -33,8 +33,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch, light_path: str) -> None:
-    monkeypatch.setenv("PYTHONPATH", light_path)
+def _importable(monkeypatch: pytest.MonkeyPatch, python_path: str) -> None:
+    monkeypatch.setenv("PYTHONPATH", python_path)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def _expand(module: fx.GraphModule, node: fx.Node, arguments: dict[str, Any]) ->
         repeats = value_of(query).shape[-3] // value_of(key).shape[-3] if arguments.get("enable_gqa") else 1
         if repeats > 1:  # several heads of queries share one of keys and values
             key, value = (_call(node, _ATEN.repeat_interleave.self_int, part, repeats, -3) for part in (key, value))
-        scores = _call(node, _ATEN.matmul.default, query, _call(node, _ATEN.transpose.int, key, -2, -1))
+        scores = _product(node, query, _call(node, _ATEN.transpose.int, key, -2, -1))
         factor = 1.0 / math.sqrt(value_of(query).shape[-1]) if scale is None else scale
         scores = _call(node, _ATEN.mul.Tensor, scores, factor)
         if mask is None:
@@ -75,7 +75,7 @@ def _expand(module: fx.GraphModule, node: fx.Node, arguments: dict[str, Any]) ->
             choice = (_ATEN.where.ScalarOther, mask, scores, -math.inf)
             scores = _call(node, *choice) if is_choice else _call(node, _ATEN.add.Tensor, scores, mask)
             shares = _call(node, _ATEN._safe_softmax.default, scores, -1)  # a row without any token gives zeros
-        result = _call(node, _ATEN.matmul.default, shares, value)
+        result = _product(node, shares, value)
     node.replace_all_uses_with(result)
     module.graph.erase_node(node)
 
@@ -89,9 +89,20 @@ def _causal_mask(module: fx.GraphModule, node: fx.Node, query: Tensor, key: Tens
     return made
 
 
+def _product(origin: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node:
+    """A matrix product; its value is that of the sum it stands for, as in it torch 2.11 makes a number of a symbol."""
+    value = (value_of(left).unsqueeze(-1) * value_of(right).unsqueeze(-3)).sum(-2)
+    return _made(origin, _ATEN.matmul.default, (left, right), value)
+
+
 def _call(origin: fx.Node, target: Any, *arguments: Any) -> fx.Node:
-    """A node that belongs to the module of ``origin``, with its symbolic value."""
+    """A node with its symbolic value."""
+    return _made(origin, target, arguments, target(*map_arg(arguments, value_of)))
+
+
+def _made(origin: fx.Node, target: Any, arguments: tuple[Any, ...], value: Tensor) -> fx.Node:
+    """A node that belongs to the module of ``origin``."""
     node = origin.graph.call_function(target, arguments)
     node.meta = {name: value for name, value in origin.meta.items() if name in ("nn_module_stack", "stack_trace")}
-    node.meta["val"] = target(*map_arg(arguments, value_of))
+    node.meta["val"] = value
     return node

@@ -13,8 +13,8 @@ from clcalib.errors import (
     SweepFailedError,
     WorkerLostError,
 )
-from clcalib.team.member import LOST as WORKER_LOST
 
+WORKER_LOST = WorkerLostError.code
 OK, INTERNAL, BAD_INPUT, OUTPUT_EXISTS, NOT_WRITTEN, IN_USE, RUNS_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "CLCALIB_DEBUG"
 NOTHING_WRITTEN = "interrupted; no result was written"

@@ -11,13 +11,14 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, MutableMapping
 
-from clcalib.calibrate.precision import PRECISIONS
-from clcalib.calibrate.recipes import RECIPES
-from clcalib.data.augmentation import AUGMENTATIONS
-from clcalib.errors import MissingPackageError
-from clcalib.export.runtimes.runtime import RUNTIMES
-from clcalib.named_models import LIBRARIES
-from clcalib.quant.targets import TARGETS
+from clcalib.cli.names import names_of
+
+# Where the tables are.
+AUGMENTATIONS = ("clcalib.data.augmentation", "AUGMENTATIONS")
+LIBRARIES = ("clcalib.named_models", "LIBRARIES")
+PRECISIONS = ("clcalib.calibrate.precision", "PRECISIONS")
+RECIPES = ("clcalib.calibrate.recipes", "RECIPES")
+RUNTIMES = ("clcalib.export.runtimes.runtime", "RUNTIMES")
 
 # What typer asks with; bash passes the words of the line, which it has cut at each colon.
 _ASKED, _WORDS, _PLACE, _BASH = "_CLCALIB_COMPLETE", "COMP_WORDS", "COMP_CWORD", "complete_bash"
@@ -25,27 +26,29 @@ _ASKED, _WORDS, _PLACE, _BASH = "_CLCALIB_COMPLETE", "COMP_WORDS", "COMP_CWORD",
 
 def recipes(incomplete: str) -> list[str]:
     """Names of recipes."""
-    return _beginning(RECIPES, incomplete)
+    return _beginning(names_of(*RECIPES), incomplete)
 
 
 def recipes_and_additions(incomplete: str) -> list[str]:
     """The same, and what can be laid over one."""
-    return _beginning((*RECIPES, "contrastive", "last_phase"), incomplete)
+    return _beginning((*names_of(*RECIPES), "contrastive", "last_phase"), incomplete)
 
 
 def targets(incomplete: str) -> list[str]:
     """Names of targets."""
-    return _beginning(TARGETS, incomplete)
+    from clcalib.cli.actions.completing import target_names
+
+    return _beginning(target_names(), incomplete)
 
 
 def runtimes(incomplete: str) -> list[str]:
     """Names of the runtimes of ONNX files."""
-    return _beginning(RUNTIMES, incomplete)
+    return _beginning(names_of(*RUNTIMES), incomplete)
 
 
 def precisions(incomplete: str) -> list[str]:
     """Names of number types."""
-    return _beginning(PRECISIONS, incomplete)
+    return _beginning(names_of(*PRECISIONS), incomplete)
 
 
 def devices(incomplete: str) -> list[str]:
@@ -62,24 +65,25 @@ def widths(incomplete: str) -> list[str]:
 def augmentations(incomplete: str) -> list[str]:
     """Names behind the last comma."""
     done, comma, last = incomplete.rpartition(",")
-    return [f"{done}{comma}{name}" for name in _beginning(AUGMENTATIONS, last) if name not in done.split(",")]
+    return [
+        f"{done}{comma}{name}" for name in _beginning(names_of(*AUGMENTATIONS), last) if name not in done.split(",")
+    ]
 
 
 def models(incomplete: str) -> list[str]:
     """The libraries, and behind the colon of one its networks."""
+    libraries = names_of(*LIBRARIES)
     place, colon, name = incomplete.partition(":")
     if not colon:
-        libraries = _beginning(LIBRARIES, incomplete)
-        if len(libraries) != 1:
-            return [f"{library}:" for library in libraries]
-        place = libraries[0]  # its networks, as behind a single completion shells put a blank
-    if place not in LIBRARIES:
+        fitting = _beginning(libraries, incomplete)
+        if len(fitting) != 1:
+            return [f"{library}:" for library in fitting]
+        place = fitting[0]  # its networks, as behind a single completion shells put a blank
+    if place not in libraries:
         return []
-    try:
-        names = _beginning(LIBRARIES[place].names(), name)
-    except MissingPackageError:
-        return []
-    return [f"{place}:{each}" for each in names]
+    from clcalib.cli.actions.completing import network_names
+
+    return [f"{place}:{each}" for each in _beginning(network_names(place), name)]
 
 
 @contextlib.contextmanager

@@ -10,11 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clcalib.cli.flags import JsonOption
-from clcalib.cli.messages import new_console
-from clcalib.cli.results import show_json
-from clcalib.data.cifar10 import DIGESTS
-from clcalib.data.fetch import fetch_cifar10
+from clcalib.cli.options import JsonOption
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
@@ -40,8 +36,6 @@ def cifar10(
 
     The folder then serves as --calibration (training images) and as --evaluation (test images).
     """
-    folder = fetch_cifar10(out, method=method)
-    if is_json:
-        show_json({"data": "cifar10", "folder": folder, "files": sorted(DIGESTS)})
-    else:
-        new_console().print(f"CIFAR-10 is in {folder}", soft_wrap=True)
+    from clcalib.cli.actions.data import bring_cifar10
+
+    bring_cifar10(out, method, is_json=is_json)

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.estimate import Estimate
-from clcalib.report.tables import MISSING, duration, new_table, short
+from clcalib.report.formats import MISSING, duration, new_table, short
 
 
 def estimate_table(estimate: Estimate) -> Table:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from clcalib.cli.flags import (
+from clcalib.cli.given import FlagsOverSaved, ModelFlags
+from clcalib.cli.options import (
     EvaluationOption,
     JsonOption,
     ModelOption,
@@ -15,22 +16,8 @@ from clcalib.cli.flags import (
     SetOption,
     ThreadsOption,
     WeightsOption,
-    given,
-    model_flags,
 )
-from clcalib.cli.messages import new_console
-from clcalib.cli.results import show_json
-from clcalib.config import build
-from clcalib.config_sections import EvaluationConfig
-from clcalib.config_sources import over_saved, parse_assignment, saved_config, with_absolute_paths
-from clcalib.errors import OutputExistsError
-from clcalib.export.checkpoint import saved_target
-from clcalib.export.deployed import PAPER
-from clcalib.quant.targets import TARGETS
-from clcalib.report.deployment_table import deployment_table
-from clcalib.run import export
 
-_FILES = " or ".join(dict.fromkeys(target.file for target in TARGETS.values()))
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "clcalib export runs/w8a8\n\n"
@@ -43,7 +30,12 @@ def export_command(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
     *,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help=f"The file to write; {_FILES}, in the folder.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The file to write; in the folder by default, named as its target says: model.onnx, ...",
+        ),
     ] = None,
     float_: Annotated[
         Path | None, typer.Option("--float", metavar="FILE", help="Write the float network too, for clcalib bench.")
@@ -69,20 +61,7 @@ def export_command(
     Compared are the codes at every quantizer, on 512 evaluation images: a
     kernel may round one code up or down, and more is told as a defect.
     """
-    path = out or folder / (saved_target(folder) or PAPER).file
-    for file in (path, float_):
-        if file is not None and file.exists() and not overwrite:
-            raise OutputExistsError(f"{file} exists; name another file, or say --overwrite")
-    flags = {
-        "model": model_flags(model, weights, is_pretrained=pretrained),
-        "data": {"evaluation": evaluation},
-        "run": {"threads": threads},
-    }
-    here = Path.cwd()
-    assigned = [with_absolute_paths(parse_assignment(assignment), here) for assignment in settings or ()]
-    table = over_saved(saved_config(folder), folder, *assigned, with_absolute_paths(given(flags), here))
-    record = export(folder, build(EvaluationConfig, table, str(folder)), path, float_)
-    if is_json:
-        show_json(record)
-    else:
-        new_console().print(deployment_table(record))
+    from clcalib.cli.actions.export import write_file
+
+    flags = FlagsOverSaved(ModelFlags(model, weights, pretrained), evaluation, settings, threads)
+    write_file(folder, flags, out, float_, is_overwriting=overwrite, is_json=is_json)

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.quant.policy import LayerPolicy
-from clcalib.report.tables import duration, policy_table
+from clcalib.report.formats import duration
+from clcalib.report.tables import policy_table
 
 _REFRESHES_PER_SECOND = 4
 _BAR_WIDTH = 30

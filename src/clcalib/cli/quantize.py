@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from clcalib.calibrate.observer import SilentObserver
-from clcalib.calibrate.recipes import RECIPES
 from clcalib.cli import completion
-from clcalib.cli.flags import (
+from clcalib.cli.given import ModelFlags, RunFlags, WidthFlags, WorkerFlags
+from clcalib.cli.names import names_of
+from clcalib.cli.options import (
     ACCURACY,
     COST,
     WIDTHS,
@@ -42,37 +37,9 @@ from clcalib.cli.flags import (
     WaitOption,
     WeightsOption,
     WorkersOption,
-    collect,
-    collect_saved,
-    model_flags,
-    one_config,
-    quantization_flags,
-    refuse_with_resume,
-    split_names,
-    with_patterns,
 )
-from clcalib.cli.messages import new_console
-from clcalib.cli.progress import observer_for
-from clcalib.cli.results import (
-    estimate_json,
-    result_line,
-    show_estimate,
-    show_json,
-    show_record,
-    transform_line,
-)
-from clcalib.cli.workers import WorkerFlags, check_team, run_on_workers, with_shards
-from clcalib.config import build
-from clcalib.config_problems import options_model
-from clcalib.config_sections import RunConfig
-from clcalib.data.augmentation import AUGMENTATIONS
-from clcalib.durable.stop import Request, stopping_politely
-from clcalib.errors import ClcalibWarning, StoppedError
-from clcalib.output import is_finished
-from clcalib.pipeline import RECORD_FILE
-from clcalib.report.record import RunRecord, read_record
-from clcalib.run import dry_run, run
 
+_AUGMENTATIONS = ", ".join(names_of(*completion.AUGMENTATIONS))
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "clcalib quantize --model net.py:build --weights net.safetensors --calibration images --bits W4A4 --out runs/a\n\n"
@@ -112,7 +79,7 @@ def quantize(
             "--augment",
             metavar="NAMES",
             autocompletion=completion.augmentations,
-            help=f"Add changed copies of the calibration images: any of {', '.join(AUGMENTATIONS)}, as flip,crop.",
+            help=f"Add changed copies of the calibration images: any of {_AUGMENTATIONS}, as flip,crop.",
         ),
     ] = None,
     augment_copies: Annotated[
@@ -283,19 +250,15 @@ def quantize(
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
     """
-    config = one_config(config, config_file)
-    team = WorkerFlags(workers, rendezvous, rank, wait)
-    place = team.place()
-    widths = quantization_flags(bits, first_last_bits, unit_pattern, weight_bits, activation_bits, target)
-    flags: dict[str, Any] = {
-        "model": model_flags(model, weights, is_pretrained=pretrained, submodule=submodule),
+    from clcalib.cli.actions.quantize import quantize_as
+
+    sections: dict[str, dict[str, Any]] = {
         "data": {
             "calibration": calibration,
-            "augment": split_names(augment),
+            "augment": augment,
             "augment_copies": augment_copies,
             "evaluation": evaluation,
         },
-        "quantization": widths,
         "recipe": {"name": recipe, "steps": steps},
         "guard": {"enabled": guard, "images": guard_images},
         "target": {"max_drop": max_drop},
@@ -312,84 +275,18 @@ def quantize(
             "overwrite": overwrite,
         },
     }
-    if resume is not None:
-        refuse_with_resume(config, out, is_dry=is_dry, overwrite=bool(overwrite))
-        flags["run"] |= {"out": resume, "overwrite": None}
-    table, source = collect(config, settings, flags) if resume is None else collect_saved(resume, settings, flags)
-    table = _with_fitting_options(table, recipe, steps)
-    table = _with_section(_with_section(table, "contrastive", contrastive), "last_phase", last_phase)
-    table = with_shards(with_patterns(table, bits, float_), place, is_resumed=resume is not None)
-    is_without_output = is_dry or (place is not None and not place.is_first)
-    parsed = build(RunConfig, _with_any_folder(table) if is_without_output else table, source)
-    if place is not None:
-        check_team(parsed, place)
-    log = new_console(is_stderr=True)
-    console = log if is_json else new_console()
-    if not quiet:
-        log.print(transform_line(parsed.model, parsed.data, parsed.data.calibration), soft_wrap=True)
-    if is_dry:
-        log.print("a dry run: a few steps on few images; its errors are not those of the run", soft_wrap=True)
-        with observer_for(console, log) as observer:
-            found = dry_run(parsed, observer)
-        if is_json:
-            show_json(estimate_json(found))
-        else:
-            show_estimate(found, None if parsed.target is None else parsed.target.rounds, console)
-        return
-    record: RunRecord | None
-    if resume is not None and is_finished(parsed.run.out) and (place is None or place.is_alone):
-        log.print(Text(f"the run in {parsed.run.out} is finished; nothing is left to do"), soft_wrap=True)
-        record = read_record(parsed.run.out / RECORD_FILE)
-    elif place is not None and place.workers > 1:
-        known = {"is_resumed": resume is not None, "is_quiet": quiet, "is_json": is_json}
-        record = run_on_workers(parsed, place, log, **known, wait=wait)
-        if record is None:
-            return
-    else:
-        record = _run(parsed, console, log, is_resumed=resume is not None, is_quiet=quiet)
-    if is_json:
-        show_json(record)
-    elif quiet:
-        console.print(Text(result_line(record, parsed.run.out)), soft_wrap=True)
-    else:
-        show_record(record, parsed.run.out, console)
-
-
-def _run(config: RunConfig, console: Console, log: Console, *, is_resumed: bool, is_quiet: bool) -> RunRecord:
-    """The run; a signal becomes an error with its exit code, when what is finished is saved."""
-    request = Request()
-    try:
-        with stopping_politely() as request:
-            if is_quiet:
-                return run(config, SilentObserver(), is_resumed=is_resumed)
-            with observer_for(console, log) as observer:
-                return run(config, observer, is_resumed=is_resumed)
-    except KeyboardInterrupt as error:
-        raise StoppedError(
-            str(error) or "interrupted; no result was written", 128 + (request.signal or SIGINT)
-        ) from None
-
-
-def _with_any_folder(table: dict[str, Any]) -> dict[str, Any]:
-    """A dry run needs no output folder; one that is named is not looked at."""
-    section = table.get("run", {})
-    return {**table, "run": {"out": "nowhere", **section}} if isinstance(section, Mapping) else table
-
-
-def _with_section(table: dict[str, Any], section: str, is_wanted: bool | None) -> dict[str, Any]:
-    """``--contrastive`` asks for the section ``[contrastive]``, ``--no-contrastive`` takes it away; None: neither."""
-    if is_wanted is None:
-        return table
-    return {**table, section: table.get(section) or {} if is_wanted else None}
-
-
-def _with_fitting_options(table: dict[str, Any], recipe: str | None, steps: int | None) -> dict[str, Any]:
-    """Where ``--recipe`` replaces the TOML's recipe, leave out the TOML's options that only the other one has."""
-    section = table.get("recipe")
-    if recipe not in RECIPES or not isinstance(section, Mapping):
-        return table
-    valid = {"name", *options_model(RECIPES[recipe]).model_fields} | ({"steps"} if steps is not None else set())
-    odd = [key for key in section if key not in valid]
-    if odd:
-        warnings.warn(f"{recipe} has no option {', '.join(odd)}: left out of [recipe]", ClcalibWarning, stacklevel=2)
-    return {**table, "recipe": {key: value for key, value in section.items() if key in valid}}
+    quantize_as(
+        (config, config_file),
+        RunFlags(
+            ModelFlags(model, weights, pretrained, submodule),
+            WidthFlags(bits, float_, first_last_bits, unit_pattern, target, weight_bits, activation_bits),
+            sections,
+            {"contrastive": contrastive, "last_phase": last_phase},
+            settings,
+        ),
+        WorkerFlags(workers, rendezvous, rank, wait),
+        resume=resume,
+        is_dry=is_dry,
+        is_quiet=quiet,
+        is_json=is_json,
+    )

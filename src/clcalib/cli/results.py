@@ -18,13 +18,13 @@ from clcalib.config_sections import ImagesSection, ModelSection
 from clcalib.config_transform import is_own
 from clcalib.estimate import Estimate
 from clcalib.report.deployment_table import deployment_table
+from clcalib.report.formats import percent
 from clcalib.report.record import RunRecord
 from clcalib.report.tables import (
     bits_name,
     budget_table,
     detection_table,
     method_name,
-    percent,
     summary_table,
     target_table,
     unit_table,

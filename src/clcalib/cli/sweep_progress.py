@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clcalib.report.tables import duration
+from clcalib.report.formats import duration
 from clcalib.sweep.driver import Progress
 
 _BAR_WIDTH = 30

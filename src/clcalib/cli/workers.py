@@ -36,55 +36,7 @@ from clcalib.team.supervisor import WAIT, Run, Supervisor
 from clcalib.team.team import SHARDS, Team
 from clcalib.tracking.measures import flattened
 
-ENVIRONMENT = "env"
 _TOLD = ("run.precision",)  # what worker 0 tells the others
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerFlags:
-    """The flags of workers, as they were given."""
-
-    workers: str | None = None
-    rendezvous: str | None = None
-    rank: int | None = None
-    wait: float | None = None
-
-    def place(self, environment: Mapping[str, str] = os.environ) -> Place | None:
-        """Where the workers are; None where the run is not shared.
-
-        Raises:
-            ArgumentError: flags are missing, or do not go together.
-        """
-        remote = {"--rendezvous": self.rendezvous, "--rank": self.rank}
-        given = {**remote, "--wait": self.wait}
-        present = [name for name, value in given.items() if value is not None]
-        if self.workers is None:
-            if present:
-                raise ArgumentError(present[0], "--workers beside it", "none", "say how many workers there are")
-            return None
-        if self.wait is not None and not self.wait > 0:
-            raise ArgumentError("--wait", "seconds above 0", self.wait)
-        if self.workers.strip().lower() == ENVIRONMENT:
-            if alone := [name for name in remote if remote[name] is not None]:
-                remedy = "leave it out; torchrun has said it"
-                raise ArgumentError(alone[0], "nothing beside --workers env", remote[alone[0]], remedy)
-            return Place.from_environment(environment)
-        workers = self._number()
-        if self.rendezvous is None and self.rank is None:
-            if self.wait is not None:
-                raise ArgumentError("--wait", "--rendezvous beside it", "none", "workers of one machine do not wait")
-            return Place.here(workers)
-        if self.rendezvous is None or self.rank is None:
-            names = ("--rendezvous", "--rank") if self.rendezvous is None else ("--rank", "--rendezvous")
-            remedy = "give both, for workers on several machines, or none of them"
-            raise ArgumentError(names[0], f"a value beside {names[1]}", "none", remedy)
-        return Place.among_machines(workers, self.rank, self.rendezvous)
-
-    def _number(self) -> int:
-        text = (self.workers or "").strip()
-        if not (text.isascii() and text.isdecimal() and int(text) > 0):
-            raise ArgumentError("--workers", "a whole number of workers, at least 1, or env", repr(self.workers))
-        return int(text)
 
 
 def with_shards(table: dict[str, Any], place: Place | None, *, is_resumed: bool) -> dict[str, Any]:

@@ -33,12 +33,14 @@ class Dataset:
         name: of the data set and its part.
         count: of its images.
         labels: (N,) int64, or None.
+        class_names: of the labels 0, 1, ..., where it has them.
         encoded: the bytes of the file of one image, and what to call it.
     """
 
     name: str
     count: int
     labels: Tensor | None
+    class_names: tuple[str, ...]
     encoded: Callable[[int], tuple[bytes, str]]
 
 
@@ -91,6 +93,7 @@ def _of(package: Any, table: Any, name: str, source: str) -> Dataset:
     labelled = [key for key, kind in kinds.items() if isinstance(kind, package.ClassLabel)]
     labelled += [key for key in _LABELS if key in kinds and str(getattr(kinds[key], "dtype", "")).startswith("int")]
     labels = None if not labelled else _labels(table[labelled[0]][:], labelled[0], source)
+    names = () if labels is None else tuple(getattr(kinds[labelled[0]], "names", None) or ())
     plain = table.select_columns([column]).cast_column(column, package.Image(decode=False))
 
     def encoded(index: int) -> tuple[bytes, str]:
@@ -103,7 +106,7 @@ def _of(package: Any, table: Any, name: str, source: str) -> Dataset:
             raise DataError("path", "an image in each row", f"none as {called}")
         return content, called
 
-    return Dataset(Path(name).name or name, len(table), labels, encoded)
+    return Dataset(Path(name).name or name, len(table), labels, names, encoded)
 
 
 def _labels(values: Sequence[int | None], column: str, source: str) -> Tensor | None:

@@ -171,7 +171,8 @@ def _open_dataset(source: str, split: _Split, most_pixels: int) -> _Source:
     def one(index: int, transform: Transform) -> Tensor:
         return decode_image(*found.encoded(index), transform, most_pixels)
 
-    return _Source(found.name, found.count, found.labels, _one_by_one(one, lambda index: f"image {index}", source))
+    read = _one_by_one(one, lambda index: f"image {index}", source)
+    return _Source(found.name, found.count, found.labels, read, found.class_names)
 
 
 def _one_by_one(

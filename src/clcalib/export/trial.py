@@ -186,7 +186,8 @@ def _try_program(quantized: QuantizedChain, images: Tensor, watch: _Watch) -> No
     with watch.step("writing the program with torch.export"):
         content = io.BytesIO()
         torch.export.save(emit_program(quantized), content)
-        program = torch.export.load(io.BytesIO(content.getvalue()))
+        with x86.quiet_loading():
+            program = torch.export.load(io.BytesIO(content.getvalue()))
     watch.run("PyTorch", program.module(), quantized.chain.module, images)
     title, batch = f"PyTorch {x86.version()}", images[: BATCHES[0]]
     with watch.step(f"putting integer kernels into it ({title})"):

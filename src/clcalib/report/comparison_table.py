@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.report.comparing import ComparedRun, Comparison
-from clcalib.report.tables import MISSING, duration, new_table, percent, short
+from clcalib.report.formats import MISSING, duration, new_table, percent, short
 
 
 def settings_table(comparison: Comparison) -> Table:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from clcalib.errors import first_of
 from clcalib.report.deployment import DeploymentRecord
-from clcalib.report.tables import MISSING, new_table, percent, short
+from clcalib.report.formats import MISSING, new_table, percent, short
 
 
 def deployment_table(record: DeploymentRecord) -> Table:

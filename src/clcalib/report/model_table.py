@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from clcalib.report.tables import MISSING, new_table, percent, short
+from clcalib.report.formats import MISSING, new_table, percent, short
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 from clcalib.errors import first_of
 from clcalib.export.runtimes import RUNTIMES, LayerCounts, LayerReport
 from clcalib.export.runtimes.bench import Bench
-from clcalib.report.tables import MISSING, new_table, short
+from clcalib.report.formats import MISSING, new_table, short
 
 
 def speed_table(result: Bench) -> Table:

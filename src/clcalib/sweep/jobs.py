@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from clcalib.errors import MissingPackageError
 
 LEASE = 60.0  # seconds that a worker may be silent
 DATABASE_FILE = "sweep.db"
+NONE = "none"  # the contrastive setting that is always there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,27 @@ class Entry:
     model_digest: str
     data_digest: str
     payload: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, ready to be driven.
+
+    Attributes:
+        out: the folder of all runs.
+        database: its address.
+        lease: seconds of silence after which a worker is taken for dead.
+        attempts: how often a run is begun whose worker dies.
+        entries: the runs, seed by seed, so that what there is at any time is of as many cells as possible.
+        devices: what they compute on.
+    """
+
+    out: Path
+    database: str
+    lease: float
+    attempts: int
+    entries: tuple[Entry, ...]
+    devices: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clcalib.sweep.plan import NONE
+from clcalib.sweep.jobs import NONE
 from clcalib.sweep.statistics import deviation, mean, t_interval
 
 _PERCENT = 100.0

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from clcalib.config_problems import unknown_name
 from clcalib.config_sources import Table, merge, value_at, with_absolute_paths
+from clcalib.sweep.jobs import NONE
 
-NONE = "none"  # the contrastive setting that is always there
 # With several runs at a time, sums must not depend on how many, nor a precision on how busy the machine was.
 _DEFAULTS: Table = {"run": {"threads": 1, "precision": "float32"}}
 _OF_AXES = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -13,32 +12,28 @@ from pydantic import ValidationError
 from clcalib.config import build
 from clcalib.config_problems import describe_errors
 from clcalib.config_sections import RunConfig
-from clcalib.config_sources import Table, merge, read_toml
+from clcalib.config_sources import Table, merge, parse_assignment, read_toml, with_absolute_paths
 from clcalib.errors import ConfigError
-from clcalib.sweep.jobs import DATABASE_FILE, Entry
+from clcalib.sweep.jobs import DATABASE_FILE, Entry, Plan
 from clcalib.sweep.key import code_version, data_digest, keys, model_digest
-from clcalib.sweep.plan import Cell, SweepFile, SweepSection, absolute, cells, problems_of
+from clcalib.sweep.plan import Cell, SweepFile, absolute, cells, problems_of
 from clcalib.sweep.runs import payload_of
 
 _MOST_TOLD = 30
 _KEY_LENGTH, _LABEL_LENGTH = 16, 150  # of a key and of a label in the name of a folder
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A sweep, ready to be driven.
+def plan_from(
+    path: Path, assignments: Sequence[str], only: Sequence[str], out: Path | None, database: str | None
+) -> Plan:
+    """``plan_of`` of what the command line was given: the file's path, and ``KEY=VALUE`` for all runs.
 
-    Attributes:
-        section: of the sweep file.
-        database: its address.
-        entries: the runs, seed by seed, so that what there is at any time is of as many cells as possible.
-        devices: what they compute on.
+    Raises:
+        ConfigError: the file, an assignment or a configuration has problems, or nothing is left to run.
     """
-
-    section: SweepSection
-    database: str
-    entries: tuple[Entry, ...]
-    devices: frozenset[str]
+    here = Path.cwd()
+    settings = [with_absolute_paths(parse_assignment(each), here) for each in assignments]
+    return plan_of(read_sweep(path), str(path), settings=settings, only=only, out=out, database=database)
 
 
 def read_sweep(path: Path) -> SweepFile:
@@ -89,9 +84,8 @@ def plan_of(
         ConfigError: a configuration has problems, or nothing is left to run.
     """
     folder = Path(os.path.normpath((out or file.sweep.out).absolute()))
-    section = file.sweep.model_copy(update={"out": folder})
     wanted = [cell for cell in cells(file, settings) if not only or _is_meant(cell, only)]
-    configurations = _configurations(wanted, section.out, source)
+    configurations = _configurations(wanted, folder, source)
     found: dict[str, tuple[int, Entry]] = {}
     digests: dict[str, str] = {}  # a folder of images is looked through once
     for cell, config in zip(wanted, configurations, strict=True):
@@ -104,8 +98,9 @@ def plan_of(
     if not found:
         raise ConfigError(source, [f"no run has any of these in its label: {', '.join(only)}"])
     entries = tuple(entry for _, entry in sorted(found.values(), key=lambda pair: pair[0]))
-    address = database or section.database or str(section.out / DATABASE_FILE)
-    return Plan(section, address, entries, frozenset(config.run.device for config in configurations))
+    address = database or file.sweep.database or str(folder / DATABASE_FILE)
+    devices = frozenset(config.run.device for config in configurations)
+    return Plan(folder, address, file.sweep.lease, file.sweep.attempts, entries, devices)
 
 
 def _is_meant(cell: Cell, only: Sequence[str]) -> bool:

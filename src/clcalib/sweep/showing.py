@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from jinja2 import Environment
 
-from clcalib.report.tables import duration
+from clcalib.report.formats import duration
 from clcalib.sweep.leaderboard import Gain, Leaderboard, Standing
 
 _CSV = (

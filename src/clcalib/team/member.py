@@ -19,7 +19,7 @@ from clcalib.durable import stop
 from clcalib.errors import Interrupted, WorkerLostError
 from clcalib.team.board import connected
 
-LOST = 7  # the code of a worker that lost another one, and of a run that ended for that
+LOST = WorkerLostError.code  # the code of a worker that lost another one, and of a run that ended for that
 BEAT = 2.0  # seconds between two signs of life
 _PATIENCE = stop.PATIENCE + 1.5  # seconds to save and end, when the supervisor is gone
 _LATER = 3.0  # seconds in which worker 0, which saves, still has the others

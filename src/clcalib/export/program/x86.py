@@ -54,9 +54,18 @@ def load_program(path: Path) -> ExportedProgram:
     """
     operators()
     try:
-        return torch.export.load(str(path))
+        with quiet_loading():
+            return torch.export.load(str(path))
     except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a program of torch.export ({error}); write it anew") from error
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without what torch 2.11 warns of in its own loader: that it reads tensors out of bytes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        yield
 
 
 @dataclass(frozen=True)

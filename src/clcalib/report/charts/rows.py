@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -42,6 +43,7 @@ class Panel:
         is_log: whether equal ratios are equal distances.
         has_zero: whether the axis begins at zero; it does wherever there are bars.
         is_joined: whether the marks of a row are joined by a line.
+        most: more than any value can be is not on the axis.
     """
 
     heading: str
@@ -49,6 +51,7 @@ class Panel:
     is_log: bool = False
     has_zero: bool = False
     is_joined: bool = False
+    most: float = math.inf
 
 
 def row_chart(
@@ -93,7 +96,8 @@ def row_chart(
 def _panel(panel: Panel, left: float, right: float, bottom: float) -> Markup:
     values = [mark.value for row in panel.rows for mark in row]
     has_bars = any(mark.shape == "bar" for row in panel.rows for mark in row)
-    scale = Scale.around(values, left, right, is_log=panel.is_log and not has_bars, has_zero=panel.has_zero or has_bars)
+    kind = {"is_log": panel.is_log and not has_bars, "has_zero": panel.has_zero or has_bars}
+    scale = Scale.around(values, left, right, most=panel.most, **kind)
     places, ticks = scale.ticks(max(2, int((right - left) / 55))), list[Content]()
     for place, told in zip(places, tick_texts(places), strict=True):
         ticks += [line(scale(place), _TOP, scale(place), bottom, "grid")]

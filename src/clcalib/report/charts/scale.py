@@ -29,7 +29,14 @@ class Scale:
 
     @classmethod
     def around(
-        cls, values: Iterable[float], start: float, end: float, *, is_log: bool = False, has_zero: bool = False
+        cls,
+        values: Iterable[float],
+        start: float,
+        end: float,
+        *,
+        is_log: bool = False,
+        has_zero: bool = False,
+        most: float = math.inf,
     ) -> Scale:
         """One that holds all values with some room; round at its ends.
 
@@ -39,6 +46,7 @@ class Scale:
             end: place of the largest.
             is_log: whether equal ratios are equal distances.
             has_zero: whether 0 is one of them.
+            most: where a linear scale ends at the latest, if no value is beyond.
         """
         known = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)]
         known += [0.0] if has_zero and not is_log else []
@@ -54,7 +62,7 @@ class Scale:
         # A mark should not stand on the very edge, unless that is zero.
         first = 0.0 if has_zero and low >= 0 else math.floor(low / step - 0.3) * step
         last = 0.0 if has_zero and high <= 0 else math.ceil(high / step + 0.1) * step
-        return cls(first, last, start, end)
+        return cls(first, max(high, min(last, most)), start, end)
 
     def __call__(self, value: float) -> float:
         """The place of a number."""

@@ -139,7 +139,7 @@ def _chart(rows: tuple[ClassRow, ...], *, is_labelled: bool) -> Markup:
     what = "Accuracy by class" if is_labelled else "Agreement by the class that the float network names"
     return row_chart(
         [row.name for row in rows],
-        [Panel(f"{what} [%]", marks, is_joined=True)],
+        [Panel(f"{what} [%]", marks, is_joined=True, most=100.0)],
         title=what,
         description=f"{len(rows)} classes, the one that lost most first; rings are float, dots quantized",
     )  # fmt: skip

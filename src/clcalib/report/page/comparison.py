@@ -15,9 +15,9 @@ from clcalib.report.charts.rows import Mark, Panel, row_chart
 from clcalib.report.charts.scale import is_spread
 from clcalib.report.comparing import ComparedRun, Comparison, compare_runs
 from clcalib.report.comparison_table import difference_text, notes
+from clcalib.report.formats import MISSING, duration, percent
 from clcalib.report.page.numbers import MINUS, number_text, size_text
 from clcalib.report.page.render import data_block, encoded, rendered
-from clcalib.report.tables import MISSING, duration, percent
 
 MOST_UNITS = 120
 
@@ -91,7 +91,7 @@ def _chart(runs: Sequence[ComparedRun]) -> Markup | None:
         [] if run.value is None else [Mark(100 * run.value, _series(at), "dot", f"{100 * run.value:.2f} %")]
         for at, run in enumerate(runs)
     ]
-    panels = [Panel(f"{runs[0].measure} [%]", values)]
+    panels = [Panel(f"{runs[0].measure} [%]", values, most=100.0)]
     differences = [
         [] if run.paired is None else [
             Mark(run.paired.low, _series(at), "tick", f"{run.paired.low:+.2f}"),
@@ -136,8 +136,9 @@ def _units(comparison: Comparison) -> UnitComparison | None:
     def marks(columns: Sequence[Mapping[str, float | None]]) -> list[list[Mark]]:
         return [
             [
-                Mark(value, _series(at), "dot", f"{run} {number_text(value)}")
-                for (at, run), column in zip(series, columns, strict=True)
+                Mark(value, _series(at), "dot" if at else "ring", f"{run} {number_text(value)}")
+                # The first run comes last, around the others: equal ones would hide it.
+                for (at, run), column in reversed(list(zip(series, columns, strict=True)))
                 if (value := column[name]) is not None
             ]
             for name in first

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from clcalib.report.charts.rows import Mark, Panel, row_chart
+from clcalib.report.formats import duration, percent
 from clcalib.report.page.numbers import points_text, size_text
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import bits_name, duration, method_name, percent
+from clcalib.report.tables import bits_name, method_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def headline(run: RunFolder) -> Headline:
     if len(values) > 1:
         chart = row_chart(
             names,
-            [Panel(f"{measure} [%]", [[Mark(100 * value, series)] for _, value, series in values])],
+            [Panel(f"{measure} [%]", [[Mark(100 * value, series)] for _, value, series in values], most=100.0)],
             title=measure,
             description=", ".join(f"{name} {percent(value)} per cent" for name, value, _ in values),
         )
@@ -96,7 +97,7 @@ def _tiles(record: RunRecord, values: Sequence[tuple[str, float, str]]) -> list[
 def _facts(run: RunFolder) -> list[Tile]:
     record = run.record
     floats = None if run.evidence is None or not run.evidence.float_bytes else run.evidence.float_bytes
-    found = [Tile("widths", bits_name(record), record.recipe)]
+    found = [Tile("widths", bits_name(record), record.recipe.replace("+", " + "))]
     if run.weights_bytes is not None:
         found.append(Tile("weights", size_text(run.weights_bytes), _ratio(floats, run.weights_bytes)))
     if record.deployment is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from clcalib.report.formats import MISSING, percent, short
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import MISSING, percent, short
 
 MINUS = "\N{MINUS SIGN}"
 NARROW = "\N{NARROW NO-BREAK SPACE}"

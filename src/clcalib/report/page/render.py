@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from markupsafe import Markup, escape
 import clcalib.report.page
 from clcalib.errors import CheckpointError
 from clcalib.files import write_atomically
+from clcalib.report.formats import short
 from clcalib.report.page.classes import class_view
 from clcalib.report.page.features import feature_view
 from clcalib.report.page.headline import headline
@@ -24,9 +26,11 @@ from clcalib.report.page.numbers import size_text
 from clcalib.report.page.settings import loading_lines, proof_view, settings_view
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.page.units import curve_view, unit_view
-from clcalib.report.tables import bits_name, method_name, short
+from clcalib.report.tables import bits_name, method_name
 
 REPORT_FILE = "report.html"
+# Behind slashes, plus signs and underscores, and ahead of points, where a letter or digit is on both sides.
+_PARTS = re.compile(r"(?<=\w[/+])(?=\w)|(?<=[a-zA-Z0-9]_)(?=[a-zA-Z0-9])|(?<=\w)(?=\.\w)")
 _TEMPLATES = Path(clcalib.report.page.__file__).parent / "templates"
 
 
@@ -104,8 +108,12 @@ def encoded(page: str) -> bytes:
 
 
 def named(name: object) -> Markup:
-    """A name from anywhere, verbatim: no mark in it turns the text around it, no carriage return is lost."""
-    return Markup('<bdi class="name">{}</bdi>').format(verbatim(name))
+    """A name from anywhere, verbatim: no mark in it turns the text around it, no carriage return is lost.
+
+    Where it is too long for its place, it is broken between its parts first: ``train/cat/00017`` ``.png``.
+    """
+    parts = [verbatim(part) for part in _PARTS.split(str(name))]
+    return Markup('<bdi class="name">{}</bdi>').format(Markup("<wbr>").join(parts))
 
 
 def verbatim(name: object) -> Markup:

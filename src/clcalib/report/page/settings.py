@@ -11,10 +11,10 @@ from markupsafe import Markup
 from clcalib.quant.targets import TARGETS
 from clcalib.report.charts.rows import Mark, Panel, row_chart
 from clcalib.report.deployment import DeploymentRecord
+from clcalib.report.formats import MISSING, duration, percent
 from clcalib.report.page.numbers import size_text
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.record import RunRecord
-from clcalib.report.tables import MISSING, duration, percent
 
 _SHOWN_STAGES = 12
 _LIBRARIES = ("torchvision", "timm")  # whose networks go by name, and which have no function of that name

@@ -12,10 +12,10 @@ from clcalib.report.charts.plot import SERIES, line_chart
 from clcalib.report.charts.rows import Mark, Panel, row_chart
 from clcalib.report.charts.scale import is_spread
 from clcalib.report.evidence import LayerEvidence
+from clcalib.report.formats import MISSING
 from clcalib.report.page.numbers import number_text, share_text, widths_of
 from clcalib.report.page.sources import RunFolder
 from clcalib.report.record import BeforeAfter, OnImages, RunRecord, UnitRecord
-from clcalib.report.tables import MISSING
 from clcalib.report.trace import RunTrace, UnitCurves
 
 MOST_CHARTED = 120
