@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from clcalib.capture.chain import Chain
+from clcalib.team.messages import ALIGNMENT
 from clcalib.team.team import Team
-
-ALIGNMENT = 64  # bytes; what is allocated begins at a multiple of them
 
 
 class Batch(NamedTuple):
@@ -152,7 +151,7 @@ class Layout:
 
 def device_of(chain: Chain) -> torch.device | None:
     """Where a chain computes; None where it has nothing that lies anywhere."""
-    return next((tensor.device for tensor in chain.module.state_dict().values()), None)
+    return next((tensor.device for tensor in chain.module.state_dict().values() if not tensor.is_meta), None)
 
 
 def joined(team: Team, own: Tensor, sizes: Sequence[int]) -> Tensor:

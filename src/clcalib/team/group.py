@@ -113,17 +113,31 @@ class ProcessGroup:
     def broadcast(self, data: bytes | None) -> bytes:
         """See ``Exchange``."""
         size = torch.tensor([0 if data is None else len(data)], device=self._device)
-        self._from_first(size)
+        self._from(0, size)
         content = torch.zeros(int(size), dtype=torch.uint8, device=self._device)
         if data:
             content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         if len(content):
-            self._from_first(content)
+            self._from(0, content)
         return content.cpu().numpy().tobytes()
 
-    def _from_first(self, tensor: Tensor) -> None:
+    def give(self, content: Tensor, rank: int) -> None:
+        """Give bytes (size,) uint8, at least one, to all others, who ``take`` them; ``rank`` is this worker's."""
+        self.messages, self.sent_bytes = self.messages + 1, self.sent_bytes + content.nbytes
+        self._from(rank, torch.tensor([len(content)], device=self._device))
+        self._from(rank, content.to(self._device))
+
+    def take(self, rank: int) -> Tensor:
+        """What the worker of this rank gives."""
+        size = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._from(rank, size)
+        content = torch.empty(int(size), dtype=torch.uint8, device=self._device)
+        self._from(rank, content)
+        return content.cpu()
+
+    def _from(self, rank: int, tensor: Tensor) -> None:
         options = dist.BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
+        options.rootRank, options.rootTensor = rank, 0
         try:
             self._wait(self._group.broadcast([tensor], options))
         except RuntimeError as error:
