@@ -42,7 +42,7 @@ def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = Non
             continue
         largest, lowest, highest = _extremes(chain, rows, Layout.of(team or Team(), len(rows)))
         if not bool(largest <= LARGEST):
-            raise _located(chain, rows, name)
+            raise _located(chain, rows, name) if chain.placed is None else _located_unit(chain, rows, name)
         if (
             name == "calibration"
             and len(rows) > 1
@@ -102,13 +102,28 @@ def _located(chain: Chain, images: Tensor, name: str) -> NumericalError:
             continue
         node, value = runner.found
         unit = next((unit.name for unit in chain.units if node.name in unit.nodes), "")
-        what = "values that are not finite" if value != value or value == float("inf") else f"values up to {value:.3g}"
-        return NumericalError(
-            f"unit {unit}: {_described(module, node)} gives {what} on {name} image {number}, and values above "
-            f"{LARGEST:.0e} cannot be compared; look for outliers in that image, in the weights and in the statistics "
-            "of batch norm"
-        )
+        return _error(unit, _described(module, node), value, f"{name} image {number}")
     raise AssertionError("the same images gave other values")
+
+
+def _located_unit(chain: Chain, images: Tensor, name: str) -> NumericalError:
+    """The error for the first unit whose value is out of bounds, where other workers have some of the units."""
+    for number, image in enumerate(images):
+        state: State = (image[None],)
+        for index, unit in enumerate(chain.units):
+            state = chain.body(index)(*state)
+            largest = float(state[unit.outputs.index(unit.target)].float().abs().max())
+            if not largest <= LARGEST:
+                return _error(unit.name, "it", largest, f"{name} image {number}")
+    raise AssertionError("the same images gave other values")
+
+
+def _error(unit: str, what: str, value: float, image: str) -> NumericalError:
+    values = "values that are not finite" if value != value or value == float("inf") else f"values up to {value:.3g}"
+    return NumericalError(
+        f"unit {unit}: {what} gives {values} on {image}, and values above {LARGEST:.0e} cannot be compared; look for "
+        "outliers in that image, in the weights and in the statistics of batch norm"
+    )
 
 
 class _Watching(fx.Interpreter):

@@ -125,7 +125,9 @@ class UnitData:
         if self.read is None or not terms:
             return {}
         count = min(size, max(term.images or size for term in terms))
-        some = outputs if count == size else tuple(tensor[:count] for tensor in outputs)
+        # A view even of all images, where the gradients of the rest are added up by themselves: so the sum is the same
+        # where other workers compute the rest.
+        some = tuple(tensor.view_as(tensor) if count == size else tensor[:count] for tensor in outputs)
         return dict(zip(self.read_points, self.read(*some), strict=True))
 
     def in_files(self, phase: Phase) -> list[Rows]:

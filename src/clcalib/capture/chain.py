@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
 from clcalib.capture.attention import expand_attention
@@ -19,6 +20,22 @@ from clcalib.capture.units import Unit, group_units
 from clcalib.errors import ArgumentError
 
 ReadPoint = Literal["logits", "features"]
+
+
+class Placed(Protocol):
+    """Where the pieces of a chain are computed whose units are with several workers."""
+
+    def __call__(
+        self, piece: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str], dtype: torch.dtype | None
+    ) -> fx.GraphModule:
+        """The piece from the nodes ``inputs`` to ``outputs``, which asks the workers that have its weights.
+
+        Args:
+            piece: as it was cut out; what this worker has no weights of cannot compute.
+            inputs: names of nodes of the chain.
+            outputs: the same.
+            dtype: of its convolutions, where it was rewritten for speed; None where it is as it was cut out.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +54,13 @@ class Chain:
         units: in execution order.
         feature_name: the node that feeds the last layer with weights (the penultimate feature); of a network with
             several outputs, ``output_name``.
+        placed: where its pieces are computed; None is here.
     """
 
     module: fx.GraphModule
     units: tuple[Unit, ...]
     feature_name: str
+    placed: Placed | None = None
 
     @property
     def input_name(self) -> str:
@@ -77,6 +96,11 @@ class Chain:
         unit = self._unit(index)
         return self.subgraph(unit.inputs, unit.outputs)
 
+    def cut_body(self, index: int) -> fx.GraphModule:
+        """The same as ``cut`` gives it."""
+        unit = self._unit(index)
+        return self.cut(unit.inputs, unit.outputs)
+
     def suffix(self, index: int, read: ReadPoint = "logits") -> fx.GraphModule:
         """The outputs of unit ``index`` -> the logits or the penultimate feature.
 
@@ -97,6 +121,11 @@ class Chain:
             ArgumentError: a name is not in the graph.
             CaptureError: some output needs a value that the inputs do not give.
         """
+        piece = self.cut(inputs, outputs)
+        return piece if self.placed is None else self.placed(piece, inputs, outputs, None)
+
+    def cut(self, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
+        """The same with the weights that are here, wherever the piece is to be computed."""
         return extract(self.module, inputs, outputs)
 
     def _unit(self, index: int) -> Unit:

@@ -26,7 +26,7 @@ def set_output(graph: fx.Graph, values: list[Any], structure: pytree.TreeSpec) -
 
 def output_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """The nodes whose values the graph returns and that depend on the images, each once, in execution order."""
-    returned = set(_output(graph).all_input_nodes)
+    returned = set(end_of(graph).all_input_nodes)
     return tuple(node for node in data_nodes(graph) if node in returned)
 
 
@@ -38,8 +38,13 @@ def end_node(graph: fx.Graph) -> fx.Node:
 
 def whole(module: fx.GraphModule) -> nn.Module:
     """The captured network with the output that the model has: itself for one tensor, else ``Structured`` around it."""
-    structure = _output(module.graph).meta.get(_STRUCTURE)
-    return module if structure is None or structure.is_leaf() else Structured(module, structure)
+    return structured(module, module.graph)
+
+
+def structured(flat: nn.Module, graph: fx.Graph) -> nn.Module:
+    """A module that returns what a graph does, with the output that the captured model has."""
+    structure = end_of(graph).meta.get(_STRUCTURE)
+    return flat if structure is None or structure.is_leaf() else Structured(flat, structure)
 
 
 class Structured(nn.Module):
@@ -54,6 +59,7 @@ class Structured(nn.Module):
         return pytree.tree_unflatten(self.flat(x), self.structure)
 
 
-def _output(graph: fx.Graph) -> fx.Node:
+def end_of(graph: fx.Graph) -> fx.Node:
+    """The node that returns."""
     node: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
     return node
