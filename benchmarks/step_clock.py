@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clcalib.quant.policy import LayerPolicy
+from clcalib.team.memory import MemoryPlan
 
 
 class Clock:
@@ -55,6 +56,8 @@ class StepTimer:
     def stage(self, name: str) -> None: ...
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
+
+    def placed(self, plan: MemoryPlan) -> None: ...
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         self._name = name

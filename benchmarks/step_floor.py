@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clcalib.quant.policy import LayerPolicy
+from clcalib.team.memory import MemoryPlan
 from reference_step import Activation, Layer
 from step_clock import Clock
 
@@ -100,6 +101,8 @@ class ConvolutionTypes(TorchDispatchMode):
     def stage(self, name: str) -> None: ...
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
+
+    def placed(self, plan: MemoryPlan) -> None: ...
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         self.__enter__()

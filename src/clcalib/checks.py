@@ -245,3 +245,24 @@ def named(argument: str, name: str, table: Mapping[str, T]) -> T:
         near = difflib.get_close_matches(name, table, 1, 0.0)
         raise ArgumentError(argument, f"one of {', '.join(table)}", repr(name), f"nearest: {near[0]}")
     return table[name]
+
+
+def check_line(recipe: Recipe, others: Mapping[str, bool], device: torch.device) -> None:
+    """Raise for what needs the whole network on one worker, where the units are with several.
+
+    Args:
+        recipe: of the run.
+        others: by the name of an argument, whether it is another one than the default.
+        device: where to compute.
+
+    Raises:
+        ArgumentError: it names the argument.
+    """
+    remedy = "leave it out, or share the images instead (--split images)"
+    if recipe.last_phase is not None:
+        raise ArgumentError("last_phase", "no last phase with --split units", "one over the whole network", remedy)
+    for name, is_given in others.items():
+        if is_given:
+            raise ArgumentError(name, "the default with --split units", "another value", remedy)
+    if device.type != "cpu":
+        raise ArgumentError("device", "cpu with --split units", device, remedy)

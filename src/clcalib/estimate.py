@@ -33,6 +33,7 @@ from clcalib.pipeline import quantize
 from clcalib.quant.policy import TENSOR, LayerPolicy
 from clcalib.report.environment import StageClock, collected_warnings, peak_memory
 from clcalib.report.record import BudgetRecord
+from clcalib.team.memory import MemoryPlan
 from clcalib.timing import Clock, TimedUnit, TimingObserver, image_seconds
 
 TIMED_IMAGES = 256
@@ -64,6 +65,7 @@ class Estimate:
         float_operators: operator -> how often it occurs, of those that are no layers and compute in float.
         warnings: of the short run.
         budget: how the widths were chosen, where they were chosen within a budget.
+        plan: what each worker would have in memory, where units are with several workers; all else is as of one.
     """
 
     seconds_per_stage: Mapping[str, float]
@@ -76,6 +78,7 @@ class Estimate:
     float_operators: Mapping[str, int]
     warnings: tuple[str, ...]
     budget: BudgetRecord | None = None
+    plan: MemoryPlan = ()
 
     @property
     def seconds(self) -> float:
@@ -134,6 +137,7 @@ def estimate(
         policy=job.policy,
         float_operators=float_operators(job.chain, {row.layer for row in job.policy if row.input is not None}),
         warnings=tuple(messages),
+        plan=job.plan,
     )
 
 

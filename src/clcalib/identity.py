@@ -28,6 +28,8 @@ def identity_of(job: Job) -> dict[str, str]:
     Memory budget, spill folder, evaluation images, what is measured and the number of workers are none of them: the
     calibrated network does not depend on these.
     """
+    if job.identity is not None:
+        return dict(job.identity)
     chain = job.chain
     units = [(unit.name, unit.kind, unit.nodes, unit.inputs, unit.outputs) for unit in chain.units]
     fields = {

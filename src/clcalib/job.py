@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from clcalib.capture.submodule import Part
 from clcalib.checks import (
     byte_count,
     check_arguments,
+    check_line,
     check_negatives,
     check_output,
     checked_device,
@@ -48,6 +49,8 @@ from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.hearing import listening
 from clcalib.objectives.batch import Need
 from clcalib.objectives.keys import KeySet, as_vectors, build_keys
+from clcalib.placed.network import whole_of
+from clcalib.placed.plan import Amounts, planned
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
@@ -56,6 +59,8 @@ from clcalib.quant.spec import Grid
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.environment import StageClock
 from clcalib.report.record import UnitRecord
+from clcalib.team.line import Line
+from clcalib.team.memory import MemoryPlan
 from clcalib.team.team import Team
 from clcalib.unit_records import unit_record
 
@@ -93,6 +98,9 @@ class Job:
             shards they stay where they were, and each worker takes its own to the device.
         dtype: of convolutions while a unit is optimised.
         cache_dtype: as what the float network's values are stored.
+        line: this worker among those that have the units; None where all are here.
+        plan: which worker has which.
+        identity: what it is, where that was found before weights were let go of.
     """
 
     chain: Chain
@@ -117,6 +125,9 @@ class Job:
     observer: Observer
     clock: StageClock
     team: Team = dataclasses.field(default_factory=Team)
+    line: Line | None = None
+    plan: MemoryPlan = ()
+    identity: Mapping[str, str] | None = None
 
     @property
     def used_tolerance(self) -> float | None:
@@ -132,16 +143,32 @@ class Job:
             journal: where what is finished is saved, and found again.
         """
         journal = journal or Journal()
+        keys = self.keys()
+        base, reference = self._start(space, journal)
+        self.clock.stage("reconstruction")
+        walk = self.walk(base, keys, space, journal)
+        traces = list(walk.run(self.images, self.held_out))
+        if self.recipe.last_phase is not None:
+            self.clock.stage("last phase")
+        network = run_last_phase(walk, self.images, self.held_out)
+        if self.target is not None:
+            round_to_target(base, self.target)
+        return Outcome(reference, base, traces, network)
+
+    def keys(self) -> dict[Need, KeySet]:
+        """The keys of all images, where some term needs them; before, the float network's own values are looked at."""
         self.clock.stage("keys")
         check_magnitudes(self.chain, self.images, self.held_out, team=self.team)
         needs = self.recipe.needs & {Need.FEATURES, Need.LOGITS}
         keys = _keys(self.chain, self.images, self.team) if needs else {}
         check_negatives(self.recipe, keys)
-        base, reference = self._start(space, journal)
-        self.clock.stage("reconstruction")
-        walk = Walk(
+        return keys
+
+    def walk(self, quantized: QuantizedChain, keys: Mapping[Need, KeySet], space: StoreSpace, journal: Journal) -> Walk:
+        """The walk over the chain, which changes its quantized copy."""
+        return Walk(
             floating=self.chain,
-            quantized=base,
+            quantized=quantized,
             recipe=self.recipe,
             activation_rule=self.activation_rule,
             keys=keys,
@@ -155,13 +182,6 @@ class Job:
             journal=journal,
             team=self.team,
         )
-        traces = list(walk.run(self.images, self.held_out))
-        if self.recipe.last_phase is not None:
-            self.clock.stage("last phase")
-        network = run_last_phase(walk, self.images, self.held_out)
-        if self.target is not None:
-            round_to_target(base, self.target)
-        return Outcome(reference, base, traces, network)
 
     def _start(self, space: StoreSpace, journal: Journal) -> tuple[QuantizedChain, QuantizedChain]:
         """The chain with the ranges of weights alone, and the one under nearest rounding."""
@@ -205,7 +225,7 @@ class Job:
 
     def network(self, chain: Chain) -> nn.Module:
         """What answers as the model does: the chain's module, or the whole model with it in its place."""
-        module = whole(chain.module)
+        module = whole(chain.module) if chain.placed is None else whole_of(chain)
         return module if self.part is None else self.part.put_back(module)
 
 
@@ -241,6 +261,7 @@ def prepare(
     observer: Observer,
     clock: StageClock,
     team: Team | None = None,
+    line: Line | None = None,
 ) -> Job:
     """Check everything that can be wrong, capture the network and settle the widths; ``quantize`` says what is what.
 
@@ -277,6 +298,15 @@ def prepare(
     layouts = Layout.of(team, len(images)), None if others is None else Layout.of(team, len(others))
     check_shards(recipe.all_phases, *layouts)
     observer.policy(policy)
+    plan: MemoryPlan = ()
+    if line is not None:
+        check_line(recipe, {"team": team.shards > 1, "target": runtime is not None, "submodule": part is not None,
+                            "reparameterized_layer_norm": is_layer_norm_reparameterized}, place)  # fmt: skip
+        count = len(images) + (0 if others is None else len(others))
+        is_read = bool(recipe.needs & {Need.FEATURES, Need.LOGITS})
+        amounts = Amounts(count, stored, budget, is_trained=bool(recipe.phases), is_read=is_read)
+        plan = planned(chain, policy, amounts, line.workers)
+        observer.placed(plan)
     if runtime is not None and is_rehearsed:
         clock.stage("rehearsal")
         rehearse(widths, runtime, images)
@@ -303,6 +333,8 @@ def prepare(
         observer=observer,
         clock=clock,
         team=team,
+        line=line,
+        plan=plan,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from clcalib.identity import check_team
 from clcalib.job import prepare
 from clcalib.judging import detected, judged
 from clcalib.keeping import opened_state
+from clcalib.line_job import Holder, held
 from clcalib.modes import usual_modes
 from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.kernels import kernels_on
@@ -36,6 +37,7 @@ from clcalib.report.gathering import FEATURE_IMAGES, PART_IMAGES, Colours, gathe
 from clcalib.report.page.render import REPORT_FILE, write_report
 from clcalib.report.record import RunRecord, write_record
 from clcalib.report.trace import TRACE_FILE, RunTrace, write_trace
+from clcalib.team.line import Line
 from clcalib.team.team import Team
 from clcalib.unit_records import float_records, last_phase_record, layer_records, run_trace
 
@@ -65,6 +67,7 @@ class QuantizationResult:
     _floating: Chain = dataclasses.field(repr=False)
     _part: Part | None = dataclasses.field(repr=False)
     _predictions: Predictions | None = dataclasses.field(repr=False)
+    _elsewhere: Mapping[str, Tensor] = dataclasses.field(repr=False, default_factory=dict)
 
     def float_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The quantized weights under the names of the float model, for ``model.load_state_dict``.
@@ -143,7 +146,7 @@ class QuantizationResult:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (EVIDENCE_FILE, REPORT_FILE):  # what an earlier result left would speak of another one
             (folder / stale).unlink(missing_ok=True)
-        save_checkpoint(folder, self.quantized, self._origin)
+        save_checkpoint(folder, self.quantized, self._origin, self._elsewhere)
         write_trace(self.trace, folder / TRACE_FILE)
         write_record(self.record, folder / RECORD_FILE)
 
@@ -181,6 +184,7 @@ def quantize(
     is_resumed: bool = False,
     observer: Observer | None = None,
     team: Team | None = None,
+    line: Line | None = None,
 ) -> QuantizationResult:
     """Quantize a trained network from unlabelled images.
 
@@ -242,6 +246,9 @@ def quantize(
             several workers each calls this function with the same arguments and its own ``Team``, and gets the same
             result, bit for bit, which depends on the shards and not on the workers.  All measure and evaluate it; the
             first one alone touches ``state_folder``.
+        line: this process among the workers that have the network's units, as worker 0, for a network that is larger
+            than one worker's memory; the others ``attend``.  The result is that of one worker, bit for bit.  The
+            parameters of ``model`` are let go of; ``save`` and ``record`` are all that is of use of the result.
 
     Returns:
         The quantized model, its record and its table of widths.
@@ -299,11 +306,18 @@ def quantize(
             observer=observer,
             clock=clock,
             team=team,
+            line=line,
         )
         check_team(job)
+        float_digest, holder = model_digest(model), None
+        if line is not None:
+            job = held(job)
+            model.to("meta")
         with opened_state(job, state_folder, is_resumed=is_resumed) as state:
             with StoreSpace(job.memory_budget, job.spill_folder) as space:
-                outcome = job.calibrate(space, Journal(state))
+                if line is not None:
+                    holder = Holder(job, space, state)
+                outcome = job.calibrate(space, Journal(state)) if holder is None else holder.calibrate()
             before, resumptions = (0.0, 0) if state is None else (state.seconds_before, state.resumptions)
         units = job.measure(outcome)
         clock.stage("evaluation")
@@ -313,6 +327,9 @@ def quantize(
             found = detected(networks, evaluation, job.device)
         elif evaluation is not None:
             comparison, predictions = judged(networks, evaluation, job.device)
+        elsewhere = {} if holder is None else holder.collected()
+        if holder is not None:
+            holder.dismiss()
     record = RunRecord(
         float_top1=None if comparison is None else comparison.float_top1,
         nearest_top1=None if comparison is None else comparison.nearest_top1,
@@ -349,9 +366,9 @@ def quantize(
         kernels=kernels_on(job.device),
         threads=torch.get_num_threads(),
         shards=job.team.shards,
-        workers=job.team.workers,
+        workers=job.team.workers if line is None else line.workers,
         versions=versions(),
-        model_digest=model_digest(model),
+        model_digest=float_digest,
         calibration_digest=calibration.provenance.digest,
         evaluation_digest=None if evaluation is None else evaluation.provenance.digest,
         warnings=tuple(messages),
@@ -360,7 +377,7 @@ def quantize(
     form = None if job.part is None else job.part.form
     dtype = str(job.images.dtype).removeprefix("torch.")
     origin = Origin(recipe.unit, tuple(unit_patterns), tuple(job.images.shape[1:]), submodule, form, dtype, target)
-    kept = job.chain, job.part, predictions
+    kept = job.chain, job.part, predictions, elsewhere
     return QuantizationResult(networks[-1], record, trace, job.policy, outcome.after, origin, *kept)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clcalib.attending import attend
 from clcalib.calibrate.observer import Observer, Observers, SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
 from clcalib.checks import checked_device
@@ -38,9 +39,11 @@ from clcalib.quant.allocation import check_solver
 from clcalib.quant.targets import Target, target_of
 from clcalib.report.deployment import DeploymentRecord
 from clcalib.report.environment import collected_warnings
+from clcalib.report.page.render import write_report
 from clcalib.report.record import RunRecord, write_record
 from clcalib.reporting import leave_page
 from clcalib.target_accuracy import check_is_whole, quantize_to_target
+from clcalib.team.line import Line
 from clcalib.team.team import Team
 from clcalib.tracking.measures import flattened
 from clcalib.tracking.opening import require_trackers, trackers
@@ -50,7 +53,10 @@ from clcalib.width_checks import check_is_one_network
 USUAL_CALIBRATION_IMAGES = 1024
 
 
-def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, team: Team | None = None) -> RunRecord:
+Share = Team | Line  # of a worker in a run: images, or units
+
+
+def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, share: Share | None = None) -> RunRecord:
     """Carry out one run and leave in ``config.run.out`` the model, ``run.json``, ``config.json`` and a page about it.
 
     While it goes on, what is finished is saved in the folder ``state`` there; when the result is written, that is
@@ -60,7 +66,7 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, team
         config: of the run.
         observer: told of the progress.
         is_resumed: whether to go on with what an interrupted run left in ``config.run.out``, if it left something.
-        team: where several workers share the run, that of worker 0; the others ``follow``.
+        share: where several workers share the run, that of worker 0; the others ``follow``.
 
     Raises:
         OutputExistsError: the folder is not empty and overwriting was not asked for; told before any work.
@@ -79,18 +85,18 @@ def run(config: RunConfig, observer: Observer, *, is_resumed: bool = False, team
         check_output_folder(out, is_emptied=config.run.overwrite or is_resumed)  # another run may have ended meanwhile
         own = pinned(config)
         with kept(out, own, is_resumed=is_resumed), _trackers(config) as trackers:
-            result = _run(own, target, Observers(observer, *trackers), team)
+            result = _run(own, target, Observers(observer, *trackers), share)
             for tracker in trackers:
                 tracker.finish(result.record, result.trace, {CONFIG_FILE: own.model_dump_json(indent=2)})
             return result.record
 
 
-def follow(config: RunConfig, team: Team) -> None:
+def follow(config: RunConfig, share: Share) -> None:
     """Do the part of a worker other than worker 0, which carries out the same ``run``; nothing is written or shown.
 
     Args:
         config: of the run; its output folder is not looked at.
-        team: this worker's.
+        share: this worker's.
 
     Raises:
         WorkerLostError: another worker is gone.
@@ -98,17 +104,20 @@ def follow(config: RunConfig, team: Team) -> None:
     """
     check_goal(config)
     with limited_threads(config.run.threads):
-        model, arguments = load_trained_model(config.model), _arguments(config, SilentObserver(), team)
+        model, arguments = load_trained_model(config.model), _arguments(config, SilentObserver(), share)
+        if isinstance(share, Line):
+            attend(model, **arguments)
+            return
         # What worker 0 does alone.
         _calibrated(config, model, arguments | {"evaluation": None, "is_rehearsed": False})
 
 
-def _run(config: RunConfig, target: Target | None, observer: Observer, team: Team | None) -> QuantizationResult:
+def _run(config: RunConfig, target: Target | None, observer: Observer, share: Share | None) -> QuantizationResult:
     """Calibrate with the state in the output folder, and write the result."""
     out = config.run.out
     observer.stage("loading")
     with collected_warnings() as messages:
-        model, arguments = load_trained_model(config.model), _arguments(config, observer, team)
+        model, arguments = load_trained_model(config.model), _arguments(config, observer, share)
     arguments["state_folder"] = out / STATE_FOLDER
     arguments["is_resumed"] = has_unfinished(out)
     result = _calibrated(config, model, arguments)
@@ -122,6 +131,9 @@ def _run(config: RunConfig, target: Target | None, observer: Observer, team: Tea
         result = deploy(result, out / target.file, checked)
         write_record(result.record, out / RECORD_FILE)
     observer.stage("report")
+    if isinstance(share, Line):
+        write_report(out)  # without what is gathered from the whole network
+        return result
     leave_page(result, out, arguments["evaluation"] or arguments["calibration"], config.data)
     return result
 
@@ -174,14 +186,21 @@ def export(folder: Path, config: EvaluationConfig, path: Path, float_path: Path 
         return deployment_of(loaded.quantized, loaded.target or PAPER, path, evaluation)
 
 
-def dry_run(config: RunConfig, observer: Observer) -> Estimate:
-    """Say what ``run`` would take and leave in float, and what its target would refuse; nothing is written."""
+def dry_run(config: RunConfig, observer: Observer, workers: int | None = None) -> Estimate:
+    """Say what ``run`` would take and leave in float, and what its target would refuse; nothing is written.
+
+    Args:
+        config: of the run.
+        observer: told of the progress.
+        workers: among how many the units of the network are to be dealt; None where they are not.
+    """
     check_goal(config)
     _check_writer(config)
     require_trackers(**config.tracking.model_dump())
     with limited_threads(config.run.threads):
         observer.stage("loading")
-        model, arguments = load_model(config.model), _arguments(config, observer)
+        line = None if workers is None else Line(workers)
+        model, arguments = load_model(config.model), _arguments(config, observer, line)
         if config.budget is None:
             return estimate(model, **arguments)
         settings = {name: value for name, value in arguments.items() if name not in ("bits", "overrides")}
@@ -216,7 +235,7 @@ def check_goal(config: RunConfig) -> None:
         raise ArgumentError("data.evaluation", "evaluation images with --max-drop", "none", remedy)
 
 
-def _arguments(config: RunConfig, observer: Observer, team: Team | None = None) -> dict[str, Any]:
+def _arguments(config: RunConfig, observer: Observer, share: Share | None = None) -> dict[str, Any]:
     """What ``quantize`` is called with, but for the model."""
     evaluation, originals = evaluation_images(config), _calibration_images(config)
     held_out: CalibrationSet | None
@@ -253,7 +272,8 @@ def _arguments(config: RunConfig, observer: Observer, team: Team | None = None) 
         "is_guarded": config.guard.enabled,
         "guard_tolerance": config.guard.tolerance,
         "observer": observer,
-        "team": team or Team(shards=config.run.shards),
+        "team": share if isinstance(share, Team) else Team(shards=config.run.shards),
+        "line": share if isinstance(share, Line) else None,
     }
 
 

@@ -17,6 +17,7 @@ from clcalib.calibrate.store import RowState, as_rows
 from clcalib.job import Job, Outcome
 from clcalib.objectives.batch import Need
 from clcalib.quant.policy import LayerPolicy
+from clcalib.team.memory import MemoryPlan
 
 MOVED_IMAGES = 64  # that the time an image takes through a unit is found from
 CORRECTION_STEPS = 20  # of one batch, that the time of a step is found from
@@ -64,6 +65,10 @@ class TimingObserver:
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
         """Pass it on."""
         self._listener.policy(rows)
+
+    def placed(self, plan: MemoryPlan) -> None:
+        """Pass it on."""
+        self._listener.placed(plan)
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """Note the time."""

@@ -20,9 +20,10 @@ MOST_LINES = 400
 # A part may import from itself and from the parts before it.
 ORDER = (
     *("errors", "deprecation", "hearing", "forking", "files", "modes", "processor", "reading", "durable", "team"),
-    *("fused", "data", "capture", "quant", "objectives", "calibrate", "evaluate", "export", "report", "tracking"),
+    *("fused", "data", "capture", "quant", "objectives", "calibrate", "placed", "evaluate"),
+    *("export", "report", "tracking"),
     # The Python API; what follows is the command line, which uses it.
-    *("checks", "unit_records", "job", "identity", "keeping", "judging", "pipeline", "timing", "estimate"),
+    *("checks", "unit_records", "job", "identity", "line_job", "keeping", "judging", "pipeline", "attending", "timing", "estimate"),
     *("target_accuracy", "width_plan", "width_search", "width_checks", "mixed_precision", "deployment", "__init__"),
     *("named_models", "config_sources", "config_transform", "config_problems", "config_sections", "config", "output"),
     *("model_source", "reporting", "run"),

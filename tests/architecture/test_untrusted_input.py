@@ -38,7 +38,7 @@ ONLY_IN: dict[str, set[str]] = {
     "json.loads": {
         "reading/content.py", "durable/lock.py", "durable/manifest.py", "durable/payload.py",
         "export/checkpoint_description.py", "export/runtimes/peak_memory.py", "cli/findings.py",
-        "team/board.py", "team/parts.py", "identity.py",  # what workers of one run tell each other
+        "team/board.py", "team/messages.py", "team/parts.py", "identity.py",  # what workers of one run tell each other
     },
     "safetensors.torch.load": {"durable/payload.py", "reading/state_dict.py"},
 }  # fmt: skip

@@ -137,7 +137,7 @@ def at_the_block(shards: int, terms, count: int = COUNT):
         targets = walk._floats(chain.body(index), pair)
         walk._find_ranges(index, pair, targets)
         if index == 0:
-            walk._pass(0, pair, None)
+            walk.pass_on(0, pair, None)
     return walk, phase, pair, targets
 
 

@@ -110,16 +110,28 @@ def round_to_nearest(
         space: where the units' inputs are kept; by default in memory without a limit.
         team: who does which part of the work.
     """
-    space = space or StoreSpace()
-    own, layout = Layout.of(team or Team(), len(images)).heads(images, RANGE_IMAGES, device_of(floating))
-    state: RowState = (as_rows(own),)
-    for index in range(len(floating.units)):
+    state, layout = range_rows(floating, images, team or Team())
+    round_along(range(len(floating.units)), quantized, state, rule, space or StoreSpace(), layout)
+
+
+def range_rows(floating: Chain, images: Tensor, team: Team) -> tuple[RowState, Layout]:
+    """Of all images the stores of those that ranges are found from, and how they are dealt."""
+    own, layout = Layout.of(team, len(images)).heads(images, RANGE_IMAGES, device_of(floating))
+    return (as_rows(own),), layout
+
+
+def round_along(
+    units: range, quantized: QuantizedChain, state: RowState, rule: RangeRule, space: StoreSpace, layout: Layout
+) -> RowState:
+    """The same for neighbouring units, from the stores before them to those behind them."""
+    for index in units:
         ranges = find_ranges(quantized.chain.body(index), state, rule, space, layout)
         for name, quantizer in ranges.quantizers.items():
             quantized.replace(name, quantizer)
         writer = StateWriter(quantized.chain.body(index), state, space)
         ranges.lockstep.run_through(writer.append)
         state = writer.finish()
+    return state
 
 
 def round_alone(floating: Chain, quantized: QuantizedChain, images: Tensor, rule: RangeRule) -> None:

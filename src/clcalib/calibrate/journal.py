@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clcalib import errors
+from clcalib.calibrate.layout import device_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
 from clcalib.errors import ClcalibWarning, Interrupted
@@ -35,11 +36,13 @@ class Journal:
         state: where it is; None where nothing is saved.
         snapshot_seconds: most time between two saves inside a unit.
         prefix: of the names of units, so that those of the last phase are others.
+        heed: called before each step; it may ask elsewhere whether the run is to stop.
     """
 
     state: Parts | None = None
     snapshot_seconds: float = SNAPSHOT_SECONDS
     prefix: str = "unit"
+    heed: Callable[[], None] = dataclasses.field(default=lambda: None)
 
     def name(self, index: int) -> str:
         """What a finished unit is saved as."""
@@ -141,7 +144,7 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
     """
     found = dict[str, nn.Module]()
     modules = dict(chain.chain.module.named_modules())
-    device = next(iter(chain.chain.module.state_dict().values())).device
+    device = device_of(chain.chain)
     for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors if not key.startswith("group/")):
         place = modules[name]
         parameters = QParams(tensors[f"{name}/scale"].to(device), tensors[f"{name}/zero_point"].to(device))

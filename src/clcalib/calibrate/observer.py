@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from clcalib.quant.policy import LayerPolicy
+from clcalib.team.memory import MemoryPlan
 
 
 class Observer(Protocol):
@@ -14,6 +15,9 @@ class Observer(Protocol):
     def stage(self, name: str) -> None: ...
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
+
+    def placed(self, plan: MemoryPlan) -> None:
+        """Of a run whose units are with several workers: what each of them has; told before anything is computed."""
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None: ...
 
@@ -49,6 +53,11 @@ class Observers:
         """Tell of the policy table."""
         for observer in self.observers:
             observer.policy(rows)
+
+    def placed(self, plan: MemoryPlan) -> None:
+        """Tell of the memory plan."""
+        for observer in self.observers:
+            observer.placed(plan)
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """Tell of the start of a unit."""
@@ -89,6 +98,9 @@ class SilentObserver:
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
         """Ignore the policy table."""
+
+    def placed(self, plan: MemoryPlan) -> None:
+        """Ignore the memory plan."""
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """Ignore the start of a unit."""

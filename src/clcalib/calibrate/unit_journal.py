@@ -135,6 +135,7 @@ class UnitJournal:
             StorageError: it could not be saved.
             Interrupted: the run was asked to stop.
         """
+        self._journal.heed()
         is_due = time.monotonic() - self._last >= self._journal.snapshot_seconds
         if not (is_due or stop.is_asked()):
             return

@@ -33,6 +33,7 @@ from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, Train
 from clcalib.calibrate.unit_data import Inside, UnitData
 from clcalib.calibrate.unit_journal import UnitJournal
 from clcalib.calibrate.watchdog import watched
+from clcalib.calibrate.working import activation_for, with_float_activations
 from clcalib.capture.chain import Chain
 from clcalib.capture.units import Unit
 from clcalib.errors import NoBatchNormWarning
@@ -114,15 +115,33 @@ class Walk:
             images: all calibration images (N, ...), also those of other workers; of one that is alone, on the device.
             held_out: other images, only measured on; where there are enough, they are what guards a unit.
         """
-        if self.recipe.correction is not None and not has_norms(self.floating):
-            message = "the network has no batch norm, so the correction of distributions is left out"
-            warnings.warn(message, NoBatchNormWarning, stacklevel=2)
+        self.warn_without_norms()
         calibration = self.pair(images)
         other = None if held_out is None else self.pair(held_out)
-        count, passed = len(self.floating.units), 0
         shown = images if held_out is None else held_out
-        so_far = AgreementSoFar(self.floating, self._layout(shown).cut(shown, device_of(self.floating)))
-        for index in range(count):
+        yield from self.along(range(len(self.floating.units)), calibration, other, self.agreement(shown))
+
+    def warn_without_norms(self) -> None:
+        """Warn where the recipe has a correction, and the network nothing that it could look at."""
+        if self.recipe.correction is not None and not has_norms(self.floating):
+            message = "the network has no batch norm, so the correction of distributions is left out"
+            warnings.warn(message, NoBatchNormWarning, stacklevel=3)
+
+    def agreement(self, shown: Tensor) -> AgreementSoFar:
+        """What tells how good the network is so far, on these images (N, ...)."""
+        return AgreementSoFar(self.floating, self._layout(shown).cut(shown, device_of(self.floating)))
+
+    def along(self, units: range, calibration: Pair, other: Pair | None, so_far: AgreementSoFar) -> Iterator[UnitTrace]:
+        """Visit neighbouring units.
+
+        Args:
+            units: their numbers.
+            calibration: the stores before the first of them; in the end behind the last, but for the network's last.
+            other: the same of held-out images.
+            so_far: told of each unit that was worked on.
+        """
+        count, passed = len(self.floating.units), units.start
+        for index in units:
             saved = self.journal.recall(self.journal.name(index), self.quantized)
             if saved is not None:
                 trace = UnitTrace.from_values(saved.values["trace"])
@@ -130,13 +149,15 @@ class Walk:
                 yield trace
                 continue
             for earlier in range(passed, index):
-                self._pass(earlier, calibration, other)
+                self.pass_on(earlier, calibration, other)
             with listening() as told:
                 trace = self._visit(index, calibration, other)
             passed = index + 1
             self._tell_agreement(so_far, index, calibration if other is None else other)
             self.journal.commit(index, count, quantizers_of(self.quantized.chain.body(index)), trace, told)
             yield trace
+        for earlier in range(passed, units.stop if units.stop < count else 0):
+            self.pass_on(earlier, calibration, other)
 
     def pair(self, images: Tensor) -> Pair:
         """The stores before the first unit, of this worker's part of all images."""
@@ -152,7 +173,7 @@ class Walk:
             if share is not None:
                 self.observer.agreement_so_far(share)
 
-    def _pass(self, index: int, pair: Pair, other: Pair | None) -> None:
+    def pass_on(self, index: int, pair: Pair, other: Pair | None) -> None:
         """Bring the pairs behind a unit that is finished."""
         float_body, body = self.floating.body(index), self.quantized.chain.body(index)
         for each in (pair,) if other is None else (pair, other):
@@ -310,7 +331,7 @@ class Walk:
         own = stream(self.seed, index, number, -1)  # before the first step
         phase = with_own_parameters(phase, data.target.first(1), data.channel_axis, own)
         body = self.quantized.chain.body(index)
-        hardened = _with_float_activations(body) if phase.activations == "float" else body
+        hardened = with_float_activations(body) if phase.activations == "float" else body
         scales = term_scales(phase, hardened, data)
         working = fuse(self._working_body(index, phase, random), dtype, casts_inputs=False)
 
@@ -337,7 +358,7 @@ class Walk:
                 is_scale_trained = phase.weight_scale_rate is not None
                 body.set_submodule(name, _WEIGHTS[phase.rounding](weight, module, is_scale_trained=is_scale_trained))
             elif isinstance(module, ActivationQuantizer):
-                body.set_submodule(name, _activation_for(phase, module, random))
+                body.set_submodule(name, activation_for(phase, module, random))
         return body
 
     def _rest(self, index: int, points: tuple[Need, ...]) -> fx.GraphModule | None:
@@ -347,7 +368,9 @@ class Walk:
         chain, unit = self.floating, self.floating.units[index]
         feature = chain.feature_name if self._has_feature(index) else chain.output_name
         names = {Need.FEATURES: feature, Need.LOGITS: chain.output_name}
-        return fuse(chain.subgraph(unit.outputs, [names[point] for point in points]), self.dtype)
+        ends = [names[point] for point in points]
+        rest = fuse(chain.cut(unit.outputs, ends), self.dtype)
+        return rest if chain.placed is None else chain.placed(rest, unit.outputs, ends, self.dtype)
 
     def _open_layers(self, index: int, body: fx.GraphModule) -> dict[str, str]:
         """By the name of its quantizer, each layer of a unit whose weight is still to be decided.
@@ -375,22 +398,3 @@ class Walk:
         unit, rest = self.floating.units[index], self.floating.suffix(index, "logits")
         body, position = self.quantized.chain.body(index), unit.outputs.index(unit.target)
         return squared_gradient(body, rest, pair.quantized, targets, position, self.space, layout=pair.layout)
-
-
-def _activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:
-    if phase.activations == "float":
-        return nn.Identity()
-    return TrainableActivation(
-        quantizer,
-        random,
-        keep_quantized_probability=phase.keep_quantized_probability,
-        is_trained=phase.activation_rate is not None,
-        has_scale_gradient_factor=phase.has_scale_gradient_factor,
-    )
-
-
-def _with_float_activations(body: fx.GraphModule) -> fx.GraphModule:
-    for name, module in list(body.named_modules()):
-        if isinstance(module, ActivationQuantizer):
-            body.set_submodule(name, nn.Identity())
-    return body

@@ -16,7 +16,9 @@ from rich.text import Text
 
 from clcalib.quant.policy import LayerPolicy
 from clcalib.report.formats import duration
+from clcalib.report.memory_table import memory_table
 from clcalib.report.tables import policy_table
+from clcalib.team.memory import MemoryPlan
 
 _REFRESHES_PER_SECOND = 4
 _BAR_WIDTH = 30
@@ -128,6 +130,10 @@ class PlainObserver:
         """Print the policy table."""
         self.out.print(policy_table(rows))
 
+    def placed(self, plan: MemoryPlan) -> None:
+        """Print what each worker has."""
+        self.out.print(memory_table(plan))
+
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """Take note of it."""
         self.progress.start_unit(index, count, name, kind, steps)
@@ -215,6 +221,13 @@ class LiveObserver(PlainObserver):
         # The table goes to stdout and the display to stderr; both at once would garble a terminal.
         self._live.stop()
         super().policy(rows)
+        self.out.print()
+        self._live.start()
+
+    def placed(self, plan: MemoryPlan) -> None:
+        """Print the plan above the display."""
+        self._live.stop()
+        super().placed(plan)
         self.out.print()
         self._live.start()
 

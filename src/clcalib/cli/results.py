@@ -97,6 +97,7 @@ def estimate_json(found: Estimate) -> dict[str, Any]:
         "float_layers": list(found.float_layers),
         "float_operators": dict(found.float_operators),
         "budget": plain(found.budget),
+        "plan": [{**plain(row), "total": row.total} for row in found.plan],
         "warnings": list(found.warnings),
     }
 

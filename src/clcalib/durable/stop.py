@@ -27,6 +27,12 @@ def is_asked() -> bool:
     return any(request.signal is not None for request in _requests)
 
 
+def ask() -> None:
+    """Ask the process to stop, as SIGTERM does, without a limit of time: another process has one, or has been asked."""
+    for request in _requests:
+        request.signal = request.signal or signal.SIGTERM
+
+
 @contextlib.contextmanager
 def stopping_politely(patience: float = PATIENCE) -> Iterator[Request]:
     """Inside, the first SIGINT or SIGTERM only asks (``is_asked``); after ``patience`` seconds, and at a second signal,

@@ -83,18 +83,21 @@ class Origin:
         return f"{path}." if path else ""
 
 
-def save_checkpoint(folder: Path, quantized: QuantizedChain, origin: Origin) -> None:
+def save_checkpoint(
+    folder: Path, quantized: QuantizedChain, origin: Origin, elsewhere: Mapping[str, Tensor] | None = None
+) -> None:
     """Write both files, each at once or not at all.
 
     Args:
         folder: exists.
         quantized: a finished chain.
         origin: how it was captured.
+        elsewhere: ``saved_tensors`` of the units that other workers have.
 
     Raises:
         NumericalError: a value is not finite; nothing is written.
     """
-    tensors = _tensors(quantized)
+    tensors = {**(elsewhere or {}), **saved_tensors(quantized)}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"{name} holds a value that is not finite; the model was not saved")
@@ -211,10 +214,13 @@ def _misfits(chain: Chain, code_shapes: Mapping[str, Shape], tensors: dict[str, 
     return misfits(own, saved)
 
 
-def _tensors(quantized: QuantizedChain) -> dict[str, Tensor]:
+def saved_tensors(quantized: QuantizedChain) -> dict[str, Tensor]:
+    """What is written of a finished chain, by name: codes packed to their width, scales, and what is left in float."""
     tensors: dict[str, Tensor] = {}
     for layer in quantized.weights:
         weight = quantized.weight(layer)
+        if weight.codes.is_meta:
+            continue
         tensors[f"codes/{layer}"] = pack(weight.codes.flatten(), weight.spec.bits, weight.spec.is_signed)
         tensors[f"weight_scale/{layer}"] = weight.scale
         tensors[f"weight_zero_point/{layer}"] = weight.zero_point
@@ -225,7 +231,9 @@ def _tensors(quantized: QuantizedChain) -> dict[str, Tensor]:
             tensors[f"input_zero_point/{layer}"] = activation.zero_point
     for name, tensor in _other_state(quantized).items():
         tensors[f"float/{name}"] = tensor
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # What has no values here is with another worker.
+    present = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in present.items()}
 
 
 def _other_state(quantized: QuantizedChain) -> dict[str, Tensor]:

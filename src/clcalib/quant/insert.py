@@ -21,7 +21,7 @@ from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrid
 from clcalib.quant.ranges import RangeRule, has_outliers, is_constant
 from clcalib.quant.reads import Read, find_reads
 from clcalib.quant.rounding import nearest
-from clcalib.quant.spec import Grid, PerChannel, QuantSpec
+from clcalib.quant.spec import Grid, PerChannel, QParams, QuantSpec
 from clcalib.quant.targets import Target
 
 Layers = Sequence[tuple[str, fx.Node]]  # in execution order
@@ -219,6 +219,8 @@ def _insert_weights(
 
 
 def _nearest_weight(layer: str, weight: Tensor, spec: QuantSpec, rule: RangeRule) -> IntegerWeight:
+    if weight.is_meta:  # another worker has it
+        return IntegerWeight(weight, QParams(weight.new_ones(()), weight.new_zeros(())), spec)
     constant = int(is_constant(weight, spec).sum())
     if constant:
         warnings.warn(

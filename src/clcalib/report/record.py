@@ -241,8 +241,8 @@ class RunRecord(Frozen):
             float network's values between units were stored; kernels: what ran the elementwise passes, "compiled",
             "triton" or "plain"; threads: of the CPU; shards: into how many parts the images were split.  With the
             versions and the machine, these are what makes a result repeatable to the bit.
-        workers: how many processes worked on the shards, which changes no bit of the result; peak_memory_bytes,
-            stored_bytes and spilled_bytes are those of the one that wrote the record.
+        workers: how many processes worked on the shards, or on the units, which changes no bit of the result;
+            peak_memory_bytes, stored_bytes and spilled_bytes are those of the one that wrote the record.
         model_digest: sha256 of the float weights; calibration_digest and evaluation_digest: of the images.
         warnings: the warnings of the run, each once.
     """

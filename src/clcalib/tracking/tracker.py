@@ -31,6 +31,7 @@ from clcalib.errors import TrackingWarning
 from clcalib.quant.policy import LayerPolicy
 from clcalib.report.record import RunRecord
 from clcalib.report.trace import RunTrace
+from clcalib.team.memory import MemoryPlan
 from clcalib.tracking.measures import Setting, clean, result_numbers, settings_of, texts_of, unit_numbers
 
 Status = Literal["finished", "failed", "stopped"]
@@ -79,6 +80,9 @@ class Tracker:
 
     def policy(self, rows: Sequence[LayerPolicy]) -> None:
         """Nothing is told of the table; the record has it."""
+
+    def placed(self, plan: MemoryPlan) -> None:
+        """Nothing is told of workers, whose number changes no result."""
 
     def correcting(self, done: int, count: int) -> None:
         """Nothing is told of corrected inputs."""
