@@ -78,3 +78,6 @@ def test_a_shared_run_has_four_shards_and_a_thread_each_unless_it_says_otherwise
     assert with_shards({"run": {}}, place, is_resumed=False)["run"] == {"shards": 4, "threads": 1}
     assert with_shards({"run": {"shards": 8}}, place, is_resumed=False)["run"] == {"shards": 8, "threads": 1}
     assert with_shards({"run": {"threads": 2}}, place, is_resumed=True)["run"] == {"threads": 2}
+    # As of a call with another rank, whose configuration says nothing of the run.
+    assert with_shards({}, place, is_resumed=False)["run"] == {"shards": 4, "threads": 1}
+    assert with_shards({}, place, is_resumed=False, is_by_units=True)["run"] == {"threads": 1}

@@ -12,6 +12,7 @@ from clcalib.errors import ArgumentError
 from clcalib.team.place import Place
 
 ENVIRONMENT = "env"
+IMAGES, UNITS = "images", "units"  # what workers have parts of
 Format = Literal["table", "csv", "markdown", "html"]
 Pool = Literal["processes", "ray"]
 
@@ -96,6 +97,12 @@ class WorkerFlags:
     rendezvous: str | None = None
     rank: int | None = None
     wait: float | None = None
+    split: str | None = None
+
+    @property
+    def is_by_units(self) -> bool:
+        """Whether the workers have units of the network, and not images."""
+        return self.split == UNITS
 
     def place(self, environment: Mapping[str, str] = os.environ) -> Place | None:
         """Where the workers are; None where the run is not shared.
@@ -104,7 +111,9 @@ class WorkerFlags:
             ArgumentError: flags are missing, or do not go together.
         """
         remote = {"--rendezvous": self.rendezvous, "--rank": self.rank}
-        given = {**remote, "--wait": self.wait}
+        given = {**remote, "--wait": self.wait, "--split": self.split}
+        if self.split not in (None, IMAGES, UNITS):
+            raise ArgumentError("--split", f"{IMAGES} or {UNITS}", repr(self.split))
         present = [name for name, value in given.items() if value is not None]
         if self.workers is None:
             if present:

@@ -141,6 +141,15 @@ WorkersOption = Annotated[
         help="Share the run among N processes: of this machine, or one a call with --rank; env: as torchrun says.",
     ),
 ]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        rich_help_panel=WORKERS,
+        metavar="images|units",
+        help="What workers have parts of: images (default), or units, for networks larger than one worker's memory.",
+    ),
+]
 ShardsOption = Annotated[
     int | None,
     typer.Option(

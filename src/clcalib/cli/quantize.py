@@ -29,6 +29,7 @@ from clcalib.cli.options import (
     RendezvousOption,
     SetOption,
     ShardsOption,
+    SplitOption,
     SubmoduleOption,
     TargetOption,
     TensorboardOption,
@@ -50,6 +51,7 @@ EXAMPLES = (
     "clcalib quantize run.toml --dry-run --memory-budget 2GB\n\n"
     "clcalib quantize --resume runs/a\n\n"
     "clcalib quantize run.toml --workers 4 --out runs/shared\n\n"
+    "clcalib quantize run.toml --workers 2 --split units --out runs/large\n\n"
     "clcalib quantize run.toml --workers 2 --rendezvous 10.0.0.7:29500 --rank 0 --out runs/shared\n\n"
     "clcalib quantize run.toml --bits W2A2 --max-drop 1.0 --out runs/within-one-point\n\n"
     "clcalib quantize run.toml --bits W8A8 --target onnxruntime --out runs/deployed\n\n"
@@ -190,6 +192,7 @@ def quantize(
         ),
     ] = None,
     workers: WorkersOption = None,
+    split: SplitOption = None,
     shards: ShardsOption = None,
     rendezvous: RendezvousOption = None,
     rank: RankOption = None,
@@ -246,6 +249,10 @@ def quantize(
     result is the same for any number of workers with the same --shards; all
     of them get the same settings, and that of rank 0 writes and shows.
 
+    With --split units beside it, each worker has some units of the network
+    instead, and what they store; a memory plan says which. The result is that
+    of one worker without it.
+
     With --max-drop, half of the evaluation images choose the widths and the
     other half report; a figure to publish needs a third set, which took no
     part in any choice.
@@ -284,7 +291,7 @@ def quantize(
             {"contrastive": contrastive, "last_phase": last_phase},
             settings,
         ),
-        WorkerFlags(workers, rendezvous, rank, wait),
+        WorkerFlags(workers, rendezvous, rank, wait, split),
         resume=resume,
         is_dry=is_dry,
         is_quiet=quiet,

@@ -13,9 +13,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from torch._C._distributed_c10d import Store
 
 from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.cli.codes import DEBUG_FLAG, DEBUG_VARIABLE, outcome
+from clcalib.cli.given import IMAGES, UNITS
 from clcalib.cli.messages import new_console, shown_warnings
 from clcalib.cli.progress import observer_for
 from clcalib.config_sections import RunConfig
@@ -30,6 +32,7 @@ from clcalib.run import follow, limited_threads, pinned, run
 from clcalib.sweep.key import canonical
 from clcalib.team.crew import Crew
 from clcalib.team.group import ProcessGroup
+from clcalib.team.line import Line, PairLinks
 from clcalib.team.member import LOST, Report, Seat, meet
 from clcalib.team.place import Place, own_address
 from clcalib.team.supervisor import WAIT, Run, Supervisor
@@ -39,24 +42,29 @@ from clcalib.tracking.measures import flattened
 _TOLD = ("run.precision",)  # what worker 0 tells the others
 
 
-def with_shards(table: dict[str, Any], place: Place | None, *, is_resumed: bool) -> dict[str, Any]:
+def with_shards(
+    table: dict[str, Any], place: Place | None, *, is_resumed: bool, is_by_units: bool = False
+) -> dict[str, Any]:
     """Add what a shared run has by default: its shards, and a thread for each worker.
 
-    A run that goes on has the shards that it began with.
+    A run that goes on has the shards that it began with; one whose units are dealt has one.
     """
-    section = table.get("run")
+    section = table.get("run", {})
     if place is None or not isinstance(section, Mapping):
         return table
-    usual = {"threads": 1} if is_resumed else {"threads": 1, "shards": SHARDS}
+    usual = {"threads": 1} if is_resumed or is_by_units else {"threads": 1, "shards": SHARDS}
     return {**table, "run": {**usual, **{key: value for key, value in section.items() if value is not None}}}
 
 
-def check_team(config: RunConfig, place: Place) -> None:
+def check_team(config: RunConfig, place: Place, *, is_by_units: bool = False) -> None:
     """Raise where a run cannot be shared so.
 
     Raises:
         ArgumentError: the workers do not divide the shards, or the run is of a kind that one worker does alone.
     """
+    if is_by_units:
+        _check_units(config)
+        return
     try:
         Team(config.run.shards, place.workers)
     except ArgumentError as error:
@@ -70,6 +78,31 @@ def check_team(config: RunConfig, place: Place) -> None:
         raise ArgumentError("--max-drop", "one worker, as widths are tried one after the other", place.workers, remedy)
 
 
+def _check_units(config: RunConfig) -> None:
+    """Raise for what needs the whole network on one worker, and for images in several shards."""
+    remedy = "leave it out, or share the images instead (--split images)"
+    if config.run.shards != 1:
+        raise ArgumentError(
+            "--shards", "1 with --split units, as each worker has all images", config.run.shards, remedy
+        )
+    refused: dict[str, tuple[object, str]] = {
+        "--device": (None if config.run.device == "cpu" else config.run.device, "cpu"),
+        "--max-drop": (config.target, "none, as it tries whole networks"),
+        "--size-budget, --cost-budget": (config.budget, "none, as the widths are found on the whole network"),
+        "--target": (config.quantization.target, "none, as its file is written from the whole network"),
+        "--submodule": (config.model.submodule, "none, as the rest of the model is run by one worker"),
+        "--last-phase": (config.last_phase, "none, as it trains the whole network at once"),
+        "quantization.reparameterized_layer_norm": (
+            config.quantization.reparameterized_layer_norm or None,
+            "false, as it changes the network before it is dealt",
+        ),
+    }
+    for name, (given, expected) in refused.items():
+        if given is not None:
+            got = given if isinstance(given, str | bool) else "one"
+            raise ArgumentError(name, f"{expected}, with --split units", got, remedy)
+
+
 def run_on_workers(
     config: RunConfig,
     place: Place,
@@ -78,6 +111,7 @@ def run_on_workers(
     is_resumed: bool,
     is_quiet: bool,
     is_json: bool,
+    is_by_units: bool,
     wait: float | None,
 ) -> RunRecord | None:
     """The run, shared; returns its record, or None in a call without worker 0, which writes nothing.
@@ -96,11 +130,11 @@ def run_on_workers(
             with occupied(out):
                 start_anew(out)  # so that no later attempt goes on with it
     settings = {name: str(value) for name, value in flattened(canonical(config)).items() if name not in _TOLD}
-    settings |= {**_versions(), "--workers": str(place.workers)}
+    settings |= {**_versions(), "--workers": str(place.workers), "--split": UNITS if is_by_units else IMAGES}
     if place.is_first:
         with limited_threads(config.run.threads):
             config = pinned(config)  # the same for all attempts
-    job = SharedRun(config.model_dump_json(), is_resumed, is_quiet, is_json, _mark(config), _is_debug())
+    job = SharedRun(config.model_dump_json(), is_resumed, is_quiet, is_json, is_by_units, _mark(config), _is_debug())
     stopped = (lambda: how_to_go_on(out)) if place.is_first else (lambda: "worker 0 has what is saved")
     facts = Run(progress=lambda: saves(out), stopped=stopped, tell=tell)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # workers say themselves what they lost, on a line
@@ -118,7 +152,7 @@ class SharedRun:
     Args:
         config: of the run, as JSON.
         is_resumed: whether the run goes on; an attempt after the first always does, where there is something.
-        is_quiet, is_json: of the flags.
+        is_quiet, is_json, is_by_units: of the flags.
         before: what tells the record that was in the folder before from the run's own.
         is_debug: whether errors are shown with where they come from.
     """
@@ -127,6 +161,7 @@ class SharedRun:
     is_resumed: bool
     is_quiet: bool
     is_json: bool
+    is_by_units: bool
     before: tuple[int, ...]
     is_debug: bool
 
@@ -155,12 +190,11 @@ class SharedRun:
         with self._observer(seat) as observer:
             store = meet(seat)
             address = own_address(seat.host, seat.port)
-            exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
-            team = Team(config.run.shards, seat.workers, seat.rank, exchange)
+            share = _line(store, seat, address) if self.is_by_units else _team(store, seat, address, config.run.shards)
             if seat.rank == 0:
-                run(config, observer, is_resumed=self.is_resumed or not seat.is_first, team=team)
+                run(config, observer, is_resumed=self.is_resumed or not seat.is_first, share=share)
             else:
-                follow(config, team)
+                follow(config, share)
 
     @contextlib.contextmanager
     def _observer(self, seat: Seat) -> Iterator[Observer]:
@@ -170,6 +204,15 @@ class SharedRun:
         log = new_console(is_stderr=True)
         with observer_for(log if self.is_json else new_console(), log) as observer:
             yield observer
+
+
+def _team(store: Store, seat: Seat, address: str, shards: int) -> Team:
+    exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
+    return Team(shards, seat.workers, seat.rank, exchange)
+
+
+def _line(store: Store, seat: Seat, address: str) -> Line:
+    return Line(seat.workers, seat.rank, PairLinks.join(store, seat.rank, seat.workers, address=address))
 
 
 def _mark(config: RunConfig) -> tuple[int, ...]:

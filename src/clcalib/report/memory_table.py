@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from clcalib.report.formats import short
-from clcalib.report.tables import new_table
+from clcalib.report.formats import new_table, short
 from clcalib.team.memory import MemoryPlan, WorkerMemory
 
 

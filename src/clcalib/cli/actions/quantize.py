@@ -44,7 +44,6 @@ from clcalib.output import is_finished
 from clcalib.pipeline import RECORD_FILE
 from clcalib.report.record import RunRecord, read_record
 from clcalib.run import dry_run, run
-from clcalib.team.place import Place
 
 
 def quantize_as(
@@ -62,17 +61,19 @@ def quantize_as(
     ``configs`` is the configuration file, without and with an option; all else is as it was given.
     """
     place = team.place()
-    table, source = _table_of(one_config(*configs), flags, place, resume, is_dry=is_dry)
+    table, source = _table_of(one_config(*configs), flags, resume, is_dry=is_dry)
+    table = with_shards(table, place, is_resumed=resume is not None, is_by_units=team.is_by_units)
     is_without_output = is_dry or (place is not None and not place.is_first)
     config = build(RunConfig, _with_any_folder(table) if is_without_output else table, source)
     if place is not None:
-        check_team(config, place)
+        check_team(config, place, is_by_units=team.is_by_units)
     log = new_console(is_stderr=True)
     console = log if is_json else new_console()
     if not is_quiet:
         log.print(transform_line(config.model, config.data, config.data.calibration), soft_wrap=True)
     if is_dry:
-        _try_out(config, console, log, is_json=is_json)
+        workers = place.workers if place is not None and team.is_by_units else None
+        _try_out(config, console, log, workers, is_json=is_json)
         return
     record: RunRecord | None
     if resume is not None and is_finished(config.run.out) and (place is None or place.is_alone):
@@ -80,16 +81,14 @@ def quantize_as(
         record = read_record(config.run.out / RECORD_FILE)
     elif place is not None and place.workers > 1:
         known = {"is_resumed": resume is not None, "is_quiet": is_quiet, "is_json": is_json}
-        record = run_on_workers(config, place, log, **known, wait=team.wait)
+        record = run_on_workers(config, place, log, **known, is_by_units=team.is_by_units, wait=team.wait)
     else:
         record = _run(config, console, log, is_resumed=resume is not None, is_quiet=is_quiet)
     if record is not None:
         _show(record, config.run.out, console, is_quiet=is_quiet, is_json=is_json)
 
 
-def _table_of(
-    config: Path | None, flags: RunFlags, place: Place | None, resume: Path | None, *, is_dry: bool
-) -> tuple[dict[str, Any], str]:
+def _table_of(config: Path | None, flags: RunFlags, resume: Path | None, *, is_dry: bool) -> tuple[dict[str, Any], str]:
     """The configuration that the flags stand for, and what errors call it."""
     sections = {"model": model_flags(flags.network), "quantization": quantization_flags(flags.widths)}
     sections |= {name: dict(values) for name, values in flags.sections.items()}
@@ -104,14 +103,14 @@ def _table_of(
     table = _with_fitting_options(table, sections["recipe"]["name"], sections["recipe"]["steps"])
     for section, is_wanted in flags.additions.items():
         table = _with_section(table, section, is_wanted)
-    return with_shards(with_patterns(table, flags.widths), place, is_resumed=resume is not None), source
+    return with_patterns(table, flags.widths), source
 
 
-def _try_out(config: RunConfig, console: Console, log: Console, *, is_json: bool) -> None:
-    """Print what the run would take."""
+def _try_out(config: RunConfig, console: Console, log: Console, workers: int | None, *, is_json: bool) -> None:
+    """Print what the run would take, and what each of the workers that its units are dealt to."""
     log.print("a dry run: a few steps on few images; its errors are not those of the run", soft_wrap=True)
     with observer_for(console, log) as observer:
-        found = dry_run(config, observer)
+        found = dry_run(config, observer, workers)
     if is_json:
         show_json(estimate_json(found))
     else:
