@@ -300,8 +300,13 @@ def prepare(
     observer.policy(policy)
     plan: MemoryPlan = ()
     if line is not None:
-        check_line(recipe, {"team": team.shards > 1, "target": runtime is not None, "submodule": part is not None,
-                            "reparameterized_layer_norm": is_layer_norm_reparameterized}, place)  # fmt: skip
+        given = {
+            "team": team.shards > 1,
+            "target": runtime is not None,
+            "submodule": part is not None,
+            "is_layer_norm_reparameterized": is_layer_norm_reparameterized,
+        }
+        check_line(recipe, given, place)
         count = len(images) + (0 if others is None else len(others))
         is_read = bool(recipe.needs & {Need.FEATURES, Need.LOGITS})
         amounts = Amounts(count, stored, budget, is_trained=bool(recipe.phases), is_read=is_read)

@@ -51,8 +51,6 @@ from clcalib.tracking.tracker import Tracker
 from clcalib.width_checks import check_is_one_network
 
 USUAL_CALIBRATION_IMAGES = 1024
-
-
 Share = Team | Line  # of a worker in a run: images, or units
 
 

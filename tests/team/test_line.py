@@ -176,7 +176,7 @@ class Plans(SilentObserver):
         ({"team": Team(shards=2)}, "team: expected the default with --split units"),
         ({"target": "onnxruntime"}, "target: expected the default with --split units"),
         ({"submodule": "block"}, "submodule: expected the default with --split units"),
-        ({"is_layer_norm_reparameterized": True}, "reparameterized_layer_norm: expected the default"),
+        ({"is_layer_norm_reparameterized": True}, "is_layer_norm_reparameterized: expected the default"),
         ({"line": Line(4)}, "workers: expected at most 3, as the network has 3 units"),
     ],
 )
