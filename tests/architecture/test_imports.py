@@ -23,8 +23,9 @@ ORDER = (
     *("fused", "data", "capture", "quant", "objectives", "calibrate", "placed", "evaluate"),
     *("export", "report", "tracking"),
     # The Python API; what follows is the command line, which uses it.
-    *("checks", "unit_records", "job", "identity", "line_job", "keeping", "judging", "pipeline", "attending", "timing", "estimate"),
-    *("target_accuracy", "width_plan", "width_search", "width_checks", "mixed_precision", "deployment", "__init__"),
+    *("checks", "unit_records", "job", "identity", "line_job", "keeping", "judging", "pipeline", "attending", "timing"),
+    *("estimate", "target_accuracy", "width_plan", "width_search"),
+    *("width_checks", "mixed_precision", "deployment", "__init__"),
     *("named_models", "config_sources", "config_transform", "config_problems", "config_sections", "config", "output"),
     *("model_source", "reporting", "run"),
     *("sweep", "cli", "__main__"),
