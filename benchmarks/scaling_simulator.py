@@ -100,8 +100,8 @@ def checked(workers: dict[str, Any], latency: float, bandwidth: float, cores: in
         steps = len(names) * run["steps"]
         taken = {n: statistics.median(run["reconstruction_seconds"][str(n)]) / steps for n in (1, 2, 4)}
         row_bytes = statistics.mean(row["bytes_per_message"] for row in per_step)
-        step = fitted(taken[1], taken[2], workers["shards"], row_bytes, latency, bandwidth, cores)
-        predicted = {n: step.seconds(n, workers["shards"]) for n in taken}
+        step = fitted(taken[1], taken[2], run["shards"], row_bytes, latency, bandwidth, cores)
+        predicted = {n: step.seconds(n, run["shards"]) for n in taken}
         rows.append(
             {
                 "contrastive": run["contrastive"],
