@@ -19,7 +19,7 @@ from clcalib.attending import attend
 from clcalib.errors import ClcalibWarning
 from clcalib.export.checkpoint import TENSORS
 from clcalib.team.line import Line, PairLinks
-from tests.team.workers import FORKS, RECIPES
+from tests.team.workers import RECIPES, answers_of
 from tests.tiny import images, tiny
 
 Task = Callable[[Line], Any]
@@ -66,23 +66,7 @@ def saved(result: clcalib.QuantizationResult) -> bytes:
 
 def in_line(workers: int, task: Task, *, timeout: float = 300) -> list[Any]:
     """What a task gives on each of the workers, by rank; a failure is raised here."""
-    answers = FORKS.Queue()
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children = [FORKS.Process(target=_work, args=(task, workers, rank, store.port, answers)) for rank in range(workers)]
-    for child in children:
-        child.start()
-    found: dict[int, Any] = {}
-    try:
-        while len(found) < workers:
-            rank, error, answer = answers.get(timeout=timeout)
-            if error:
-                raise AssertionError(f"worker {rank} of {workers}: {error}")
-            found[rank] = answer
-    finally:
-        for child in children:
-            child.join(5 if len(found) == workers else 0)
-            child.kill()
-    return [found[rank] for rank in range(workers)]
+    return answers_of(workers, functools.partial(_work, task), timeout)
 
 
 def _work(task: Task, workers: int, rank: int, port: int, answers: Any) -> None:

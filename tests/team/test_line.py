@@ -21,7 +21,7 @@ from clcalib.line_job import Holder
 from clcalib.team.line import Line
 from clcalib.team.team import Team
 from tests.team.lines import facts, in_line, run_of, settings_of
-from tests.team.workers import RECIPES
+from tests.team.workers import RECIPES, Stopping
 from tests.tiny import tiny
 
 PLACED = tuple(name for name in RECIPES if name != "last_phase")
@@ -64,20 +64,6 @@ def test_what_looks_behind_the_unit_gives_the_same_bits(recipe, precision):
 @pytest.mark.slow
 def test_stores_in_files_change_nothing():
     assert in_line(3, run_of("contrastive", memory_budget=20_000))[0] == by_one("contrastive")
-
-
-class Stopping(SilentObserver):
-    """Ends a run in its second unit."""
-
-    def __init__(self) -> None:
-        self.units = 0
-
-    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
-        self.units += 1
-
-    def step(self, step: int, losses: Any) -> None:
-        if self.units == 2 and step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from clcalib.errors import ArgumentError
 from clcalib.quant.insert import chain_policy, insert_quantizers
 from clcalib.quant.ranges import RANGE_RULES
 from clcalib.team.team import Team
-from tests.team.workers import RECIPES, Echo, alone, digest, quantized, runs_of, together
+from tests.team.workers import RECIPES, Echo, Stopping, alone, digest, quantized, runs_of, together
 from tests.tiny import images, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::clcalib.errors.WorseThanNearestWarning")
@@ -61,20 +61,6 @@ def test_stores_in_files_change_nothing():
 def test_the_result_depends_on_the_shards():
     two, four = (digest(quantized(Team(shards=shards))) for shards in (2, 4))
     assert two != four
-
-
-class Stopping(SilentObserver):
-    """Ends a run in its second unit."""
-
-    def __init__(self) -> None:
-        self.units = 0
-
-    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
-        self.units += 1
-
-    def step(self, step: int, losses: Any) -> None:
-        if self.units == 2 and step:
-            raise KeyboardInterrupt
 
 
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatch):

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.export._trace
 
 import clcalib
+from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.recipe import Recipe
 from clcalib.team.group import ProcessGroup
 from clcalib.team.team import Team
@@ -73,16 +74,33 @@ def facts(team: Team, name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+class Stopping(SilentObserver):
+    """Ends a run in its second unit."""
+
+    def __init__(self) -> None:
+        self.units = 0
+
+    def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
+        self.units += 1
+
+    def step(self, step: int, losses: Any) -> None:
+        if self.units == 2 and step:
+            raise KeyboardInterrupt
+
+
 Task = Callable[[Team], Any]
 
 
 def together(workers: int, task: Task, *, shards: int = 4, timeout: float = 300) -> list[Any]:
     """What a task gives on each of the workers, by rank; a failure is raised here."""
+    return answers_of(workers, functools.partial(_work, task, shards), timeout)
+
+
+def answers_of(workers: int, work: Callable[..., None], timeout: float) -> list[Any]:
+    """By rank, the answers of processes that each call ``work(workers, rank, port, answers)``."""
     answers = FORKS.Queue()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children = [
-        FORKS.Process(target=_work, args=(task, shards, workers, rank, store.port, answers)) for rank in range(workers)
-    ]
+    children = [FORKS.Process(target=work, args=(workers, rank, store.port, answers)) for rank in range(workers)]
     for child in children:
         child.start()
     found: dict[int, Any] = {}
@@ -97,11 +115,6 @@ def together(workers: int, task: Task, *, shards: int = 4, timeout: float = 300)
             child.join(5 if len(found) == workers else 0)
             child.kill()
     return [found[rank] for rank in range(workers)]
-
-
-def alone(task: Task, *, shards: int = 4) -> Any:
-    """What it gives on one worker, in this process."""
-    return task(Team(shards=shards))
 
 
 def _work(task: Task, shards: int, workers: int, rank: int, port: int, answers: Any) -> None:
