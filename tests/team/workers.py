@@ -117,6 +117,11 @@ def answers_of(workers: int, work: Callable[..., None], timeout: float) -> list[
     return [found[rank] for rank in range(workers)]
 
 
+def alone(task: Task, *, shards: int = 4) -> Any:
+    """What it gives on one worker, in this process."""
+    return task(Team(shards=shards))
+
+
 def _work(task: Task, shards: int, workers: int, rank: int, port: int, answers: Any) -> None:
     torch.set_num_threads(1)
     try:
