@@ -14,7 +14,7 @@ from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.lockstep import Lockstep
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import RowState
-from clcalib.capture.graph import is_convolution, is_linear, operator_name
+from clcalib.capture.graph import arguments_of, is_convolution, is_linear, operator_name
 from clcalib.quant.error_feedback import error_feedback, input_hessian
 from clcalib.quant.modules import IntegerWeight
 from clcalib.quant.spec import PerChannel, QParams
@@ -81,13 +81,13 @@ def _patches(node: fx.Node, weight: Tensor) -> Callable[[Tensor], Tensor] | None
     """What makes X X^T of a layer's input, or None where X has no plain form."""
     if is_linear(node):
         return input_hessian
-    bound = node.normalized_arguments(fx.GraphModule({}, fx.Graph()), normalize_to_only_use_kwargs=True)
-    if operator_name(node) not in ("conv1d", "conv2d") or bound is None:
+    arguments = arguments_of(node)
+    if operator_name(node) not in ("conv1d", "conv2d"):
         return None
-    settings = {name: bound.kwargs.get(name) for name in ("stride", "padding", "dilation")}
+    settings = {name: arguments.get(name) for name in ("stride", "padding", "dilation")}
     if any(isinstance(value, str) or value is None for value in settings.values()):
         return None
-    axes, groups = weight.ndim - 2, int(bound.kwargs.get("groups", 1))
+    axes, groups = weight.ndim - 2, int(arguments.get("groups", 1))
     numbers = {name: _two(value, axes, 0 if name == "padding" else 1) for name, value in settings.items()}
     kernel = (1, *weight.shape[2:]) if axes == 1 else tuple(weight.shape[2:])
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from clcalib.calibrate.lower import module_of
 from clcalib.calibrate.trainable import SoftWeight
-from clcalib.capture.graph import operator_name
+from clcalib.capture.graph import arguments_of, operator_name
 from clcalib.quant.convolution import Rounding, has_kernel, soft_convolution
 
 _SIMPLE = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
@@ -57,11 +57,8 @@ def _is_taken(weight: SoftWeight) -> bool:
 def _is_simple(node: fx.Node) -> bool:
     if operator_name(node) != "conv2d":
         return False
-    bound = node.normalized_arguments(fx.GraphModule({}, fx.Graph()), normalize_to_only_use_kwargs=True)
-    if bound is None:
-        return False
-    given = {name: bound.kwargs.get(name) for name in _SIMPLE}
-    return all(_plain(given[name]) == value for name, value in _SIMPLE.items())
+    given = arguments_of(node)
+    return all(_plain(given.get(name)) == value for name, value in _SIMPLE.items())
 
 
 def _plain(value: Any) -> Any:

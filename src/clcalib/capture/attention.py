@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from clcalib.capture.graph import operator_name, value_of
+from clcalib.capture.graph import arguments_of, operator_name, value_of
 
 _ATEN = torch.ops.aten
 _FUSED = "scaled_dot_product_attention"
@@ -48,12 +48,12 @@ def _arguments(node: fx.Node) -> dict[str, Any] | None:
     """The arguments of a fused attention that can be expanded; None for any other node."""
     if operator_name(node) != _FUSED:
         return None
-    bound = node.normalized_arguments(fx.GraphModule({}, fx.Graph()), normalize_to_only_use_kwargs=True)
-    if bound is None or bound.kwargs.get("dropout_p"):
+    arguments = arguments_of(node)
+    if not arguments or arguments.get("dropout_p"):
         return None
-    sizes = (value_of(bound.kwargs[name]).shape[-2] for name in ("query", "key"))
-    is_free = bound.kwargs.get("is_causal") and not all(isinstance(size, int) for size in sizes)
-    return None if is_free else dict(bound.kwargs)
+    sizes = (value_of(arguments[name]).shape[-2] for name in ("query", "key"))
+    is_free = arguments.get("is_causal") and not all(isinstance(size, int) for size in sizes)
+    return None if is_free else arguments
 
 
 def _expand(module: fx.GraphModule, node: fx.Node, arguments: dict[str, Any]) -> None:

@@ -151,10 +151,15 @@ def weighted_nodes(module: fx.GraphModule) -> list[tuple[str, fx.Node]]:
     ]
 
 
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator by name, defaults included; none where they cannot be told."""
+    bound = node.normalized_arguments(fx.GraphModule({}, fx.Graph()), normalize_to_only_use_kwargs=True)
+    return {} if bound is None else dict(bound.kwargs)
+
+
 def groups_of(node: fx.Node) -> int:
     """The number of groups of a convolution; 1 for a linear layer."""
-    bound = node.normalized_arguments(fx.GraphModule({}, fx.Graph()), normalize_to_only_use_kwargs=True)
-    return int(bound.kwargs.get("groups", 1)) if bound is not None else 1
+    return int(arguments_of(node).get("groups", 1))
 
 
 def extract(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:

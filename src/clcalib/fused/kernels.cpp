@@ -100,8 +100,7 @@ void activation_forward(const A *a, const R *residual, Limits limits, int64_t co
     for_blocks(count, [=](int64_t, int64_t start, int64_t length) {
 #ifdef HAS_VECTORS
         forward64(a, residual, limits, start, length, grid, draw, out);
-        return;
-#endif
+#else
         uint32_t words[BLOCK / 4 + 2];
         float x[BLOCK];
         if (residual)
@@ -124,6 +123,7 @@ void activation_forward(const A *a, const R *residual, Limits limits, int64_t co
             float quantized = clamp(nearbyintf(x[i] / grid.scale), grid.lower, grid.upper) * grid.scale;
             store(out + start + i, bytes[i] < draw.threshold ? quantized : x[i]);
         }
+#endif
     });
 }
 
@@ -134,7 +134,7 @@ double activation_backward(const G *gradient, const A *a, const R *residual, Lim
     return sum_blocks(count, [=](int64_t start, int64_t length) {
 #ifdef HAS_VECTORS
         return backward64(gradient, a, residual, limits, start, length, grid, draw, out);
-#endif
+#else
         uint32_t words[BLOCK / 4 + 2];
         float x[BLOCK], g[BLOCK], passes[BLOCK];
         for (int64_t i = 0; i < length; ++i) g[i] = load(gradient[start + i]);
@@ -176,6 +176,7 @@ double activation_backward(const G *gradient, const A *a, const R *residual, Lim
         }
         for (int64_t i = 0; i < length; ++i) store(out + start + i, g[i]);
         return static_cast<double>(total);
+#endif
     });
 }
 

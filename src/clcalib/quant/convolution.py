@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from clcalib.fused import calls, device
 
 _backward = torch.ops.aten.convolution_backward
-_NO_DILATION, _NO_OUTPUT_PADDING = [1, 1], [0, 0]
+_ONES, _ZEROS = [1, 1], [0, 0]
 MOST_ELEMENTS = 9 * 128 * 128  # of a weight; the sums of larger ones leave the cache, and PyTorch is as fast
 
 
@@ -108,8 +108,8 @@ class _SoftConvolution(torch.autograd.Function):
 
 
 def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
-    ones = _NO_DILATION
-    return _backward(gradient, x, weight, None, ones, ones, ones, False, _NO_OUTPUT_PADDING, 1, wanted)
+    stride = padding = dilation = _ONES
+    return _backward(gradient, x, weight, None, stride, padding, dilation, False, _ZEROS, 1, wanted)
 
 
 def _is_dense_last(tensor: Tensor) -> bool:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from clcalib.cli.flags import (
-    split_shape,
-)
+from clcalib.cli.flags import split_shape
 from clcalib.cli.messages import new_console
 from clcalib.export.runtimes.bench import bench
 from clcalib.export.runtimes.layers import LayerCounts

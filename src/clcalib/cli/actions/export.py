@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clcalib.cli.flags import (
-    saved_table,
-)
+from clcalib.cli.flags import saved_table
 from clcalib.cli.given import FlagsOverSaved
 from clcalib.cli.messages import new_console
 from clcalib.cli.results import show_json

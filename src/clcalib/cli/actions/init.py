@@ -8,9 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from clcalib.cli.flags import (
-    model_flags,
-)
+from clcalib.cli.flags import model_flags
 from clcalib.cli.given import ModelFlags
 from clcalib.cli.messages import new_console
 from clcalib.cli.starter import starter

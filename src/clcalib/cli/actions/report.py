@@ -6,9 +6,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from clcalib.cli.flags import (
-    saved_table,
-)
+from clcalib.cli.flags import saved_table
 from clcalib.cli.given import FlagsOverSaved
 from clcalib.cli.messages import new_console
 from clcalib.cli.results import show_json
