@@ -10,6 +10,7 @@ import signal
 import time
 import warnings
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -388,14 +389,16 @@ def test_a_state_is_not_overwritten_and_nothing_is_resumed_from_nothing(tmp_path
         quantize(None, is_resumed=True)
 
 
-def compete(folder: Path, results: Path, gate: float, name: str, is_killed: bool) -> None:
-    """Try to hold the folder at a moment that is agreed on."""
-    time.sleep(max(0.0, gate - time.time()))
+def compete(folder: Path, results: Path, gate: Barrier, names: tuple[str, str], is_killed: bool) -> None:
+    """Try to hold the folder when both are there; who has it holds it until the other one has said how it went."""
+    name, other = names
+    gate.wait(60)
     start = time.monotonic()
     try:
         with folder_lock(folder):
             (results / name).write_text("won")
-            time.sleep(0.3)
+            while not (results / other).exists() and time.monotonic() - start < 60:
+                time.sleep(0.01)
             if is_killed:
                 os.kill(os.getpid(), signal.SIGKILL)
     except FolderInUseError as error:
@@ -408,9 +411,10 @@ def test_of_two_processes_in_a_folder_one_wins(tmp_path):
     for number in range(tries):
         results = tmp_path / f"results-{number}"
         results.mkdir()
-        gate, names = time.time() + 0.2, ("first", "second")
+        gate, names = FORKS.Barrier(2), ("first", "second")
         processes = [
-            FORKS.Process(target=compete, args=(folder, results, gate, name, number % 2 == 1)) for name in names
+            FORKS.Process(target=compete, args=(folder, results, gate, each, number % 2 == 1))
+            for each in (names, names[::-1])
         ]
         for process in processes:
             process.start()
