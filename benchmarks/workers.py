@@ -4,7 +4,7 @@
     python benchmarks/workers.py --smoke    # a few steps, nothing written
 
 The embedded ResNet-20 and its calibration images, QDrop at W2A4 with 200 steps for each unit, with and without the
-contrastive term, in four shards; each worker is a process with one thread, connected by gloo over loopback.  One worker
+contrastive term, in four shards; each worker is a process with one thread, connected as by ``--workers``.  One worker
 and two take turns, and with them one worker with one shard, which is the default.  Stores are counted for 4,096 random
 images under nearest rounding.  Writes ``benchmarks/results/workers.json``.
 """
@@ -30,6 +30,7 @@ from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
 from clcalib.data.sources import load_calibration
 from clcalib.team.group import ProcessGroup
+from clcalib.team.nearby import joined
 from clcalib.team.team import Alone, Exchange
 from common import NETWORKS, provenance, write_result
 from demo_images import CALIBRATION, TRANSFORM
@@ -99,7 +100,8 @@ def work(task: Task, workers: int, rank: int, port: int, answers: Any) -> None:
     exchange: Exchange = Alone()
     if workers > 1:
         store = dist.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=300))
-        exchange = ProcessGroup.join(store, rank, workers, address="127.0.0.1")
+        group = ProcessGroup.join(store, rank, workers, address="127.0.0.1")
+        exchange = joined(group, store, rank, workers)
     answers.put((rank, measured(task, clcalib.Team(task["shards"], workers, rank, exchange))))
 
 

@@ -14,9 +14,9 @@ import torch
 from clcalib.durable.stop import is_asked, stopping_politely
 from clcalib.errors import WorkerLostError
 from clcalib.team.crew import Crew
-from clcalib.team.group import ProcessGroup
 from clcalib.team.member import LOST, Report, Seat, meet
-from clcalib.team.place import Place, own_address
+from clcalib.team.nearby import exchange_of
+from clcalib.team.place import Place
 from clcalib.team.supervisor import Run, Supervisor
 
 
@@ -50,8 +50,7 @@ class Toy:
         return Report(0)
 
     def _work(self, seat: Seat) -> None:
-        store, address = meet(seat), own_address(seat.host, seat.port)
-        exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
+        exchange = exchange_of(seat, meet(seat))
         for unit in range(self.units):
             path, total = self.folder / f"unit-{unit}", 0.0
             if exchange.broadcast(bytes([path.exists()]) if seat.rank == 0 else None) != b"\0":

@@ -50,8 +50,7 @@ class SharedSteps:
             for at, share in enumerate(self._shares)
         ]
         parameters = [parameter for group in step.trained for parameter in group.optimizer.parameters]
-        self._form = _Form(parameters, len(step.phase.terms))
-        self._rows = [self._form.empty() for _ in self._own]
+        self._sum, *self._rows = [_Row(parameters, len(step.phase.terms)) for _ in range(1 + len(self._own))]
         self._seen = LatestLosses(step.phase)
 
     def running(self) -> AbstractContextManager[object]:
@@ -66,25 +65,21 @@ class SharedSteps:
             for activation in self._activations:
                 activation.share = self._shares[at].images
             index = self._batches.rows(at).to(step.data.target.device)
-            self._form.write(row, due, own.losses(due, index, number / step.phase.steps))
-            waits.append(self._layout.team.exchange.begin(row))
-        total = self._added_up([wait() for wait in waits])
-        self._form.give_gradients(total)
+            row.write(due, own.losses(due, index, number / step.phase.steps))
+            waits.append(self._layout.team.exchange.begin(row.whole))
+        self._sum.add_up(self._in_order([wait() for wait in waits]))
+        self._sum.give_gradients()
         for group, rate in zip(step.trained, step.rates(number), strict=True):
             group.optimizer.step(rate)
-        self._seen.add(due, self._form.losses(total, due))
+        self._seen.add(due, self._sum.losses(due))
 
     def losses(self) -> dict[str, float]:
         """Of each term, the loss of the last step at which it was due, over all shards; see ``LatestLosses``."""
         return self._seen.losses()
 
-    def _added_up(self, found: Sequence[list[Tensor]]) -> Tensor:
-        """The sum over all shards; ``found`` has those of all workers for each own shard."""
-        rows = [by_rank[rank] for rank in range(self._layout.team.workers) for by_rank in found]
-        total = rows[0].clone()
-        for row in rows[1:]:
-            total += row
-        return total
+    def _in_order(self, found: Sequence[list[Tensor]]) -> list[Tensor]:
+        """The rows of all shards; ``found`` has those of all workers for each own shard."""
+        return [by_rank[rank] for rank in range(self._layout.team.workers) for by_rank in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,57 +107,56 @@ class _Batches:
         return self.rows(place, ahead) if self.random.step + ahead < self.phases[at].steps else None
 
 
-class _Form:
+class _Row:
     """A row of float32 numbers: the gradients of all parameters, which of them have one, and the terms' losses.
 
     Args:
         parameters: what is trained.
         terms: their number.
+
+    Attributes:
+        whole: the row, zeros at first.
     """
 
     def __init__(self, parameters: Sequence[Tensor], terms: int) -> None:
-        self._parameters = parameters
-        self._sizes = [parameter.numel() for parameter in parameters]
-        self._gradients, self._count, self._terms = sum(self._sizes), len(parameters), terms
+        self._parameters, sizes = parameters, [parameter.numel() for parameter in parameters]
+        self.whole = torch.zeros(sum(sizes) + len(sizes) + terms, device=parameters[0].device)
+        *pieces, self._flags, self._terms = torch.split(self.whole, [*sizes, len(sizes), terms])
         # As the parameters lie in memory, so that nothing is moved to another order.
-        self._strides = [torch.empty_like(parameter).stride() for parameter in parameters]
-
-    def empty(self) -> Tensor:
-        """A row of zeros."""
-        return torch.zeros(self._gradients + self._count + self._terms, device=self._parameters[0].device)
-
-    @torch.no_grad()
-    def write(self, row: Tensor, due: Sequence[int], losses: Sequence[Tensor]) -> None:
-        """Put the parameters' gradients, and the losses of the terms that are due, into a row."""
-        gradients = [parameter.grad for parameter in self._parameters]
-        for part, gradient in zip(self._parts(row), gradients, strict=True):
-            if gradient is None:
-                part.zero_()
-            else:
-                part.copy_(gradient)
-        values, (flags, terms) = row.new_zeros(self._terms), self._ends(row)
-        values[list(due)] = torch.stack(list(losses)).to(values.dtype)
-        terms.copy_(values)
-        flags.copy_(torch.tensor([float(gradient is not None) for gradient in gradients]))
-
-    def give_gradients(self, total: Tensor) -> None:
-        """Give each parameter its gradient in a sum of rows; none where no shard had one."""
-        flags, _ = self._ends(total)
-        for parameter, part, flag in zip(self._parameters, self._parts(total), flags.tolist(), strict=True):
-            parameter.grad = part if flag > 0 else None
-
-    def losses(self, total: Tensor, due: Sequence[int]) -> list[Tensor]:
-        """The losses in a sum of rows."""
-        _, terms = self._ends(total)
-        return [terms[at].clone() for at in due]
-
-    def _parts(self, row: Tensor) -> list[Tensor]:
-        pieces = torch.split(row[: self._gradients], self._sizes)
-        shapes = (parameter.shape for parameter in self._parameters)
-        return [
-            piece.as_strided(shape, s, piece.storage_offset())
-            for piece, shape, s in zip(pieces, shapes, self._strides, strict=True)
+        self._parts = [
+            piece.as_strided(parameter.shape, torch.empty_like(parameter).stride(), piece.storage_offset())
+            for piece, parameter in zip(pieces, parameters, strict=True)
         ]
 
-    def _ends(self, row: Tensor) -> list[Tensor]:
-        return list(torch.split(row[self._gradients :], [self._count, self._terms]))
+    @torch.no_grad()
+    def write(self, due: Sequence[int], losses: Sequence[Tensor]) -> None:
+        """Put in the parameters' gradients, and the losses of the terms that are due."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        given = [gradient for gradient in gradients if gradient is not None]
+        if len(given) < len(gradients):
+            self.whole.zero_()
+        parts = [part for part, gradient in zip(self._parts, gradients, strict=True) if gradient is not None]
+        torch._foreach_copy_(parts, given)
+        if len(given) == len(gradients):
+            self._flags.fill_(1)
+        else:
+            self._flags.copy_(torch.tensor([float(gradient is not None) for gradient in gradients]))
+        self._terms.zero_()
+        for at, loss in zip(due, losses, strict=True):
+            self._terms[at] = loss
+
+    @torch.no_grad()
+    def add_up(self, rows: Sequence[Tensor]) -> None:
+        """Become the sum of rows, added in their order."""
+        self.whole.copy_(rows[0])
+        for row in rows[1:]:
+            self.whole += row
+
+    def give_gradients(self) -> None:
+        """Give each parameter its gradient in a sum of rows, in this row's memory; none where no shard had one."""
+        for parameter, part, flag in zip(self._parameters, self._parts, self._flags.tolist(), strict=True):
+            parameter.grad = part if flag > 0 else None
+
+    def losses(self, due: Sequence[int]) -> list[Tensor]:
+        """The losses in a sum of rows."""
+        return [self._terms[at].clone() for at in due]

@@ -31,9 +31,9 @@ from clcalib.report.record import RunRecord, read_record
 from clcalib.run import follow, limited_threads, pinned, run
 from clcalib.sweep.key import canonical
 from clcalib.team.crew import Crew
-from clcalib.team.group import ProcessGroup
 from clcalib.team.line import Line, PairLinks
 from clcalib.team.member import LOST, Report, Seat, meet
+from clcalib.team.nearby import exchange_of
 from clcalib.team.place import Place, own_address
 from clcalib.team.supervisor import WAIT, Run, Supervisor
 from clcalib.team.team import SHARDS, Team
@@ -189,8 +189,7 @@ class SharedRun:
     def _work(self, config: RunConfig, seat: Seat) -> None:
         with self._observer(seat) as observer:
             store = meet(seat)
-            address = own_address(seat.host, seat.port)
-            share = _line(store, seat, address) if self.is_by_units else _team(store, seat, address, config.run.shards)
+            share = _line(store, seat) if self.is_by_units else _team(store, seat, config.run.shards)
             if seat.rank == 0:
                 run(config, observer, is_resumed=self.is_resumed or not seat.is_first, share=share)
             else:
@@ -206,12 +205,12 @@ class SharedRun:
             yield observer
 
 
-def _team(store: Store, seat: Seat, address: str, shards: int) -> Team:
-    exchange = ProcessGroup.join(store, seat.rank, seat.workers, address=address)
-    return Team(shards, seat.workers, seat.rank, exchange)
+def _team(store: Store, seat: Seat, shards: int) -> Team:
+    return Team(shards, seat.workers, seat.rank, exchange_of(seat, store))
 
 
-def _line(store: Store, seat: Seat, address: str) -> Line:
+def _line(store: Store, seat: Seat) -> Line:
+    address = own_address(seat.host, seat.port)
     return Line(seat.workers, seat.rank, PairLinks.join(store, seat.rank, seat.workers, address=address))
 
 

@@ -35,6 +35,7 @@ class Seat:
         host, port, session: where the store is.
         attempt: its name.
         is_first: whether nothing of the run was saved by an earlier attempt of this supervisor.
+        is_near: whether all workers are on this machine.
     """
 
     rank: int
@@ -44,6 +45,7 @@ class Seat:
     session: str
     attempt: str
     is_first: bool
+    is_near: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

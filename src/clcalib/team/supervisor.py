@@ -154,6 +154,7 @@ class Supervisor:
                     session=self._place.session,
                     attempt=attempt,
                     is_first=self._count == 1,
+                    is_near=self._place.is_alone,
                 )
                 for rank in self._place.ranks
             ]
