@@ -324,6 +324,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "simulated": lambda: from_result(
             "scaling", workers_page.simulated, "scaling_simulator.py predict", "predicted"
         ),
+        "largest model": lambda: from_result("largest_model", workers_page.largest_model, "largest_model.py"),
         "sweep cost": lambda: workers_page.sweep_cost(load("study")),
     },
     "docs/workers.md": {

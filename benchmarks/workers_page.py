@@ -72,6 +72,28 @@ def simulated(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about}  {where['machine']}, {where['commit']}."])
 
 
+def largest_model(result: dict[str, Any]) -> str:
+    """What networks take on one, four and sixteen workers, and how large a memory lets them be."""
+    numbers = list(next(iter(result["networks"].values()))["largest_worker_bytes"])
+    heads = " | ".join(f"{number} worker(s)" for number in numbers)
+    lines = [f"| network | parameters | units | {heads} |", "|---|---|---|" + "---|" * len(numbers)]
+    for name, row in result["networks"].items():
+        sizes = (row["largest_worker_bytes"].get(number) for number in numbers)
+        told = " | ".join("-" if size is None else f"{size / 1e9:.1f} GB" for size in sizes)
+        lines.append(f"| {name} | {row['parameters'] / 1e6:.0f} M | {row['units']} | {told} |")
+    lines += ["", f"| a memory of | a network like | {heads} |", "|---|---|" + "---|" * len(numbers)]
+    for family, found in result["parameters_that_fit"].items():
+        for memory, sizes in ((key, value) for key, value in found.items() if key != "as"):
+            told = " | ".join(f"{sizes[number] / 1e9:.1f} G" for number in numbers)
+            lines.append(f"| {memory} | {found['as']} ({family}) | {told} |")
+    about = (
+        f"The largest worker's bytes, and parameters that fit if each worker has that memory, with "
+        f"{result['images']:,} images of {result['side']} x {result['side']}, W4A4, QDrop with the contrastive term, "
+        f"stores of {result['stores_in_memory'] / 1e9:.0f} GB in memory and the rest in files; planned, and not run."
+    )
+    return "\n".join([*lines, "", f"{about}  {result['machine']}, torch {result['torch']}, {result['commit']}."])
+
+
 def sweep_cost(study: dict[str, Any]) -> str:
     """What a thousand runs of the study's kind take."""
     lines = ["| network | CPU seconds a run, mean over settings | 1,000 runs, CPU hours |", "|---|---|---|"]

@@ -39,7 +39,7 @@ from clcalib.checks import (
     checked_share,
     range_rule,
 )
-from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest
+from clcalib.data.calibration import CalibrationSet, EvaluationSet, digest, labels_of
 from clcalib.errors import ClcalibWarning
 from clcalib.evaluate.accuracy import logits
 from clcalib.evaluate.detection import is_detector
@@ -96,6 +96,7 @@ class Job:
         is_detector: whether that model's detections are to be compared.
         images, held_out: what the chain reads, on the device; the second as many as are measured, or None.  Of several
             shards they stay where they were, and each worker takes its own to the device.
+        labels: the classes of the held-out images, where they are known; on the CPU.
         dtype: of convolutions while a unit is optimised.
         cache_dtype: as what the float network's values are stored.
         line: this worker among those that have the units; None where all are here.
@@ -114,6 +115,7 @@ class Job:
     activation_rule: RangeRule
     images: Tensor
     held_out: Tensor | None
+    labels: Tensor | None
     measured_images: int
     device: torch.device
     dtype: torch.dtype
@@ -180,6 +182,7 @@ class Job:
             is_guarded=self.is_guarded,
             guard_tolerance=self.guard_tolerance,
             journal=journal,
+            labels=self.labels,
             team=self.team,
         )
 
@@ -279,6 +282,8 @@ def prepare(
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
     others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images]
+    labels = None if held_out is None or others is None else labels_of(held_out, evaluation)
+    labels = None if labels is None else labels[:measured_images]
     part, images, is_detecting = None, calibration.images, False
     if submodule is not None:
         part, images = Part.of(model, submodule, images)
@@ -327,6 +332,7 @@ def prepare(
         activation_rule=rules[1],
         images=images.to(place) if team.shards == 1 else images,
         held_out=others.to(place) if others is not None and team.shards == 1 else others,
+        labels=labels if part is None else None,  # what a part gives is no class
         measured_images=measured_images,
         device=place,
         dtype=dtype,

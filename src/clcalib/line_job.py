@@ -217,8 +217,7 @@ class Holder:
         if self._line.rank == 0:
             walk.warn_without_norms()
         calibration, other = self._pairs(walk)
-        shown = job.images if job.held_out is None else job.held_out
-        traces = list(walk.along(self._units, calibration, other, walk.agreement(shown)))
+        traces = list(walk.along(self._units, calibration, other, walk.quality(job.images, job.held_out)))
         kept = {"calibration quantized": calibration.quantized, "calibration floating": calibration.floating}
         if other is not None:
             kept |= {"held-out quantized": other.quantized, "held-out floating": other.floating}

@@ -88,9 +88,11 @@ class TimingObserver:
         """Pass it on."""
         self._listener.unit_recalled(index, count, name, error_before, error_after)
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Pass it on."""
-        self._listener.agreement_so_far(share)
+        self._listener.quality_so_far(agreement, accuracy, float_accuracy)
 
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         """Note the time."""

@@ -80,7 +80,7 @@ def test_several_observers_are_told_of_everything_in_their_order():
     calls = {
         "stage": ("capture",), "policy": ((),), "placed": ((),), "unit_started": (0, 1, "a", "layer", 5),
         "correcting": (1, 2), "step": (3, {"L": 1.0}), "unit_finished": (0, "a", 1.0, 0.5),
-        "unit_recalled": (0, 1, "a", 1.0, 0.5), "agreement_so_far": (0.5,),
+        "unit_recalled": (0, 1, "a", 1.0, 0.5), "quality_so_far": (0.5, 0.25, 0.75),
     }  # fmt: skip
     public = {name for name in vars(SilentObserver) if not name.startswith("_")}
     assert set(calls) == public

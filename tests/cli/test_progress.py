@@ -97,7 +97,7 @@ def test_a_pipe_hears_of_a_long_unit_every_few_seconds(clock: list[float]) -> No
     )
     clock[0] += 1.0
     observer.unit_finished(0, "layer1", 0.5, 0.25)
-    observer.agreement_so_far(0.953125)
+    observer.quality_so_far(0.953125)
     clock[0] += 9.0
     observer.unit_started(1, 4, "layer2", "block", 1000)
     observer.correcting(32, 64)
@@ -105,7 +105,7 @@ def test_a_pipe_hears_of_a_long_unit_every_few_seconds(clock: list[float]) -> No
     observer.correcting(64, 64)
     told = text_of(log).splitlines()[3:]
     assert "error 0.5 -> 0.25" in told[0]
-    assert told[1] == "so far the same class as the float network for 95.3% of the images looked at"
+    assert told[1] == "so far the float network's class for 95.3% of the images looked at"
     assert told[2].startswith("unit 2 of 4  layer2  correcting inputs, 64 of 64 images  run 25%")
     assert len(told) == 3
 
@@ -142,9 +142,9 @@ def test_a_terminal_is_shown_how_good_the_network_is_so_far() -> None:
     with observer_for(console(), log) as observer:
         assert isinstance(observer, LiveObserver)
         observer.unit_started(0, 2, "[stem]", "layer", 10)
-        observer.agreement_so_far(0.5)
+        observer.quality_so_far(0.5, 0.625, 0.890625)
         observer.refresh()
-    assert "so far the same class as the float network for 50.0%" in text_of(log)
+    assert "accuracy so far 62.5% (float 89.1%), the float network's class for 50.0%" in text_of(log)
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}])

@@ -31,10 +31,17 @@ class Observer(Protocol):
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
         """A unit that an earlier process finished; nothing is done for it."""
 
-    def agreement_so_far(self, share: float) -> None:
-        """To this share of a few images the network, with the units so far quantized, gives the float network's class.
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
+        """How good the network is, with the units so far quantized: shares of a few images, from 0 to 1.
 
         Told now and then, when a unit is finished (``so_far.py``).
+
+        Args:
+            agreement: it gives the float network's class.
+            accuracy: it gives the right one; None where the held-out images have no classes.
+            float_accuracy: the float network gives the right one.
         """
 
 
@@ -84,10 +91,12 @@ class Observers:
         for observer in self.observers:
             observer.unit_recalled(index, count, name, error_before, error_after)
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Tell how good the network is."""
         for observer in self.observers:
-            observer.agreement_so_far(share)
+            observer.quality_so_far(agreement, accuracy, float_accuracy)
 
 
 class SilentObserver:
@@ -117,5 +126,7 @@ class SilentObserver:
     def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None:
         """Ignore a unit that was finished earlier."""
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Ignore how good the network is."""

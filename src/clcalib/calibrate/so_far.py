@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
+from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.store import RowState
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import advance
@@ -19,13 +21,28 @@ SHARE_OF_TIME = 0.02
 FIRST_AFTER = 5.0  # seconds; a shorter run is over before anyone has read it
 
 
-class AgreementSoFar:
-    """Measures the share of images to which the network, quantized so far, gives the class that float gives.
+class Quality(NamedTuple):
+    """Shares of images, from 0 to 1.
+
+    Attributes:
+        agreement: the network, quantized so far, gives the class that the float network gives.
+        accuracy: it gives the right one; None where classes are not known.
+        float_accuracy: the float network gives the right one.
+    """
+
+    agreement: float
+    accuracy: float | None = None
+    float_accuracy: float | None = None
+
+
+class QualitySoFar:
+    """Measures how often the network, quantized so far, gives the float network's class, and the right one.
 
     Args:
         chain: the float chain, which classifies: its output is (N, classes).
         images: what it reads; the first ``IMAGES`` are taken.  Of several workers each looks at its own: when it does
             is a matter of its clock, so none waits for another.
+        labels: their classes (N,), None where they are not known.
         clock: seconds.
 
     Example:
@@ -35,18 +52,31 @@ class AgreementSoFar:
         >>> layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)).eval()
         >>> images = torch.randn(8, 4)
         >>> chain, times = capture(layers, images, unit="layer"), iter(range(0, 100, 10))
-        >>> AgreementSoFar(chain, images, clock=lambda: next(times)).after(0, (as_rows(chain.body(0)(images)[0]),))
+        >>> so_far = QualitySoFar(chain, images, torch.zeros(8, dtype=torch.int64), clock=lambda: next(times))
+        >>> so_far.after(0, (as_rows(chain.body(0)(images)[0]),)).agreement
         1.0
     """
 
-    def __init__(self, chain: Chain, images: Tensor, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        images: Tensor,
+        labels: Tensor | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._chain, self._images, self._clock = chain, images[:IMAGES], clock
+        self._labels = None if labels is None else labels[:IMAGES]
         self._start, self._spent, self._last = clock(), 0.0, 0.0
         self._classes: Tensor | None = None
         self._is_possible = len(chain.output_names) == 1
 
-    def after(self, index: int, state: RowState) -> float | None:
-        """The share, from 0 to 1, when unit ``index`` is finished; None where it is not measured now.
+    def tell(self, observer: Observer, index: int, state: RowState) -> None:
+        """Tell an observer what ``after`` gives; one that ignores everything is spared the work."""
+        if type(observer) is not SilentObserver and (quality := self.after(index, state)) is not None:
+            observer.quality_so_far(*quality)
+
+    def after(self, index: int, state: RowState) -> Quality | None:
+        """The shares when unit ``index`` is finished; None where they are not measured now.
 
         Args:
             index: of the unit.
@@ -57,12 +87,12 @@ class AgreementSoFar:
         # What it costs is known when it was done once.
         if not self._is_possible or passed < FIRST_AFTER or self._spent + self._last > SHARE_OF_TIME * passed:
             return None
-        share = self._measured(index, state)
+        quality = self._measured(index, state)
         self._last = self._clock() - begun
         self._spent += self._last
-        return share
+        return quality
 
-    def _measured(self, index: int, state: RowState) -> float | None:
+    def _measured(self, index: int, state: RowState) -> Quality | None:
         if self._classes is None:
             chain = self._chain
             (outputs,) = advance(chain.subgraph((chain.input_name,), (chain.output_name,)), (self._images,))
@@ -72,4 +102,13 @@ class AgreementSoFar:
             self._classes = outputs.argmax(1)
         rows = tuple(each.first(IMAGES) for each in state)
         (outputs,) = advance(self._chain.suffix(index), rows)
-        return float((outputs.argmax(1) == self._classes).float().mean())
+        classes = outputs.argmax(1)
+        if self._labels is None:
+            return Quality(_share(classes, self._classes))
+        own, floating = (_share(each, self._labels) for each in (classes, self._classes))
+        return Quality(_share(classes, self._classes), own, floating)
+
+
+def _share(classes: Tensor, others: Tensor) -> float:
+    """Of equal ones."""
+    return float((classes == others.to(classes.device)).float().mean())

@@ -21,11 +21,11 @@ from clcalib.calibrate.journal import Journal
 from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.loop import Saves, optimise, with_own_parameters
 from clcalib.calibrate.moving import advance_rows, squared_gradient
-from clcalib.calibrate.observer import Observer, SilentObserver
+from clcalib.calibrate.observer import Observer
 from clcalib.calibrate.pair import Pair
 from clcalib.calibrate.probes import ProbeError, check_finite, stored_error, term_scales, unit_error
 from clcalib.calibrate.recipe import Phase, Recipe
-from clcalib.calibrate.so_far import AgreementSoFar
+from clcalib.calibrate.so_far import QualitySoFar
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream, stream
@@ -90,6 +90,7 @@ class Walk:
         is_guarded: whether a unit whose error has grown goes back to nearest rounding.
         guard_tolerance: the share by which it may grow; None as ``tolerance_of`` says.
         journal: where finished units are saved, and found again.
+        labels: the classes of the held-out images (N,), where they are known; for who watches alone.
         team: who has which images; what depends on all of them is exchanged, so that all workers do the same.
     """
 
@@ -106,6 +107,7 @@ class Walk:
     is_guarded: bool = True
     guard_tolerance: float | None = None
     journal: Journal = dataclasses.field(default_factory=Journal)
+    labels: Tensor | None = None
     team: Team = dataclasses.field(default_factory=Team)
 
     def run(self, images: Tensor, held_out: Tensor | None) -> Iterator[UnitTrace]:
@@ -118,8 +120,7 @@ class Walk:
         self.warn_without_norms()
         calibration = self.pair(images)
         other = None if held_out is None else self.pair(held_out)
-        shown = images if held_out is None else held_out
-        yield from self.along(range(len(self.floating.units)), calibration, other, self.agreement(shown))
+        yield from self.along(range(len(self.floating.units)), calibration, other, self.quality(images, held_out))
 
     def warn_without_norms(self) -> None:
         """Warn where the recipe has a correction, and the network nothing that it could look at."""
@@ -127,11 +128,14 @@ class Walk:
             message = "the network has no batch norm, so the correction of distributions is left out"
             warnings.warn(message, NoBatchNormWarning, stacklevel=3)
 
-    def agreement(self, shown: Tensor) -> AgreementSoFar:
-        """What tells how good the network is so far, on these images (N, ...)."""
-        return AgreementSoFar(self.floating, self._layout(shown).cut(shown, device_of(self.floating)))
+    def quality(self, images: Tensor, held_out: Tensor | None) -> QualitySoFar:
+        """What tells how good the network is so far: on the held-out images where there are some."""
+        shown, labels = (images, None) if held_out is None else (held_out, self.labels)
+        layout, place = self._layout(shown), device_of(self.floating)
+        own = None if labels is None else layout.cut(labels, place)
+        return QualitySoFar(self.floating, layout.cut(shown, place), own)
 
-    def along(self, units: range, calibration: Pair, other: Pair | None, so_far: AgreementSoFar) -> Iterator[UnitTrace]:
+    def along(self, units: range, calibration: Pair, other: Pair | None, so_far: QualitySoFar) -> Iterator[UnitTrace]:
         """Visit neighbouring units.
 
         Args:
@@ -153,7 +157,7 @@ class Walk:
             with listening() as told:
                 trace = self._visit(index, calibration, other)
             passed = index + 1
-            self._tell_agreement(so_far, index, calibration if other is None else other)
+            so_far.tell(self.observer, index, (calibration if other is None else other).quantized)
             self.journal.commit(index, count, quantizers_of(self.quantized.chain.body(index)), trace, told)
             yield trace
         for earlier in range(passed, units.stop if units.stop < count else 0):
@@ -166,12 +170,6 @@ class Walk:
 
     def _layout(self, images: Tensor) -> Layout:
         return Layout.of(self.team, len(images))
-
-    def _tell_agreement(self, so_far: AgreementSoFar, index: int, pair: Pair) -> None:
-        if type(self.observer) is not SilentObserver:  # whoever hears nothing is spared the work
-            share = so_far.after(index, pair.quantized)
-            if share is not None:
-                self.observer.agreement_so_far(share)
 
     def pass_on(self, index: int, pair: Pair, other: Pair | None) -> None:
         """Bring the pairs behind a unit that is finished."""

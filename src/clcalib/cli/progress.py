@@ -46,7 +46,7 @@ class RunProgress:
         self.steps_done = 0
         self.losses: Mapping[str, float] = {}
         self.corrected = (0, 0)  # images whose inputs are corrected, and of how many
-        self.agreement: float | None = None  # of the network so far, with the float network
+        self.quality = ""  # of the network so far
 
     def start_unit(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         """A unit begins."""
@@ -158,10 +158,12 @@ class PlainObserver:
         self.progress.recall_unit(index, count, name)
         self._say(_unit_line(self.progress, name, error_before, error_after, "saved earlier"))
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Print how good the network is."""
-        self.progress.agreement = share
-        self._say(Text(_agreement(share)))
+        self.progress.quality = _quality(agreement, accuracy, float_accuracy)
+        self._say(Text(self.progress.quality))
 
     def look(self) -> None:
         """Print a line where there was none for some time."""
@@ -231,9 +233,11 @@ class LiveObserver(PlainObserver):
         self.out.print()
         self._live.start()
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Show it in the display."""
-        self.progress.agreement = share
+        self.progress.quality = _quality(agreement, accuracy, float_accuracy)
 
     def _break_silence(self) -> None:
         """The display is never silent."""
@@ -259,8 +263,8 @@ class LiveObserver(PlainObserver):
         )
         heading.append(f"{progress.name} ({progress.kind})", style="cyan")
         lines = [Text(_losses(progress.losses), overflow="ellipsis", no_wrap=True)]
-        if progress.agreement is not None:
-            lines.append(Text(_agreement(progress.agreement), overflow="ellipsis", no_wrap=True))
+        if progress.quality:
+            lines.append(Text(progress.quality, overflow="ellipsis", no_wrap=True))
         return Group(heading, grid, *lines)
 
 
@@ -296,8 +300,12 @@ def _step_line(progress: RunProgress) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _agreement(share: float) -> str:
-    return f"so far the same class as the float network for {share:.1%} of the images looked at"
+def _quality(agreement: float, accuracy: float | None, float_accuracy: float | None) -> str:
+    """Short enough for a terminal of 80 columns."""
+    same = f"the float network's class for {agreement:.1%}"
+    if accuracy is None or float_accuracy is None:
+        return f"so far {same} of the images looked at"
+    return f"accuracy so far {accuracy:.1%} (float {float_accuracy:.1%}), {same}"
 
 
 def _head(progress: RunProgress) -> str:

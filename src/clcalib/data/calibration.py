@@ -167,6 +167,29 @@ def digest(tensor: Tensor) -> str:
     return content.hexdigest()
 
 
+def labels_of(images: CalibrationSet, evaluation: EvaluationSet | None) -> Tensor | None:
+    """The classes (N,) of images that are some of the evaluation images; None where that cannot be told.
+
+    Example:
+        >>> evaluation = EvaluationSet.from_tensor(torch.rand(3, 3, 8, 8), torch.arange(3), indices=[10, 11, 12])
+        >>> held_out = CalibrationSet.from_tensor(evaluation.images[[2, 0]], indices=[12, 10])
+        >>> labels_of(held_out, evaluation).tolist()
+        [2, 0]
+    """
+    if evaluation is None or evaluation.labels is None:
+        return None
+    own, others = images.provenance, evaluation.provenance
+    if own.indices is None or others.indices is None or own.source != others.source:
+        return None
+    places = {index: row for row, index in enumerate(others.indices)}
+    rows = [places.get(index) for index in own.indices]
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
+        return None
+    are_same = all(torch.equal(one, evaluation.images[row]) for one, row in zip(images.images, known, strict=True))
+    return evaluation.labels[known] if are_same else None
+
+
 def stack(images: Sequence[Tensor], names: Sequence[str] | None = None) -> Tensor:
     """Stack images of one shape, each (...), into (N, ...).
 

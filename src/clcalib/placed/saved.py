@@ -23,7 +23,7 @@ from clcalib.team.parts import Parts
 
 NAMES, GET, PUT, REFUSE, HEED, TELL, WARN = "names", "get", "put", "refuse", "heed", "tell", "warn"
 _GLANCE = 0.5  # seconds between two questions whether the run is to stop
-_TOLD = ("unit_started", "correcting", "step", "unit_finished", "unit_recalled", "agreement_so_far")
+_TOLD = ("unit_started", "correcting", "step", "unit_finished", "unit_recalled", "quality_so_far")
 
 
 class AskedParts:
@@ -127,9 +127,11 @@ class TellingObserver:
         """Tell of a unit that was finished earlier."""
         self._tell("unit_recalled", index, count, name, error_before, error_after)
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Tell how good the network is."""
-        self._tell("agreement_so_far", share)
+        self._tell("quality_so_far", agreement, accuracy, float_accuracy)
 
     def _tell(self, method: str, *arguments: object) -> None:
         self._line.tell(0, Message(TELL, {"method": method, "arguments": list(arguments)}))

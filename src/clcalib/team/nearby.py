@@ -31,8 +31,8 @@ from clcalib.team.team import Exchange
 SLOT = 1 << 19  # bytes; a step of small units is far from the time that the exchange of larger ones takes
 SLOTS = 8  # of each worker: as many tensors as can be under way
 _LINE = 64  # bytes that processors hand over at once; no two workers write into the same
-_SPINS = 100  # looks before the first pause
-_PAUSE = 2e-5  # seconds between two looks
+_WAKE = 5e-3  # seconds of looking before the first pause; a processor that was at rest begins slowly
+_PAUSE = 1e-4  # seconds between two looks
 _POSTED, _READ = 0, 1  # the counters of a worker
 _NAME = "clcalib-memory"
 
@@ -145,14 +145,16 @@ class NearbyExchange:
         Raises:
             WorkerLostError: it is not.
         """
-        place, looks, looked = _place(rank, counter), 0, time.monotonic()
+        place, start = _place(rank, counter), time.monotonic()
+        looked = start
         while self._counters[place] < number:
-            looks += 1
-            if looks < _SPINS:
+            now = time.monotonic()
+            if now - start < _WAKE:
+                os.sched_yield()  # where there are more workers than cores, the others have them
                 continue
             time.sleep(_PAUSE)
-            if time.monotonic() - looked > PATIENCE:
-                looked = time.monotonic()
+            if now - looked > PATIENCE:
+                looked = now
                 # Looked at once more, as it may have done its part and then ended.
                 if _is_gone(self._handle, rank) and self._counters[place] < number:
                     raise WorkerLostError(f"worker {rank} is gone")

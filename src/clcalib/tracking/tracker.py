@@ -87,7 +87,9 @@ class Tracker:
     def correcting(self, done: int, count: int) -> None:
         """Nothing is told of corrected inputs."""
 
-    def agreement_so_far(self, share: float) -> None:
+    def quality_so_far(
+        self, agreement: float, accuracy: float | None = None, float_accuracy: float | None = None
+    ) -> None:
         """Nothing is told of the network before its end; when it is measured depends on the machine's speed."""
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
