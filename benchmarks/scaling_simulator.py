@@ -1,6 +1,6 @@
 """How long a step takes on many workers, on paper: benchmarks/results/scaling.json.
 
-    python benchmarks/scaling_simulator.py measure    # latency and bandwidth of gloo over the loopback; quiet machine
+    python benchmarks/scaling_simulator.py measure    # latency and bandwidth of an exchange here; quiet machine
     python benchmarks/scaling_simulator.py predict    # steps for 1 to 64 workers, checked against results/workers.json
 
 A step on W workers, each with S / W of the S shards, in order of time:
@@ -28,9 +28,10 @@ import torch
 import torch.distributed as dist
 
 from clcalib.team.group import ProcessGroup
+from clcalib.team.nearby import joined
 from common import RESULTS, provenance, write_result
 
-SIZES, ROUNDS = (1_000, 100_000, 10_000_000), 20  # bytes of a row
+SIZES, ROUNDS = (1_000, 100_000, 500_000), 50  # bytes of a row
 MOST_WORKERS = 64
 # Links as they are sold: latency of a message through gloo and TCP, assumed, and the line's rate.
 LINKS = {"1 Gb/s": (1e-4, 1.25e8), "10 Gb/s": (5e-5, 1.25e9), "100 Gb/s": (3e-5, 1.25e10)}
@@ -132,34 +133,37 @@ def predicted(shard_seconds: float, own_seconds: float) -> list[dict[str, Any]]:
 
 
 def part_measure() -> dict[str, Any]:
-    """Latency and bandwidth of an exchange among two workers and among four, over the loopback."""
-    found = {}
-    for workers in (2, 4):
-        answers = SPAWN.Queue()
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        processes = [SPAWN.Process(target=_exchange, args=(workers, n, store.port, answers)) for n in range(workers)]
-        for process in processes:
-            process.start()
-        times = answers.get(timeout=600)
-        for process in processes:
-            process.join()
-        small, large = times[0], times[-1]
-        bandwidth = (SIZES[-1] - SIZES[0]) / max(1e-12, large - small) * (workers - 1)
-        latency = max(0.0, small / (workers - 1) - SIZES[0] / bandwidth)
-        measured = dict(zip(map(str, SIZES), times, strict=True))
-        found[str(workers)] = {"seconds": measured, "latency": latency, "bandwidth": bandwidth}
-    return {"loopback": found}
+    """Latency and bandwidth among two workers and among four, through memory in common and by gloo over the loopback."""
+    return {kind: {str(n): _measured(n, is_near=kind == "memory") for n in (2, 4)} for kind in ("memory", "loopback")}
 
 
-def _exchange(workers: int, rank: int, port: int, answers: Any) -> None:
+def _measured(workers: int, *, is_near: bool) -> dict[str, Any]:
+    answers = SPAWN.Queue()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [
+        SPAWN.Process(target=_exchange, args=(workers, rank, store.port, answers, is_near)) for rank in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    times = answers.get(timeout=600)
+    for process in processes:
+        process.join()
+    small, large = times[0], times[-1]
+    bandwidth = (SIZES[-1] - SIZES[0]) / max(1e-12, large - small) * (workers - 1)
+    latency = max(0.0, small / (workers - 1) - SIZES[0] / bandwidth)
+    return {"seconds": dict(zip(map(str, SIZES), times, strict=True)), "latency": latency, "bandwidth": bandwidth}
+
+
+def _exchange(workers: int, rank: int, port: int, answers: Any, is_near: bool) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=120))
     exchange, medians = ProcessGroup.join(store, rank, workers, address="127.0.0.1"), []
+    given = joined(exchange, store, rank, workers) if is_near else exchange
     for size in SIZES:
         tensor, times = torch.zeros(size // 4), []
         for _ in range(ROUNDS):
             clock = time.perf_counter()
-            exchange.begin(tensor)()
+            given.begin(tensor)()
             times.append(time.perf_counter() - clock)
         medians.append(statistics.median(times))
     if rank == 0:
@@ -168,10 +172,10 @@ def _exchange(workers: int, rank: int, port: int, answers: Any) -> None:
 
 def part_predict() -> dict[str, Any]:
     """The check against what was measured, and the table for many workers."""
-    loopback = json.loads((RESULTS / "scaling.json").read_text())["loopback"]["2"]
+    near = json.loads((RESULTS / "scaling.json").read_text())["memory"]["2"]
     workers = json.loads((RESULTS / "workers.json").read_text())
     cores = int(workers["machine"].rsplit(", ", 1)[1].split()[0])
-    rows = checked(workers, loopback["latency"], loopback["bandwidth"], cores)
+    rows = checked(workers, near["latency"], near["bandwidth"], cores)
     plain = next(row for row in rows if not row["contrastive"])
     return {
         "checked": rows,
