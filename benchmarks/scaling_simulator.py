@@ -133,7 +133,7 @@ def predicted(shard_seconds: float, own_seconds: float) -> list[dict[str, Any]]:
 
 
 def part_measure() -> dict[str, Any]:
-    """Latency and bandwidth among two workers and among four, through memory in common and by gloo over the loopback."""
+    """Latency and bandwidth among two workers and four, through memory in common and by gloo over the loopback."""
     return {kind: {str(n): _measured(n, is_near=kind == "memory") for n in (2, 4)} for kind in ("memory", "loopback")}
 
 
