@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clcalib.calibrate.curves import MOST_POINTS
 from clcalib.calibrate.recipe import Recipe
+from clcalib.capture.graph import weight_path
 from clcalib.durable.lock import folder_lock
 from clcalib.durable.state import RunState, has_state
 from clcalib.errors import ArgumentError, OutputExistsError, StorageError
@@ -103,7 +104,7 @@ def needed_bytes(job: Job, fields: int | None = None, *, has_page: bool = False)
     steps = [_step_bytes(layers) for layers in units] if job.recipe.phases else []
     if job.recipe.last_phase is not None:
         steps.append(sum(_step_bytes(layers) for layers in units))
-    quantized = {f"{layer}.weight" for unit in job.chain.units for layer in unit.layers}
+    quantized = {weight_path(layer, state) for unit in job.chain.units for layer in unit.layers}
     floats = sum(tensor.nbytes + _TENSOR for name, tensor in state.items() if name not in quantized)
     count = len(units)
     fields = fields if fields is not None else len(job.policy) + 60
@@ -136,7 +137,7 @@ def _sizes(policy: Sequence[LayerPolicy], state: Mapping[str, Tensor]) -> dict[s
     """Of each layer whose weight is quantized."""
     found = dict[str, Size]()
     for row in policy:
-        weight = state.get(f"{row.layer}.weight")
+        weight = state.get(weight_path(row.layer, state))
         if row.weight is not None and weight is not None:
             axis = row.weight.granularity.axis if isinstance(row.weight.granularity, PerChannel) else None
             found[row.layer] = weight.numel(), 1 if axis is None else weight.shape[axis]

@@ -15,6 +15,7 @@ from clcalib.placed.plan import Amounts, _load, _memory, planned, workers_of
 from clcalib.placed.release import held_bytes
 from clcalib.quant.insert import chain_policy
 from clcalib.report.memory_table import memory_table
+from tests.test_pipeline_networks import Tokens
 from tests.tiny import images, tiny
 
 AMOUNTS = Amounts(images=40)
@@ -40,6 +41,16 @@ def test_the_largest_worker_is_as_small_as_can_be(workers):
     assert found == min(map(largest, itertools.combinations(range(1, count), workers - 1)))
     assert [row.first for row in plan] == [0, *(row.last + 1 for row in plan[:-1])]
     assert workers_of(plan) == [rank for rank, row in enumerate(plan) for _ in range(row.first, row.last + 1)]
+
+
+def test_attention_counts_as_any_other_layer():
+    torch.manual_seed(0)
+    chain = capture(Tokens().eval(), images(2), unit="block")
+    policy = chain_policy(chain, clcalib.Bits(4, 4))
+    (row,) = planned(chain, policy, AMOUNTS, 1)
+    numbers = sum(tensor.numel() for tensor in chain.module.state_dict().values() if tensor.ndim > 1)
+    assert any(layer.endswith("in_proj_weight") for layer in chain.layers)
+    assert row.weights == held_bytes(chain.module) + 2 * 2 * numbers
 
 
 def test_the_bytes_are_those_that_there_are():

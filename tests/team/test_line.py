@@ -22,6 +22,7 @@ from clcalib.team.line import Line
 from clcalib.team.team import Team
 from tests.team.lines import facts, in_line, run_of, settings_of
 from tests.team.workers import RECIPES, Stopping
+from tests.test_pipeline_networks import Tokens
 from tests.tiny import tiny
 
 PLACED = tuple(name for name in RECIPES if name != "last_phase")
@@ -59,6 +60,17 @@ def fisher() -> clcalib.Recipe:
 def test_what_looks_behind_the_unit_gives_the_same_bits(recipe, precision):
     changes = {"recipe": recipe(), "precision": precision, "cache_precision": precision}
     assert in_line(3, run_of("qdrop", **changes))[0] == facts(None, "qdrop", **changes)
+
+
+def tokens() -> nn.Module:
+    torch.manual_seed(0)
+    return Tokens().eval()
+
+
+def test_attention_whose_weight_has_another_name_gives_the_same_bits():
+    assert in_line(2, functools.partial(facts, name="contrastive", model=tokens))[0] == by_one(
+        "contrastive", model=tokens
+    )
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ parameters alone, and sizes (the batch size N as a symbol) are not: they are rec
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +138,16 @@ def layer_name(node: fx.Node) -> str:
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         return str(weight.target).removesuffix(".weight")
     return module_path(node) or node.name
+
+
+def weight_path(layer: str, names: Container[str]) -> str:
+    """The path of a layer's weight, among the names of a state: attention has weights that are not called ``weight``.
+
+    Example:
+        >>> weight_path("conv", {"conv.weight"}), weight_path("attention.in_proj_weight", {"attention.in_proj_weight"})
+        ('conv.weight', 'attention.in_proj_weight')
+    """
+    return layer if layer in names else f"{layer}.weight"
 
 
 def weighted_nodes(module: fx.GraphModule) -> list[tuple[str, fx.Node]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clcalib.capture.blocks import UnitKind
 from clcalib.capture.chain import Chain, capture
+from clcalib.capture.graph import weight_path
 from clcalib.capture.outputs import whole
 from clcalib.capture.submodule import InputForm, Part
 from clcalib.errors import (
@@ -205,9 +206,7 @@ def _part(model: nn.Module, description: Description) -> Part | None:
 def _misfits(chain: Chain, code_shapes: Mapping[str, Shape], tensors: dict[str, Tensor]) -> list[str]:
     """Every tensor that is missing, too many, or of another shape than the float architecture has."""
     own = {name: tensor.shape for name, tensor in chain.module.state_dict().items()}
-    saved: dict[str, Shape] = {
-        (layer if layer in own else f"{layer}.weight"): shape for layer, shape in code_shapes.items()
-    }
+    saved: dict[str, Shape] = {weight_path(layer, own): shape for layer, shape in code_shapes.items()}
     further = {name: str(bias_of(node).target) for name, node in further_biases(chain.module).items()}
     own |= {name: own[bias] for name, bias in further.items() if f"float/{name}" in tensors}
     saved |= {name.removeprefix("float/"): tuple(t.shape) for name, t in tensors.items() if name.startswith("float/")}

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from clcalib.capture.chain import Chain
-from clcalib.capture.graph import data_nodes, value_of
+from clcalib.capture.graph import data_nodes, value_of, weight_path
 from clcalib.capture.outputs import end_of
 from clcalib.capture.running import bytes_of_one, images_at_once
 from clcalib.capture.units import Unit
@@ -132,7 +132,7 @@ def _load(chain: Chain, index: int, policy: Sequence[LayerPolicy], amounts: Amou
     unit, body = chain.units[index], chain.cut_body(index)
     state = body.state_dict()
     quantized = {row.layer for row in policy if row.weight is not None}
-    numbers = sum(state[f"{layer}.weight"].numel() for layer in unit.layers if layer in quantized)
+    numbers = sum(state[weight_path(layer, state)].numel() for layer in unit.layers if layer in quantized)
     return _Load(
         weights={name: tensor.nbytes * (2 if amounts.is_read else 1) for name, tensor in state.items()},
         codes=2 * _CODE * numbers,
