@@ -51,15 +51,16 @@ def rooms(network: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Parameters that each memory has room for, by the number of workers that each have as much.
 
     Weights and codes grow with the number of units, and are shared out; what is trained, stores and the largest
-    activation are those of one unit, and stay.
+    activation are those of one unit, and stay.  While it is captured, a network is in each worker's memory as a whole.
     """
     parts = network["parts_of_one_worker"]
     a_parameter = parts["weights"] / network["parameters"]
     unit = parts["trained"] + parts["caches"] + parts["activation"]
-    return {
-        memory: {str(n): max(0.0, n * (size - unit) / a_parameter) for n in WORKERS}
-        for memory, size in MEMORIES.items()
-    }
+
+    def most(workers: int, size: float) -> float:
+        return max(0.0, min(workers * (size - unit) / a_parameter, size / torch.float32.itemsize))
+
+    return {memory: {str(n): most(n, size) for n in WORKERS} for memory, size in MEMORIES.items()}
 
 
 def main() -> None:
