@@ -35,7 +35,7 @@ def failures(result: dict[str, Any]) -> str:
 def measured(result: dict[str, Any]) -> str:
     """Wall time of one, two and four workers, and what they send."""
     lines = [
-        "| run | one worker | two | four | two against one | one worker, one shard | messages a step | bytes a message |",
+        "| run | one worker | two | four | two against one | unsharded | messages a step | bytes a message |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for run in result["runs"]:
