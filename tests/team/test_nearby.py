@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -161,6 +161,12 @@ def kind_of(exchange: Exchange, rank: int, workers: int) -> str:
 def test_all_take_the_library_where_one_cannot_reach_the_memory():
     assert together(2, kind_of) == ["NearbyExchange"] * 2
     assert together(2, kind_of, is_torn=True) == ["ProcessGroup"] * 2
+
+
+def test_a_worker_that_does_not_come_is_told_as_lost():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=1))
+    with pytest.raises(WorkerLostError, match="the 2 workers do not meet in the store"):
+        joined(cast(ProcessGroup, None), store, 0, 2)
 
 
 def contrastive_digest(exchange: Exchange, rank: int, workers: int) -> str:

@@ -91,7 +91,7 @@ class ProcessGroup:
         try:
             group = _nccl(own, rank, workers) if place.type == "cuda" else _gloo(own, rank, workers, address)
         except RuntimeError as error:
-            raise WorkerLostError(f"the {workers} workers cannot be connected: {_first_line(error)}") from error
+            raise WorkerLostError(f"the {workers} workers cannot be connected: {first_line(error)}") from error
         return cls(group, device=place, watch=watch)
 
     def begin(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
@@ -186,10 +186,10 @@ def _nccl(store: Store, rank: int, workers: int) -> _Collectives:
 
 
 def _lost(error: Exception) -> WorkerLostError:
-    return WorkerLostError(f"another worker is gone or cannot be reached: {_first_line(error)}")
+    return WorkerLostError(f"another worker is gone or cannot be reached: {first_line(error)}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What a library says, without where in its code it says so, and without advice."""
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return line.rpartition("] ")[2].partition(". ")[0] or line

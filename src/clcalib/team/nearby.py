@@ -23,12 +23,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from clcalib.errors import WorkerLostError
-from clcalib.team.group import PATIENCE, ProcessGroup
+from clcalib.team.group import PATIENCE, ProcessGroup, first_line
 from clcalib.team.member import Seat
 from clcalib.team.place import own_address
 from clcalib.team.team import Exchange
 
-SLOT = 1 << 19  # bytes; a step of small units is far from the time that the exchange of larger ones takes
+SLOT = 1 << 19  # bytes; of units whose rows are larger the exchange hides behind what they compute
 SLOTS = 8  # of each worker: as many tensors as can be under way
 _LINE = 64  # bytes that processors hand over at once; no two workers write into the same
 _WAKE = 5e-3  # seconds of looking before the first pause; a processor that was at rest begins slowly
@@ -54,12 +54,19 @@ def joined(group: ProcessGroup, store: Store, rank: int, workers: int) -> Exchan
 
     Returns:
         the same kind of exchange on all workers.
+
+    Raises:
+        WorkerLostError: not all of them came, within the time that the store waits.
     """
-    handle = _made(store, workers) if rank == 0 else _opened(store)
-    if handle is not None:
-        _hold(handle, rank)
-    store.set(f"{_NAME}/{rank}", "" if handle is None else "1")
-    if all([store.get(f"{_NAME}/{each}") for each in range(workers)]) and handle is not None:
+    try:
+        handle = _made(store, workers) if rank == 0 else _opened(store)
+        if handle is not None:
+            _hold(handle, rank)
+        store.set(f"{_NAME}/{rank}", "" if handle is None else "1")
+        are_there = [bool(store.get(f"{_NAME}/{each}")) for each in range(workers)]
+    except RuntimeError as error:
+        raise WorkerLostError(f"the {workers} workers do not meet in the store: {first_line(error)}") from error
+    if handle is not None and all(are_there):
         return NearbyExchange(group, handle, rank, workers)
     if handle is not None:
         os.close(handle)
