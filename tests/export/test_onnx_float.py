@@ -164,7 +164,9 @@ def test_names_ends_and_free_batch() -> None:
         "logits",
         ["batch", 4],
     )
-    assert {step.name for step in model.graph.node} >= {"conv", "block.conv1", "block.conv2", "fc", "block/add"}
+    names = {step.name for step in model.graph.node}
+    assert names >= {"conv", "block.conv1", "block.conv2", "fc"}
+    assert any(name.startswith("block/add") for name in names)  # torch 2.11 puts a number behind it
     assert {entry.key: entry.value for entry in model.metadata_props} == {"weights": "abc", "images": "def"}
     assert [entry.version for entry in model.opset_import] == [21]
     assert "Shape" not in operators(model)  # the flattening needs no size at run time

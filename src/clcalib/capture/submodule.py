@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -143,7 +144,7 @@ class Part:
         """
         find(model, path)
         check_is_on_one_device(model)
-        own = copy.deepcopy(model).eval()
+        own = _copied(model).eval()
         form, rows = _gather(own, path, images, None)
         return cls(own, path, form), rows
 
@@ -151,7 +152,7 @@ class Part:
     def with_form(cls, model: nn.Module, path: str, form: InputForm) -> Part:
         """The part of a model of which it is known what the part takes."""
         find(model, path)
-        return cls(copy.deepcopy(model).eval(), path, form)
+        return cls(_copied(model).eval(), path, form)
 
     @property
     def module(self) -> nn.Module:
@@ -167,9 +168,16 @@ class Part:
     def put_back(self, network: nn.Module) -> nn.Module:
         """A copy of the whole model with ``network`` in the place of the part, on the device of ``network``."""
         place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-        result = copy.deepcopy(self.model)
+        result = _copied(self.model)
         result.set_submodule(self.path, InPlace(self.path, network, self.form))
         return result.to(place).eval()
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy.  Where a part of the model is an earlier result, torch 2.11 warns of a class of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        return copy.deepcopy(model)
 
 
 def find(model: nn.Module, path: str) -> nn.Module:
