@@ -13,8 +13,11 @@ from torch import nn
 
 import clcalib
 
-# Of torch 2.11, about a class of its own, where a graph with several outputs is copied.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+# Of torch 2.11, about code of its own, where a graph with several outputs is copied, and a program loaded.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
+]
 
 NEAREST = clcalib.recipes.nearest()
 
