@@ -324,6 +324,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "simulated": lambda: from_result(
             "scaling", workers_page.simulated, "scaling_simulator.py predict", "predicted"
         ),
+        "saturated": lambda: from_result(
+            "scaling", workers_page.saturated, "scaling_simulator.py predict", "hidden_behind"
+        ),
         "largest model": lambda: from_result("largest_model", workers_page.largest_model, "largest_model.py"),
         "sweep cost": lambda: workers_page.sweep_cost(load("study")),
     },

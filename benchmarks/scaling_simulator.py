@@ -35,6 +35,8 @@ SIZES, ROUNDS = (1_000, 100_000, 500_000), 50  # bytes of a row
 MOST_WORKERS = 64
 # Links as they are sold: latency of a message through gloo and TCP, assumed, and the line's rate.
 LINKS = {"1 Gb/s": (1e-4, 1.25e8), "10 Gb/s": (5e-5, 1.25e9), "100 Gb/s": (3e-5, 1.25e10)}
+# The same through NCCL, between GPUs: a network card that they reach by themselves, and NVLink of one direction.
+GPU_LINKS = {"400 Gb/s, NCCL": (1e-5, 5e10), "NVLink, NCCL": (1e-5, 4.5e11)}
 # Weights of a unit, which are nearly all that it trains: blocks of known networks.
 UNITS = {"ResNet-20, last block": 73_728, "ResNet-50, last block": 4_456_448, "ViT-B, a block": 7_077_888}
 SPAWN = multiprocessing.get_context("spawn")
@@ -132,6 +134,16 @@ def predicted(shard_seconds: float, own_seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def exchanges() -> list[dict[str, Any]]:
+    """By unit and link, what a shard must take for the exchange of its row to hide behind it; arithmetic alone."""
+    rows = []
+    for unit, values in UNITS.items():
+        for link, (latency, bandwidth) in (LINKS | GPU_LINKS).items():
+            step = Step(0.0, 0.0, 4.0 * values, latency, bandwidth)
+            rows.append({"unit": unit, "link": link, "ms": {n: 1e3 * step.exchange_seconds(n) for n in (2, 8, 64)}})
+    return rows
+
+
 def part_measure() -> dict[str, Any]:
     """Latency and bandwidth among two workers and four, through memory in common and by gloo over the loopback."""
     return {kind: {str(n): _measured(n, is_near=kind == "memory") for n in (2, 4)} for kind in ("memory", "loopback")}
@@ -180,7 +192,13 @@ def part_predict() -> dict[str, Any]:
     return {
         "checked": rows,
         "predicted": predicted(plain["shard_ms"] / 1e3, plain["own_ms"] / 1e3),
-        "assumed": {"links": LINKS, "shards": MOST_WORKERS, "shard_ms": plain["shard_ms"], "own_ms": plain["own_ms"]},
+        "hidden_behind": exchanges(),
+        "assumed": {
+            "links": LINKS | GPU_LINKS,
+            "shards": MOST_WORKERS,
+            "shard_ms": plain["shard_ms"],
+            "own_ms": plain["own_ms"],
+        },
     }
 
 

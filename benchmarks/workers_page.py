@@ -74,6 +74,19 @@ def simulated(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about}  {where['machine']}, {where['commit']}."])
 
 
+def saturated(result: dict[str, Any]) -> str:
+    """By link, the least time of a shard that an exchange hides behind."""
+    numbers = list(result["hidden_behind"][0]["ms"])
+    lines = [f"| unit, link | {' | '.join(f'{n} workers' for n in numbers)} |", "|---|" + "---|" * len(numbers)]
+    for row in result["hidden_behind"]:
+        told = " | ".join(f"{row['ms'][n]:.3g}" for n in numbers)
+        lines.append(f"| {row['unit']}, {row['link']} | {told} |")
+    about = (
+        "Milliseconds that a shard must take, or its link is saturated; latencies and rates of the links are assumed."
+    )
+    return "\n".join([*lines, "", f"{about}  {result['predict_provenance']['commit']}."])
+
+
 def largest_model(result: dict[str, Any]) -> str:
     """What networks take on one, four and sixteen workers, and how large a memory lets them be."""
     numbers = list(next(iter(result["networks"].values()))["largest_worker_bytes"])

@@ -40,6 +40,19 @@ def test_exchanges_hide_behind_shards_until_they_take_longer(simulator) -> None:
     assert bound.is_saturated(2)
 
 
+def test_a_shard_that_takes_less_than_is_told_saturates_the_link(simulator) -> None:  # type: ignore[no-untyped-def]
+    rows = simulator.exchanges()
+    assert len(rows) == len(simulator.UNITS) * len(simulator.LINKS | simulator.GPU_LINKS)
+    for row in rows:
+        latency, bandwidth = (simulator.LINKS | simulator.GPU_LINKS)[row["link"]]
+        for workers, milliseconds in row["ms"].items():
+            made = [
+                simulator.Step(milliseconds / 1e3 * part, 0.0, 4.0 * simulator.UNITS[row["unit"]], latency, bandwidth)
+                for part in (0.99, 1.01)
+            ]
+            assert [step.is_saturated(workers) for step in made] == [True, False]
+
+
 def test_a_fit_gives_back_what_it_was_made_of(simulator) -> None:  # type: ignore[no-untyped-def]
     step = simulator.Step(0.5, 0.25, 100.0, 0.01, 1000.0, 2)
     one, two = step.seconds(1, 4), step.seconds(2, 4)
