@@ -79,7 +79,7 @@ def saturated(result: dict[str, Any]) -> str:
     numbers = list(result["hidden_behind"][0]["ms"])
     lines = [f"| unit, link | {' | '.join(f'{n} workers' for n in numbers)} |", "|---|" + "---|" * len(numbers)]
     for row in result["hidden_behind"]:
-        told = " | ".join(f"{row['ms'][n]:.3g}" for n in numbers)
+        told = " | ".join(f"{row['ms'][n]:,.0f}" if row["ms"][n] > 10 else f"{row['ms'][n]:.2f}" for n in numbers)
         lines.append(f"| {row['unit']}, {row['link']} | {told} |")
     about = (
         "Milliseconds that a shard must take, or its link is saturated; latencies and rates of the links are assumed."
