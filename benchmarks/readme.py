@@ -307,6 +307,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/decisions/0020-weight-gradients-of-our-own.md": {
         "weight gradient": lambda: from_result("weight_gradient", decisions.weight_gradient, "weight_gradient.py"),
     },
+    "docs/decisions/0022-workers-of-one-machine-share-memory.md": {
+        "exchange": lambda: from_result("scaling", workers_page.exchange, "scaling_simulator.py measure", "memory"),
+    },
     "docs/decisions/0008-what-the-study-says.md": {"study": lambda: decisions.study(load("study"))},
     "docs/policy.md": {"estimates": estimates},
     "docs/mixed_precision.md": {"fronts": lambda: pareto_page.fronts(load("pareto"))},

@@ -74,6 +74,17 @@ def simulated(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about}  {where['machine']}, {where['commit']}."])
 
 
+def exchange(result: dict[str, Any]) -> str:
+    """What an exchange takes, through memory and by gloo, for few bytes and many."""
+    lines = ["| workers, bytes of each | memory in common | gloo over the loopback |", "|---|---|---|"]
+    for workers, row in result["memory"].items():
+        for size, seconds in row["seconds"].items():
+            other = result["loopback"][workers]["seconds"][size]
+            lines.append(f"| {workers}, {int(size):,} | {1e3 * seconds:.2f} ms | {1e3 * other:.2f} ms |")
+    where = result["measure_provenance"]
+    return "\n".join([*lines, "", f"{where['machine']}, torch {where['torch']}, {where['commit']}."])
+
+
 def saturated(result: dict[str, Any]) -> str:
     """By link, the least time of a shard that an exchange hides behind."""
     numbers = list(result["hidden_behind"][0]["ms"])

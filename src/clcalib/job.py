@@ -282,8 +282,6 @@ def prepare(
     folder = None if spill_folder is None else checked_folder("spill_folder", spill_folder)
     clock.stage("capture")
     others = None if held_out is None or measured_images < 1 else held_out.images[:measured_images]
-    labels = None if held_out is None or others is None else labels_of(held_out, evaluation)
-    labels = None if labels is None else labels[:measured_images]
     part, images, is_detecting = None, calibration.images, False
     if submodule is not None:
         part, images = Part.of(model, submodule, images)
@@ -332,7 +330,7 @@ def prepare(
         activation_rule=rules[1],
         images=images.to(place) if team.shards == 1 else images,
         held_out=others.to(place) if others is not None and team.shards == 1 else others,
-        labels=labels if part is None else None,  # what a part gives is no class
+        labels=None if held_out is None or part is not None else labels_of(held_out, evaluation, measured_images),
         measured_images=measured_images,
         device=place,
         dtype=dtype,

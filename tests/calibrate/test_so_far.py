@@ -131,5 +131,13 @@ def test_classes_are_taken_from_the_very_images_alone(change: str) -> None:
     }
     taken = x[[4, 2]] if change == "images" else x[[4, 1]]
     held_out = CalibrationSet.from_tensor(taken, **other.get(change, {"indices": [4, 1]}))
-    assert labels_of(held_out, evaluation) is None
-    assert labels_of(held_out, None) is None
+    assert labels_of(held_out, evaluation, 2) is None
+    assert labels_of(held_out, None, 2) is None
+
+
+def test_classes_are_those_of_the_images_that_are_measured() -> None:
+    x, labels = images(6), torch.arange(6)
+    evaluation = EvaluationSet.from_tensor(x, labels, indices=range(6))
+    held_out = CalibrationSet.from_tensor(x[[4, 1, 3]], indices=[4, 1, 3])
+    found = [labels_of(held_out, evaluation, count) for count in (2, 3, 9)]
+    assert [each.tolist() for each in found if each is not None] == [[4, 1], [4, 1, 3], [4, 1, 3]]

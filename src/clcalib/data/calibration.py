@@ -167,13 +167,13 @@ def digest(tensor: Tensor) -> str:
     return content.hexdigest()
 
 
-def labels_of(images: CalibrationSet, evaluation: EvaluationSet | None) -> Tensor | None:
-    """The classes (N,) of images that are some of the evaluation images; None where that cannot be told.
+def labels_of(images: CalibrationSet, evaluation: EvaluationSet | None, count: int) -> Tensor | None:
+    """The classes of the first ``count`` images, which are some of the evaluation images; None where that is not known.
 
     Example:
         >>> evaluation = EvaluationSet.from_tensor(torch.rand(3, 3, 8, 8), torch.arange(3), indices=[10, 11, 12])
         >>> held_out = CalibrationSet.from_tensor(evaluation.images[[2, 0]], indices=[12, 10])
-        >>> labels_of(held_out, evaluation).tolist()
+        >>> labels_of(held_out, evaluation, 2).tolist()
         [2, 0]
     """
     if evaluation is None or evaluation.labels is None:
@@ -182,11 +182,12 @@ def labels_of(images: CalibrationSet, evaluation: EvaluationSet | None) -> Tenso
     if own.indices is None or others.indices is None or own.source != others.source:
         return None
     places = {index: row for row, index in enumerate(others.indices)}
-    rows = [places.get(index) for index in own.indices]
+    rows = [places.get(index) for index in own.indices[:count]]
     known = [row for row in rows if row is not None]
     if len(known) < len(rows):
         return None
-    are_same = all(torch.equal(one, evaluation.images[row]) for one, row in zip(images.images, known, strict=True))
+    shown = images.images[:count]
+    are_same = all(torch.equal(one, evaluation.images[row]) for one, row in zip(shown, known, strict=True))
     return evaluation.labels[known] if are_same else None
 
 

@@ -45,7 +45,7 @@ class Seat:
     session: str
     attempt: str
     is_first: bool
-    is_near: bool = False
+    is_near: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A library that exchanges tensors does so in threads of its own.  Where every core computes, such a thread waits for its
 turn, for milliseconds, and whoever needs the tensors waits with it.  Here a worker copies its tensor into memory that
-all of them see, and looks for those of the others when it needs them: no thread, no call of the system.
+all of them see, and looks for those of the others when it needs them, so that no thread has to be woken.
 
 The memory has no name in any file system, so that nothing is left of it, whatever becomes of the workers.
 """
@@ -83,7 +83,9 @@ class NearbyExchange:
 
     Every worker has a page with two counters, of what it has posted and of what it has read, and ``SLOTS`` slots that
     it alone writes into.  A tensor is posted by its bytes first and the counter then; a slot is written into again
-    when all others have read it.  As all workers call the same methods in the same order, all take the same way.
+    when all others have read it.  As all workers call the same methods in the same order, all take the same way.  Who
+    waits for a slot has itself read what was in it, and has posted all that a late one needs to come as far; so no two
+    wait for each other.
 
     Args:
         group: for the rest.
