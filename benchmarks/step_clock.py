@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from clcalib.quant.policy import LayerPolicy
-from clcalib.team.memory import MemoryPlan
+from clcalib.calibrate.observer import SilentObserver
 
 
 class Clock:
@@ -36,7 +35,7 @@ class Clock:
         return torch.cuda.get_device_name(self.device) if self.is_cuda else "cpu, one thread, CPU time"
 
 
-class StepTimer:
+class StepTimer(SilentObserver):
     """An observer that keeps the time between the first and the last reported step of each unit."""
 
     def __init__(self, clock: Clock) -> None:
@@ -53,12 +52,6 @@ class StepTimer:
             for name, (step, mark) in self._first.items()
         }
 
-    def stage(self, name: str) -> None: ...
-
-    def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
-
-    def placed(self, plan: MemoryPlan) -> None: ...
-
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         self._name = name
 
@@ -68,9 +61,3 @@ class StepTimer:
     def unit_step(self, name: str, step: int) -> None:
         """As ``step``, for a run that names the unit itself."""
         (self._last if name in self._first else self._first)[name] = (step, self._clock.mark())
-
-    def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None: ...
-
-    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None: ...
-
-    def agreement_so_far(self, share: float) -> None: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clcalib.quant.policy import LayerPolicy
-from clcalib.team.memory import MemoryPlan
+from clcalib.calibrate.observer import SilentObserver
 from reference_step import Activation, Layer
 from step_clock import Clock
 
@@ -85,7 +84,7 @@ def _rate(clock: Clock, operations: float, work: Callable[[], Any]) -> float:
     return calls * operations / best / 1e6
 
 
-class ConvolutionTypes(TorchDispatchMode):
+class ConvolutionTypes(TorchDispatchMode, SilentObserver):
     """An observer that counts in which number type convolutions run while units are optimised."""
 
     def __init__(self) -> None:
@@ -98,20 +97,8 @@ class ConvolutionTypes(TorchDispatchMode):
             self.counts[{value: key for key, value in TYPES.items()}.get(tensor.dtype, str(tensor.dtype))] += 1
         return function(*args, **(kwargs or {}))
 
-    def stage(self, name: str) -> None: ...
-
-    def policy(self, rows: Sequence[LayerPolicy]) -> None: ...
-
-    def placed(self, plan: MemoryPlan) -> None: ...
-
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         self.__enter__()
-
-    def step(self, step: int, losses: Mapping[str, float]) -> None: ...
-
-    def unit_recalled(self, index: int, count: int, name: str, error_before: float, error_after: float) -> None: ...
-
-    def agreement_so_far(self, share: float) -> None: ...
 
     def unit_finished(self, index: int, name: str, error_before: float, error_after: float) -> None:
         self.__exit__(None, None, None)
