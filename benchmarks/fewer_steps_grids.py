@@ -253,6 +253,7 @@ def cache_precision() -> list[Cell]:
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
+    cells += [Cell("qdrop-2000-w2a4", "qdrop", {"steps": 2000}, activations=4), qdrop("qdrop-20000", 20_000)]
     for steps in (50, 100, 200, 400):
         cells += [Cell(f"fast-{steps}", "fast", {"steps": steps})]
         cells += [Cell(f"fast-{steps}-w2a4", "fast", {"steps": steps}, activations=4)]
@@ -264,7 +265,7 @@ def curve() -> list[Cell]:
     cells = []
     for recipe in ("adaround", "brecq", "qdrop", "fast"):
         cells += [Cell(f"{recipe}-{steps}", recipe, {"steps": steps}) for steps in (100, 300, 1000, 2000)]
-    return [*cells, Cell("qdrop-20000", "qdrop", {"steps": 20_000})]
+    return cells
 
 
 GRIDS = {
