@@ -306,6 +306,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/decisions/0020-weight-gradients-of-our-own.md": {
         "weight gradient": lambda: from_result("weight_gradient", decisions.weight_gradient, "weight_gradient.py"),
+        "with tiles": lambda: from_result(
+            "weight_gradient_with_tiles", decisions.weight_gradient, "weight_gradient.py on such a processor"
+        ),
     },
     "docs/decisions/0022-workers-of-one-machine-share-memory.md": {
         "exchange": lambda: from_result("scaling", workers_page.exchange, "scaling_simulator.py measure", "memory"),

@@ -4,7 +4,8 @@
 
 One thread, CPU time, least of many rounds in which both take turns; 3 x 3 convolutions, batch 32, as units of known
 networks have them.  Errors are those of the largest element, against float64.  ``rate`` is in 10^9 operations a second.
-Writes ``benchmarks/results/weight_gradient.json``.
+Writes ``benchmarks/results/weight_gradient.json``, or where the processor multiplies tiles (AMX), and the kernel is not
+used, ``weight_gradient_with_tiles.json``.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def main() -> None:
         print(
             f"{name:26} {row['own']['milliseconds']:8.2f} {row['pytorch']['milliseconds']:8.2f} {row['speedup']:6.2f}"
         )
-    print(write_result("weight_gradient", {"shapes": shapes, "batch": BATCH, **provenance(threads=1)}))
+    name = "weight_gradient_with_tiles" if calls.has_tiles() else "weight_gradient"
+    print(write_result(name, {"shapes": shapes, "batch": BATCH, **provenance(threads=1)}))
 
 
 if __name__ == "__main__":

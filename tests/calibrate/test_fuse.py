@@ -103,7 +103,9 @@ def test_a_lowered_unit_is_the_same_to_rounding_errors(index, casts_inputs):
             assert float((one - other).norm()) <= 0.2 * float(other.norm()) + 1e-3
 
 
-def test_what_is_taken_in_and_what_is_lowered():
+@pytest.mark.parametrize("has_tiles", [False, True])
+def test_what_is_taken_in_and_what_is_lowered(has_tiles, monkeypatch):
+    monkeypatch.setattr(calls, "has_tiles", lambda: has_tiles)
     kinds, soft = [], []
     for index in range(COUNT):
         body, _, _ = unit(index)
@@ -117,7 +119,8 @@ def test_what_is_taken_in_and_what_is_lowered():
     assert sum(kind[0] is AddAndClamp for kind in kinds) >= 1  # the ReLU whose sum is read twice stays a module
     assert set(soft) == {torch.float32, torch.bfloat16}
     joined = sum(kind[0] is SoftConvolution for kind in kinds)
-    assert joined == (2 if calls.has_weight_gradient() else 0)  # both 3 x 3 convolutions of sixteen channels
+    is_own = calls.has_weight_gradient() and not has_tiles
+    assert joined == (2 if is_own else 0)  # both 3 x 3 convolutions of sixteen channels
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

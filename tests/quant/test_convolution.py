@@ -101,6 +101,12 @@ def test_convolution_is_the_plain_one_to_rounding_errors():
         ((256, 128, 3, 3), False),
     ],
 )
-def test_which_weights_the_kernel_takes(shape, is_taken):
+def test_which_weights_the_kernel_takes(shape, is_taken, monkeypatch):
+    monkeypatch.setattr(calls, "has_tiles", lambda: False)
     assert has_kernel(torch.zeros(shape)) is is_taken
     assert not has_kernel(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_pytorchs_kernel_is_taken_where_it_multiplies_tiles(monkeypatch):
+    monkeypatch.setattr(calls, "has_tiles", lambda: True)
+    assert not has_kernel(torch.zeros(16, 16, 3, 3))

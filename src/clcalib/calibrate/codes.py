@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clcalib.fused import calls
+from clcalib.fused.draws import ALL
 from clcalib.quant.modules import ActivationQuantizer
 
 
@@ -45,6 +47,8 @@ class CodeGrid:
         if values.dtype != torch.float32:
             return None
         origin = self.zero_point - self.offset
+        if values.dim() == 2 and calls.can_take(values):
+            return calls.encode(values, self.bits_stored, self.scale, origin)
         codes = (values / self.scale).round_().add_(origin).clamp_(0, 2**self.bits_stored - 1)
         packed = codes.nan_to_num_(0.0).to(torch.uint8)
         if self.bits_stored == 4:
@@ -55,6 +59,9 @@ class CodeGrid:
 
     def decode(self, packed: Tensor, elements: int) -> Tensor:
         """The values (B, E) of bytes (B, width)."""
+        if packed.device.type == "cpu" and packed.stride(-1) == 1 and len(packed) and calls.is_available():
+            codes = self.bits_stored, self.scale, self.offset - self.zero_point
+            return calls.gather_mix(packed, None, torch.arange(len(packed)), elements, ALL, torch.float32, codes)
         if self.bits_stored == 4:
             pairs = packed.short()  # both nibbles move to bytes of their own in passes that PyTorch vectorises
             packed = (pairs | (pairs << 4)).bitwise_and_(0x0F0F).view(torch.uint8)[:, :elements]

@@ -18,6 +18,7 @@ from clcalib.calibrate.layout import Batch, Layout
 from clcalib.calibrate.space import Block, StoreSpace
 from clcalib.calibrate.store import RowState
 from clcalib.capture.running import State, images_at_once
+from clcalib.quant.functional import compiled_passes
 
 _Environment = dict[fx.Node, Any]
 
@@ -92,7 +93,8 @@ class Lockstep:
             if source not in environment:
                 environment[source] = self._constant(source)
         self._runner.env = environment
-        return self._runner.run_node(node)
+        with compiled_passes():
+            return self._runner.run_node(node)
 
     def _constant(self, node: fx.Node) -> Any:
         """What does not depend on the images, a weight say: the same for all batches, computed once for each stop."""

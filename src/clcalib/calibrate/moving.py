@@ -12,6 +12,7 @@ from clcalib.calibrate.layout import Layout
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState, RowsWriter
 from clcalib.capture.running import State, images_at_once
+from clcalib.quant.functional import compiled_passes
 from clcalib.quant.modules import ActivationQuantizer
 
 
@@ -75,7 +76,9 @@ def run_batches(
     """
     layout = layout or Layout.alone(len(state[0]))
     for batch in layout.batches(images_at_once(body), count):
-        see(batch.start, body(*(layout.aligned(rows.slice(batch.start, batch.stop)) for rows in state)))
+        with compiled_passes():
+            outputs = body(*(layout.aligned(rows.slice(batch.start, batch.stop)) for rows in state))
+        see(batch.start, outputs)
 
 
 @torch.no_grad()

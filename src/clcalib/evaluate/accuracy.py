@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clcalib.errors import ArgumentError, NumericalError
+from clcalib.quant.functional import compiled_passes
 
 BATCH = 256
 
@@ -25,7 +26,8 @@ def logits(
     """
     parts = []
     for start in range(0, len(images), batch_size):
-        output = model(images[start : start + batch_size].to(device))
+        with compiled_passes():
+            output = model(images[start : start + batch_size].to(device))
         if not isinstance(output, Tensor) or output.ndim != 2:
             got = f"an output of {output.ndim} dimensions" if isinstance(output, Tensor) else type(output).__name__
             expected = "a network with output (N, classes), since predicted classes are compared"

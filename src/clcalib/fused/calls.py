@@ -27,8 +27,12 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "soft_round_scale_gradient": ((*_ARRAY, _P, _P, _P, _Q, _Q, _F, _F, _P), None),
     "adam": ((_P, _P, _P, _P, _Q, *(_F,) * 6), None),
     "grid_errors": ((_P, _P, _Q, _P, _P, _P, _Q, _F, _F, _P), None),
+    "fake_quantize": ((_P, _Q, *(_F,) * 4, _P), None),
+    "encode": ((_P, _Q, _Q, _I, _F, _F, _P), _I),
+    "histogram": ((_P, _Q, _F, _I, _I, _P), None),
     "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
     "has_weight_gradient": ((), ctypes.c_int),
+    "has_tiles": ((), ctypes.c_int),
     "weight_gradient": ((_P, _P, *(_Q,) * 5, _P), None),
 }
 FLOATS = (torch.float32, torch.bfloat16)
@@ -46,6 +50,12 @@ def is_available() -> bool:
 def has_weight_gradient() -> bool:
     """Whether ``weight_gradient`` was compiled for this processor."""
     return is_available() and bool(_function("has_weight_gradient")())
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether this processor multiplies tiles of bfloat16 (AMX), which PyTorch's convolutions do there."""
+    return is_available() and bool(_function("has_tiles")())
 
 
 def can_take(*tensors: Tensor) -> bool:
@@ -192,6 +202,29 @@ def adam(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *set
     """One step of Adam, in place: rate, beta of the mean and of the square, epsilon, and both bias corrections."""
     arrays = parameter.data_ptr(), gradient.data_ptr(), mean.data_ptr(), square.data_ptr()
     _function("adam")(*arrays, parameter.numel(), *settings)
+
+
+def fake_quantize(x: Tensor, scale: float, zero_point: float, q_min: int, q_max: int) -> Tensor:
+    """s * (clamp(round(x / s) + z, q_min, q_max) - z), of float32."""
+    out = torch.empty_like(x)
+    _function("fake_quantize")(x.data_ptr(), x.numel(), scale, zero_point, q_min, q_max, out.data_ptr())
+    return out
+
+
+def encode(values: Tensor, bits: int, scale: float, origin: float) -> Tensor | None:
+    """Values (B, E) on a grid, float32, as codes of 8 or 4 bits, (B, E) or (B, (E + 1) // 2) uint8.
+
+    value = (code - origin) * scale; None where one of them would not come back bit for bit.
+    """
+    rows, elements = values.shape
+    out = torch.empty((rows, elements if bits == 8 else (elements + 1) // 2), dtype=torch.uint8)
+    is_exact = _function("encode")(values.data_ptr(), rows, elements, bits, scale, origin, out.data_ptr())
+    return out if is_exact else None
+
+
+def histogram(values: Tensor, width: float, below: int, counts: Tensor) -> None:
+    """Count float32 values into ``counts``, int64: each in the bin round(value / width) + below, or the nearest."""
+    _function("histogram")(values.data_ptr(), values.numel(), width, below, len(counts), counts.data_ptr())
 
 
 def grid_errors(

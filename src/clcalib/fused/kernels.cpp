@@ -496,6 +496,70 @@ EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta
     });
 }
 
+// s * (clamp(round(x / s) + z, q_min, q_max) - z), bit for bit as PyTorch's passes have it.
+EXPORT void clcalib_fake_quantize(const float *x, int64_t count, float scale, float zero, float q_min, float q_max,
+                                  float *out) {
+    for_blocks(count, [=](int64_t, int64_t start, int64_t length) {
+        for (int64_t i = start; i < start + length; ++i)
+            out[i] = (clamp(nearbyintf(x[i] / scale) + zero, q_min, q_max) - zero) * scale;
+    });
+}
+
+// Rows of values on a grid as codes c, value = (c - origin) * scale, in one byte or, the first one low, in half a byte.
+// Tells whether all values come back bit for bit.
+EXPORT int clcalib_encode(const float *values, int64_t rows, int64_t row, int bits, float scale, float origin,
+                          uint8_t *out) {
+    const float top = static_cast<float>((1 << bits) - 1);
+    const int64_t width = bits == 8 ? row : (row + 1) / 2;
+    int differs = 0;
+#pragma omp parallel for schedule(static) reduction(| : differs) if (rows * row >= 32 * BLOCK)
+    for (int64_t b = 0; b < rows; ++b) {
+        uint8_t codes[BLOCK + 1];
+        for (int64_t start = 0; start < row; start += BLOCK) {
+            const int64_t length = row - start < BLOCK ? row - start : BLOCK;
+            const float *x = values + b * row + start;
+            uint32_t different = 0;
+            for (int64_t i = 0; i < length; ++i) {
+                float code = clamp(nearbyintf(x[i] / scale) + origin, 0.0f, top);
+                code = code == code ? code : 0.0f;
+                const float back = (code - origin) * scale;
+                uint32_t own, other;
+                std::memcpy(&own, x + i, 4);
+                std::memcpy(&other, &back, 4);
+                different |= own ^ other;
+                codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
+            }
+            differs |= different != 0;
+            if (bits == 8) {
+                std::memcpy(out + b * width + start, codes, length);
+                continue;
+            }
+            codes[length] = 0;
+            uint8_t *place = out + b * width + start / 2;  // blocks are even
+            for (int64_t i = 0; i < (length + 1) / 2; ++i)
+                place[i] = static_cast<uint8_t>(codes[2 * i] | (codes[2 * i + 1] << 4));
+        }
+    }
+    return !differs;
+}
+
+// Adds to counts how many values are in each bin: round(x / width) + below, at least 0 and below bins.
+EXPORT void clcalib_histogram(const float *x, int64_t count, float width, int32_t below, int32_t bins, int64_t *counts) {
+    constexpr int TABLES = 4;  // neighbours are often in one bin, and must not wait for each other
+    std::vector<int32_t> tables(static_cast<size_t>(TABLES) * bins, 0);
+    int32_t place[BLOCK];
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        const int64_t length = count - start < BLOCK ? count - start : BLOCK;
+        for (int64_t i = 0; i < length; ++i) {
+            const int32_t bin = static_cast<int32_t>(nearbyintf(x[start + i] / width)) + below;
+            place[i] = bin < 0 ? 0 : bin >= bins ? bins - 1 : bin;
+        }
+        for (int64_t i = 0; i < length; ++i) ++tables[static_cast<size_t>(i % TABLES) * bins + place[i]];
+    }
+    for (int table = 0; table < TABLES; ++table)
+        for (int32_t bin = 0; bin < bins; ++bin) counts[bin] += tables[static_cast<size_t>(table) * bins + bin];
+}
+
 // For each candidate (row of values, scale, zero point): sum of counts * |clamp(round(u), 0, top) - u|^exponent over
 // the row, u = value / scale + zero point.  counts may be null.
 EXPORT void clcalib_grid_errors(const float *values, const float *counts, int64_t width, const int64_t *rows,

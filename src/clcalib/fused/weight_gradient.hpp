@@ -5,9 +5,7 @@
 // 16 channels of x with the pixels of a pair side by side, and from the gradient one channel's pair for all of them.  A
 // pair begins at an even column for j = 1, at an odd one for j = 0 and 2, so x is laid out both ways.  24 sums, 8 of k
 // times the three of j, stay in registers for all pixels of a tile of images.
-//
-// Where the processor multiplies tiles of bfloat16 (AMX), PyTorch's kernel does too, and is several times as fast.
-#if defined(HAS_VECTORS) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#if defined(HAS_VECTORS) && defined(__AVX512BF16__)
 #define HAS_WEIGHT_GRADIENT 1
 
 namespace {
@@ -120,6 +118,15 @@ void weight_gradient_of(const bfloat16 *x, const bfloat16 *gradient, const Convo
 // d (K, 3, 3, C); the images are summed in four parts, which are then added in order, for any number of threads.
 EXPORT int clcalib_has_weight_gradient() {
 #ifdef HAS_WEIGHT_GRADIENT
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Whether the processor multiplies tiles of bfloat16 (AMX): PyTorch's kernel does too, and is several times as fast.
+EXPORT int clcalib_has_tiles() {
+#ifdef __AMX_BF16__
     return 1;
 #else
     return 0;

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clcalib.errors import NumericalError
+from clcalib.fused import calls
 
 EXACT_VALUES = 1 << 16
 BINS = 1 << 14
@@ -116,8 +117,11 @@ def _histogram(
     below = round(-lower / width)  # bins below the one of 0
     counts = torch.zeros(BINS + 2, dtype=torch.int64)
     for chunk in chunks:
-        bins = chunk.div(width).round_().to(torch.int32).add_(below).clamp_(0, BINS + 1)
         counts = counts.to(chunk.device)
+        if calls.can_take(chunk):
+            calls.histogram(chunk, width, below, counts)
+            continue
+        bins = chunk.div(width).round_().to(torch.int32).add_(below).clamp_(0, BINS + 1)
         counts += torch.bincount(bins, minlength=BINS + 2)
     counts = functools.reduce(operator.add, together(counts))
     middles = (torch.arange(BINS + 2, device=counts.device) - below).to(torch.float32) * width

@@ -7,10 +7,15 @@ gradient of the step size of LSQ (Esser et al. 2020, "Learned Step Size Quantiza
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from clcalib.fused import calls
 
 
 class _RoundStraightThrough(torch.autograd.Function):
@@ -144,6 +149,36 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
         tensor([0., 2., 3.])
     """
     if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+        if _contexts and _can_be_compiled(x, scale, zero_point):
+            return calls.fake_quantize(x, float(scale), float(zero_point), q_min, q_max)
         codes = (x / scale).round_() + zero_point  # the same operations, fewer of them on fresh memory
         return codes.clamp_(q_min, q_max).sub(zero_point).mul_(scale)
     return (clamp_inclusive(round_ste(x / scale) + zero_point, q_min, q_max) - zero_point) * scale
+
+
+@contextlib.contextmanager
+def compiled_passes() -> Iterator[None]:
+    """Inside, ``fake_quantize`` without a gradient is one compiled pass where that can be had; the same bit for bit.
+
+    Not everywhere, since a graph that is traced or compiled from a finished network must be one of PyTorch's operators.
+    """
+    global _contexts
+    with _lock:
+        _contexts += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _contexts -= 1
+
+
+_contexts = 0  # of the contexts that any thread is in
+_lock = threading.Lock()
+
+
+def _can_be_compiled(x: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
+    """Whether the pass takes these: float32 on the CPU, real values, with one scale."""
+    is_one = scale.numel() == zero_point.numel() == 1 and max(scale.dim(), zero_point.dim()) <= x.dim()
+    tensors = x, scale, zero_point
+    is_real = type(x) is Tensor and not torch.compiler.is_compiling()  # another thread may trace meanwhile
+    return is_one and is_real and all(t.dtype == torch.float32 for t in tensors) and calls.can_take(*tensors)
