@@ -125,6 +125,9 @@ KEPT = {
     "last": lambda net, x: net.linear(F.layer_norm(x.permute(0, 2, 3, 1), (8,))).transpose(1, 2),
     "pad": lambda net, x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + 1,
     "buffer": lambda net, x: x * net.offset,
+    "sums in place": residual,
+    "products in place": lambda net, x: net.norm(net.other(x)).mul_(x).sub_(2).mul_(3).add_(x),
+    "gate": lambda net, x: net.norm(x).relu_() * torch.sigmoid(net.other(x.mean((2, 3), keepdim=True)).relu_()),
     "norm without factors": lambda net, x: F.batch_norm(x, net.norm.running_mean, net.norm.running_var),
     "written and returned": lambda net, x: net.other(x.relu_()).sigmoid_(),
     "written twice": lambda net, x: net.other(x.relu_().sigmoid_()),
@@ -165,8 +168,6 @@ REFUSED = {
     "training dropout": lambda net, x: F.dropout(x, 0.5, True),
     "returned twice": lambda net, x: (x, x.relu_()),
     "view returned too": lambda net, x: (x.relu(), x[:, :4], x),
-    "names of sums behind a write": residual,
-    "names of products behind a norm": lambda net, x: net.norm(x) * 2,
 }
 
 
@@ -192,9 +193,10 @@ def test_networks(build: Callable[[], nn.Module]) -> None:
     assert_is_what_torch_makes(randomise_norms(build()), 32)
 
 
-def test_a_network_of_torchvision_that_writes_in_place() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
+def test_networks_of_torchvision_that_write_in_place(name: str) -> None:
     models = pytest.importorskip("torchvision").models
-    assert_is_what_torch_makes(models.squeezenet1_1(weights=None), 32)
+    assert_is_what_torch_makes(models.get_model(name, weights=None), 32)
 
 
 def test_a_network_that_is_left_to_torch() -> None:

@@ -139,12 +139,7 @@ class _Memory:
 
 
 class _Writer:
-    """Writes the new graph; ``write`` says no where it is in doubt.
-
-    Decomposition computes sizes with a symbol for the batch, and each sum, product and difference takes a name of the
-    kind that results of operators have: behind a ``relu_``, the first ``add`` is called ``add_5``.  How many it takes
-    is torch's matter, so that such a name cannot be told any more.
-    """
+    """Writes the new graph; ``write`` says no where it is in doubt."""
 
     def __init__(self, images: fx.Node) -> None:
         self.graph = fx.Graph()
@@ -152,7 +147,6 @@ class _Writer:
         self._size: fx.Node | None = None
         self._made: dict[fx.Node, fx.Node] = {}
         self._memory: dict[fx.Node, _Memory] = {}
-        self._taken: set[str] = set()  # the names that cannot be told any more
 
     def write(self, node: fx.Node) -> bool:
         """Append what decomposition makes of a node, or return False."""
@@ -182,11 +176,8 @@ class _Writer:
 
     def _call(self, node: fx.Node, target: torch._ops.OpOverload, *arguments: fx.node.Argument) -> bool:
         name = target._schema.name.removeprefix("aten::")
-        name = _NAMES.get(name, name)
-        if name in self._taken:
-            return False
         own, options = fx.node.map_arg((arguments, node.kwargs), lambda source: self._made.get(source, source))
-        made = self.graph.create_node("call_function", target, own, options, name)
+        made = self.graph.create_node("call_function", target, own, options, _NAMES.get(name, name))
         made.meta = dict(node.meta)
         self._made[node] = made
         self._memory[node] = _Memory([node], is_shared=False)
@@ -195,7 +186,6 @@ class _Writer:
     def _norm(self, node: fx.Node) -> bool:
         if len(node.args) != 9 or node.args[5] is not False:  # in training, or with other defaults
             return False
-        self._taken.add("mul")
         return self._call(node, _ATEN.batch_norm.default, *node.args[:8], True)
 
     def _overwrite(self, node: fx.Node, target: torch._ops.OpOverload, *more: fx.node.Argument) -> bool:
@@ -203,10 +193,8 @@ class _Writer:
         written = node.args[0]
         if not isinstance(written, fx.Node) or self._memory[written].is_shared or not _is_alike(node):
             return False
-        self._taken.update(("add", "mul", "sub"))
         memory = self._memory[written]
-        if not self._call(node, target, *node.args, *more):
-            return False
+        self._call(node, target, *node.args, *more)
         memory.nodes.append(node)
         memory.is_written = True
         self._memory[node] = memory
@@ -239,7 +227,6 @@ class _Writer:
             return False
         if self._memory[source].is_written:
             return False
-        self._taken.add("mul")
         if self._size is None:
             self._size = self._read_size(images.shape[0])
         return self._call(node, _ATEN.view.default, source, [self._size, *after.shape[1:]]) and self._share(node)

@@ -17,6 +17,7 @@ from clcalib.errors import CaptureError
 
 _ATEN = torch.ops.aten
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
+_COUNTED = ("add", "mul", "sub")
 _FACTORIES = {"new_zeros": 0, "new_ones": 1}
 
 
@@ -80,8 +81,23 @@ def _own_graph(program: ExportedProgram, given: fx.Graph) -> tuple[fx.Graph, dic
         else:
             if node.op == "get_attr":  # the body of a control-flow operator
                 root[str(node.target)] = getattr(program.graph_module, str(node.target))
-            copies[node] = graph.node_copy(node, lambda source: copies[source])
+            copies[node] = _copy(graph, node, copies)
     return graph, root
+
+
+def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    """A copy under the same name, but sums, products and differences are counted anew.
+
+    Decomposition computes sizes with a symbol for the batch, and each step of that takes a name of that kind, so that
+    the numbers which are left to the network's own nodes change with torch: ``add_20``, ``add_41``, ...
+    """
+    name = operator_name(node) or getattr(node.target, "__name__", "")
+    if node.op != "call_function" or name not in _COUNTED:
+        return graph.node_copy(node, lambda source: copies[source])
+    arguments, options = fx.node.map_arg((node.args, node.kwargs), lambda source: copies[source])
+    copy = graph.create_node("call_function", node.target, arguments, options, name)
+    copy.meta = dict(node.meta)
+    return copy
 
 
 def _private(source: Tensor) -> Tensor:
