@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from clcalib.calibrate.layout import Layout, device_of
+from clcalib.calibrate.trainable import channels_last
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import is_weighted, layer_name, module_path, operator_name
 from clcalib.capture.running import State, images_at_once
@@ -65,7 +66,8 @@ def _extremes(chain: Chain, images: Tensor, layout: Layout) -> tuple[Tensor, Ten
     for state in _passes(chain, images, layout):
         for index, outputs in enumerate(state):
             target = outputs[chain.units[index].outputs.index(chain.units[index].target)]
-            largest = torch.maximum(largest, torch.stack(torch.aminmax(target.float())).abs().amax())
+            # Two passes: aminmax would copy what is not in the order of its shape.
+            largest = torch.maximum(largest, torch.maximum(target.float().amax(), -target.float().amin()))
         answers.append(torch.aminmax(target.float(), dim=0))
     lows, highs = (torch.stack(column) for column in zip(*answers, strict=True))
     ends = largest, lows.amin(0), highs.amax(0)
@@ -74,13 +76,16 @@ def _extremes(chain: Chain, images: Tensor, layout: Layout) -> tuple[Tensor, Ten
 
 
 def _passes(chain: Chain, images: Tensor, layout: Layout) -> Iterator[Iterator[State]]:
-    """For each batch, the outputs of one unit after the other; no more than two units' are alive."""
+    """For each batch, the outputs of one unit after the other; no more than two units' are alive.
+
+    They are channels_last, in which convolutions are faster; images of three channels are not.
+    """
     bodies = [chain.body(index) for index in range(len(chain.units))]
     size = min(images_at_once(body) for body in bodies)
 
     def units(state: State) -> Iterator[State]:
         for body in bodies:
-            state = body(*state)
+            state = tuple(channels_last(output) for output in body(*state))
             yield state
 
     for _, start, stop, _ in layout.batches(size):

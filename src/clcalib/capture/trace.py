@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from clcalib.capture.failures import capture_error, capture_errors, first_sentence, frames_in, frames_of, user_line
+from clcalib.capture.functional import functional
 from clcalib.capture.graph import symbol_of
 from clcalib.capture.offenders import find_offenders
 from clcalib.capture.unlift import unlift
@@ -53,7 +54,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         images = torch.cat((images, images))
     with _quiet(model, images):
         expected = _run(model, images)
-        module = unlift(_export(model, images))
+        module = unlift(*_export(model, images))
         _check_result(module, images, expected)
     return module
 
@@ -174,7 +175,7 @@ def _run(model: nn.Module, images: Tensor) -> list[Any]:
     return leaves
 
 
-def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
+def _export(model: nn.Module, images: Tensor) -> tuple[ExportedProgram, fx.Graph]:
     try:
         return _exported(model, (images,), ({0: Dim.AUTO},))
     except Exception as error:
@@ -182,15 +183,19 @@ def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
     raise _refused(model, images, failure) from failure  # out here, so that other modules' errors are not caused by it
 
 
-def _exported(model: nn.Module, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+def _exported(model: nn.Module, tensors: tuple[Tensor, ...], shapes: Any) -> tuple[ExportedProgram, fx.Graph]:
+    """The program and its functional graph."""
     with _silent_torch():
         program = torch.export.export(model, tensors, dynamic_shapes=shapes, strict=False)
-        functional: ExportedProgram = program.run_decompositions({})  # writes in-place operators out of place
-    inputs = functional.graph_signature.user_inputs
-    for node in functional.graph.nodes:
+        graph = functional(program)
+        if graph is None:
+            program = program.run_decompositions({})  # writes in-place operators out of place
+            graph = program.graph
+    inputs = program.graph_signature.user_inputs
+    for node in graph.nodes:
         if node.name in inputs[:1] and symbol_of(node.meta["val"].shape[0]) is None:
-            raise _fixed_batch(functional.graph)
-    return functional
+            raise _fixed_batch(graph)
+    return program, graph
 
 
 def _refused(model: nn.Module, images: Tensor, error: Exception) -> CaptureError:

@@ -17,19 +17,24 @@ from clcalib.errors import CaptureError
 
 _ATEN = torch.ops.aten
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
+_COUNTED = ("add", "mul", "sub")
 _FACTORIES = {"new_zeros": 0, "new_ones": 1}
 
 
-def unlift(program: ExportedProgram) -> fx.GraphModule:
+def unlift(program: ExportedProgram, graph: fx.Graph) -> fx.GraphModule:
     """A ``GraphModule`` with ``get_attr`` nodes for parameters, which are copies; it takes one tensor.
 
     It returns one tensor, or a flat tuple where the model returns several.
+
+    Args:
+        program: what was exported.
+        graph: the program's own, or the one that :func:`clcalib.capture.functional.functional` makes of it.
 
     Raises:
         CaptureError: the program changes a buffer, or needs something other than tensors.
     """
     _refuse_state(program)
-    graph, root = _own_graph(program)
+    graph, root = _own_graph(program, graph)
     _drop_checks(graph)
     _restore_batch_norm(graph)
     _drop_full_slices(graph)
@@ -53,15 +58,15 @@ def _refuse_state(program: ExportedProgram) -> None:
             raise CaptureError(f"the model uses `{spec.arg.name}`, which is no tensor; only tensors can be captured")
 
 
-def _own_graph(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Any]]:
-    """The program's graph with parameters as ``get_attr`` nodes, and what those nodes name."""
+def _own_graph(program: ExportedProgram, given: fx.Graph) -> tuple[fx.Graph, dict[str, Any]]:
+    """A copy of the given graph with parameters as ``get_attr`` nodes, and what those nodes name."""
     signature = program.graph_signature
     names = {spec.arg.name: spec.target for spec in signature.input_specs if spec.kind is not InputKind.USER_INPUT}
     graph = fx.Graph()
     root: dict[str, Any] = {}
     memory: dict[int, Tensor] = {}  # tied parameters stay tied
     copies: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
+    for node in given.nodes:
         target = names.get(node.name) if node.op == "placeholder" else None
         if node.op == "output":
             outputs = zip(node.args[0], signature.output_specs, strict=True)
@@ -76,8 +81,23 @@ def _own_graph(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Any]]:
         else:
             if node.op == "get_attr":  # the body of a control-flow operator
                 root[str(node.target)] = getattr(program.graph_module, str(node.target))
-            copies[node] = graph.node_copy(node, lambda source: copies[source])
+            copies[node] = _copy(graph, node, copies)
     return graph, root
+
+
+def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    """A copy under the same name, but sums, products and differences are counted anew.
+
+    Decomposition computes sizes with a symbol for the batch, and each step of that takes a name of that kind, so that
+    the numbers which are left to the network's own nodes change with torch: ``add_20``, ``add_41``, ...
+    """
+    name = operator_name(node) or getattr(node.target, "__name__", "")
+    if node.op != "call_function" or name not in _COUNTED:
+        return graph.node_copy(node, lambda source: copies[source])
+    arguments, options = fx.node.map_arg((node.args, node.kwargs), lambda source: copies[source])
+    copy = graph.create_node("call_function", node.target, arguments, options, name)
+    copy.meta = dict(node.meta)
+    return copy
 
 
 def _private(source: Tensor) -> Tensor:
