@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -267,6 +268,24 @@ class TestBadInput:
         ):
             result = quantize(model, recipe=clcalib.with_contrastive(QDROP))
         assert torch.isfinite(result.model(images())).all()
+
+    def test_one_of_two_outputs_that_is_always_the_same(self):
+        class Two(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = torch.nn.Conv2d(3, 4, 3)
+                self.constant = torch.nn.Conv2d(4, 4, 1)
+                self.constant.weight.data.zero_()
+
+            def forward(self, x):
+                first = self.conv(x)
+                return first, self.constant(first)
+
+        settings = {"recipe": clcalib.recipes.nearest(), "bits": BITS, "measured_images": 0}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", EqualAnswersWarning)
+            warnings.simplefilter("ignore", ConstantChannelWarning)
+            clcalib.quantize(Two().eval(), clcalib.CalibrationSet.from_tensor(images()), **settings)
 
 
 def test_overrides_change_the_named_layers_only():

@@ -43,6 +43,7 @@ def test_every_part_is_captured_as_it_is(name: str) -> None:
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs), path
 
 
+@pytest.mark.filterwarnings("ignore::clcalib.errors.EqualAnswersWarning")  # random weights let next to nothing through
 def test_a_detector_with_a_quantized_backbone_finds_nearly_the_same_boxes() -> None:
     model = detector("ssdlite320_mobilenet_v3_large")
     images = torch.rand(4, 3, 64, 64)

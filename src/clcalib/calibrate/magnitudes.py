@@ -41,14 +41,10 @@ def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = Non
     for name, rows in (("calibration", images), ("held-out", held_out)):
         if rows is None:
             continue
-        largest, lowest, highest = _extremes(chain, rows, Layout.of(team or Team(), len(rows)))
+        largest, answers = _extremes(chain, rows, Layout.of(team or Team(), len(rows)))
         if not bool(largest <= LARGEST):
             raise _located(chain, rows, name) if chain.placed is None else _located_unit(chain, rows, name)
-        if (
-            name == "calibration"
-            and len(rows) > 1
-            and bool((highest - lowest).amax() <= EQUAL * _size(lowest, highest))
-        ):
+        if name == "calibration" and len(rows) > 1 and all(_are_equal(*ends) for ends in answers):
             warnings.warn(
                 f"the float network gives the same answer for all {len(rows)} calibration images: they are equal or "
                 "empty, or a layer lets nothing through; look at the images, their scaling, and the first unit whose "
@@ -58,21 +54,26 @@ def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = Non
             )
 
 
-def _extremes(chain: Chain, images: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest size of all values, (); and of each element of the network's answer the lowest and highest value."""
+def _extremes(chain: Chain, images: Tensor, layout: Layout) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The largest size of all values, (); and of each element of the network's answers the lowest and highest value."""
     team, images = layout.team, layout.cut(images, device_of(chain))
     largest = torch.zeros((), device=images.device)
-    answers = list[tuple[Tensor, Tensor]]()
+    answers = list[list[Tensor]]()
     for state in _passes(chain, images, layout):
         for index, outputs in enumerate(state):
             target = outputs[chain.units[index].outputs.index(chain.units[index].target)]
             # Two passes: aminmax would copy what is not in the order of its shape.
             largest = torch.maximum(largest, torch.maximum(target.float().amax(), -target.float().amin()))
-        answers.append(torch.aminmax(target.float(), dim=0))
-    lows, highs = (torch.stack(column) for column in zip(*answers, strict=True))
-    ends = largest, lows.amin(0), highs.amax(0)
-    sizes, lows, highs = (torch.stack(team.by_worker(end)) for end in ends)
-    return sizes.amax(), lows.amin(0), highs.amax(0)
+        floats = [output.float() for output in outputs if output.is_floating_point()]
+        answers.append([torch.stack((output.amin(0), output.amax(0))) for output in floats])
+    ends = [_joined(torch.stack(column)) for column in zip(*answers, strict=True)]
+    largest, *ends = (torch.stack(team.by_worker(end)) for end in (largest, *ends))
+    return largest.amax(), [(lowest, highest) for lowest, highest in map(_joined, ends)]
+
+
+def _joined(ends: Tensor) -> Tensor:
+    """Lowest and highest values (n, 2, *) of several parts as those of all, (2, *)."""
+    return torch.stack((ends[:, 0].amin(0), ends[:, 1].amax(0)))
 
 
 def _passes(chain: Chain, images: Tensor, layout: Layout) -> Iterator[Iterator[State]]:
@@ -92,8 +93,8 @@ def _passes(chain: Chain, images: Tensor, layout: Layout) -> Iterator[Iterator[S
         yield units((layout.aligned(images[start:stop]),))
 
 
-def _size(lowest: Tensor, highest: Tensor) -> Tensor:
-    return torch.maximum(lowest.abs(), highest.abs()).amax()
+def _are_equal(lowest: Tensor, highest: Tensor) -> bool:
+    return bool((highest - lowest).amax() <= EQUAL * torch.maximum(lowest.abs(), highest.abs()).amax())
 
 
 def _located(chain: Chain, images: Tensor, name: str) -> NumericalError:
