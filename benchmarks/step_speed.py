@@ -113,22 +113,28 @@ def measure_runs(settings: Settings, clock: Clock) -> dict[str, Any]:
     """Seconds from the float to the quantized network; those of longer runs follow from fixed part and steps."""
     images, steps = random_images(settings.run_images, settings.device), settings.run_steps
     seconds: dict[str, dict[str, float]] = {}
-    for name in ("reference", "clcalib"):
+    for name in ("reference", "clcalib", "fast"):
         timer, first = StepTimer(clock), clock.mark()
         if name == "reference":
             reference.calibrate(float_network().to(settings.device), images, steps, timer.unit_step)
         else:
-            run_ours(images, clcalib.recipes.qdrop(steps=steps), settings.device, timer)
+            recipe = clcalib.recipes.fast() if name == "fast" else clcalib.recipes.qdrop(steps=steps)
+            run_ours(images, recipe, settings.device, timer)
         total = clock.milliseconds(first, clock.mark()) / 1e3
+        if name == "fast":  # with the steps that it has
+            seconds[name] = {"total": total}
+            break
         per_step = sum(timer.milliseconds.values()) / 1e3
         fixed = total - steps * per_step
         seconds[name] = {"total": total, "fixed": fixed, "one_step_of_all_units": per_step}
         seconds[name] |= {f"extrapolated_to_{count}": fixed + count * per_step for count in EXTRAPOLATED}
     keys = ["total", *(f"extrapolated_to_{count}" for count in EXTRAPOLATED)]
     ratios = {key: round(seconds["reference"][key] / seconds["clcalib"][key], 3) for key in keys}
+    share = seconds["fast"]["total"] / seconds["reference"]["extrapolated_to_2000"]
     return {
         "steps": steps,
         "images": settings.run_images,
+        "fast_as_share_of_2000_reference_steps": round(share, 4),
         "whole_run_speedup": ratios["total"],
         "speedup_extrapolated": {str(count): ratios[f"extrapolated_to_{count}"] for count in EXTRAPOLATED},
         "seconds": {name: rounded(row, 4) for name, row in seconds.items()},
