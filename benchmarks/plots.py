@@ -141,7 +141,7 @@ def draw(points: dict[str, list[Point]], out: Path) -> None:
         axes.set_xscale("log")
         ends = draw_lines(axes, points, field)
         axes.set_xlabel(label)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="both", color="#444444")
