@@ -209,7 +209,7 @@ def fewer_steps() -> str:
     lines += ["", f"{about}one thread, {'; '.join(machines_of(grid))}."]
     share = load("step_speed")["whole_run"].get("fast_as_share_of_2000_reference_steps")
     if share is not None:
-        about = "steps as the reference implementations write them, in one process (extrapolated from 100)"
+        about = "steps as the reference implementations write them, in one process (extrapolated)"
         lines += [
             "",
             f"A run of `fast`, 200 steps, takes {100 * share:.1f} % of the CPU time of a run of 2,000 {about}.",

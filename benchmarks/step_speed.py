@@ -1,6 +1,6 @@
 """How much faster a calibration step and a whole run are than the reference code, and how far from what is possible.
 
-    python benchmarks/step_speed.py                    # one thread, CPU time; ten minutes
+    python benchmarks/step_speed.py                    # one thread, CPU time; half an hour
     python benchmarks/step_speed.py --device cuda      # CUDA events, after a round that only warms up
     python benchmarks/step_speed.py --quick            # whether it works; the numbers mean nothing
 
@@ -211,7 +211,7 @@ def read_arguments() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--run-steps", type=int, default=100, help="steps for each unit of the whole run")
+    parser.add_argument("--run-steps", type=int, default=1000, help="steps for each unit of the whole run")
     parser.add_argument("--quick", action="store_true", help="a smoke run, which writes no result")
     given = parser.parse_args()
     if given.quick:
