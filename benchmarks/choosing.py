@@ -141,7 +141,7 @@ def extrapolated() -> str:
     run = data["whole_run"]
     own, theirs = run["seconds"]["clcalib"], run["seconds"]["reference"]
     lines = ["| steps for each unit | clcalib | a plain transcription of the reference step |", "|---|---|---|"]
-    lines.append(f"| {run['steps']} (measured) | {own['total']:.0f} s | {theirs['total']:.0f} s |")
+    lines.append(f"| {run['steps']:,} (measured) | {own['total']:.0f} s | {theirs['total']:.0f} s |")
     for steps in ("2000", "20000"):
         key = f"extrapolated_to_{steps}"
         lines.append(f"| {int(steps):,} (extrapolated) | {own[key]:,.0f} s | {theirs[key]:,.0f} s |")
