@@ -181,13 +181,13 @@ def step_speed() -> str:
             "",
             f"A step is {result['geomean_speedup']:.2f} times as fast as the reference's (geometric mean over units). "
             f"Its convolutions alone, at the rate of a large {kind} matrix product (the floor), would take "
-            f"{100 * share:.0f} % of its time. A whole run, {run['images']:,} images and {run['steps']:,} steps for each "
-            f"unit, is {run['whole_run_speedup']:.1f} times as fast (extrapolated: {longer}).",
+            f"{100 * share:.0f} % of its time. A whole run, {run['images']:,} images and {run['steps']:,} steps for "
+            f"each unit, is {run['whole_run_speedup']:.1f} times as fast (extrapolated: {longer}).",
             "",
             f"With the contrastive term a step takes this many times as long, mean over units: {overhead}.",
             "",
-            f"Batch {result['batch']}, {result['device']}, rounds of which the least counts: {result['rounds']}; one round "
-            f"is known to a tenth. torch {result['torch']}, {result['machine']}.",
+            f"Batch {result['batch']}, {result['device']}, rounds of which the least counts: {result['rounds']}; one "
+            f"round is known to a tenth. torch {result['torch']}, {result['machine']}.",
         ]
     )
 
