@@ -11,11 +11,13 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from clcalib.capture.functional import functional
+from clcalib.capture.functional import IS_KNOWN, functional
 from clcalib.capture.graph import module_stack
 from clcalib.capture.unlift import unlift
 from demo_network import resnet20
 from mobilenetv2 import mobilenetv2
+
+pytestmark = pytest.mark.skipif(not IS_KNOWN, reason="an older torch takes its own way")
 
 
 def exported(model: nn.Module, size: int = 8) -> ExportedProgram:

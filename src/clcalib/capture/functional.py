@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.torch_version import TorchVersion
 
 from clcalib.capture.graph import operator_name, symbol_of
 
@@ -70,6 +71,8 @@ _DROPOUTS = frozenset({_ATEN.dropout.default, _ATEN.dropout_.default})
 _OTHERS = frozenset({_ATEN.batch_norm.default, _ATEN.flatten.using_ints, _ATEN.relu6_.default, _ATEN.sym_size.int})
 _KNOWN = _KEPT | _VIEWS | _IN_PLACE.keys() | _DROPOUTS | _OTHERS
 _NAMES = {"batch_norm": "batch_norm_default"}  # as ``unlift`` calls it, which puts it back
+# From here on, decomposition is known to do what is written here; before, it leaves copies behind and counts otherwise.
+IS_KNOWN = TorchVersion(torch.__version__) >= "2.15"
 _INPUTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.USER_INPUT)
 
 
@@ -85,9 +88,9 @@ def functional(program: ExportedProgram) -> fx.Graph | None:
     Returns:
         A new graph that takes and returns what the program's does; None where it cannot be told from the lists above
         what torch would make of it: an unknown operator, a tensor that is written while something else refers to its
-        memory, several inputs, or a device other than the processor.
+        memory, several inputs, a device other than the processor, or an older torch.
     """
-    if not _is_known(program):
+    if not IS_KNOWN or not _is_known(program):
         return None
     writer = _Writer(_input_of(program))
     return writer.graph if all(writer.write(node) for node in program.graph.nodes) else None
