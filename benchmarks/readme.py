@@ -186,8 +186,8 @@ def step_speed() -> str:
             "",
             f"With the contrastive term a step takes this many times as long, mean over units: {overhead}.",
             "",
-            f"Batch {result['batch']}, {result['device']}, rounds of which the least counts: {result['rounds']}; one "
-            f"round is known to a tenth. torch {result['torch']}, {result['machine']}.",
+            f"Batch {result['batch']}, {result['device']}, rounds of which the least counts: {result['rounds']}; "
+            f"torch {result['torch']}, {result['machine']}.",
         ]
     )
 

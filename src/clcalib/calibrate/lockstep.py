@@ -56,6 +56,7 @@ class Lockstep:
         self._runner.replaced[name] = module
 
     @torch.no_grad()
+    @compiled_passes()
     def advance(self, stop: fx.Node, see: Callable[[int, _Environment], None] | None = None) -> None:
         """Run all batches up to a node, which is not run itself.
 
@@ -93,8 +94,7 @@ class Lockstep:
             if source not in environment:
                 environment[source] = self._constant(source)
         self._runner.env = environment
-        with compiled_passes():
-            return self._runner.run_node(node)
+        return self._runner.run_node(node)
 
     def _constant(self, node: fx.Node) -> Any:
         """What does not depend on the images, a weight say: the same for all batches, computed once for each stop."""

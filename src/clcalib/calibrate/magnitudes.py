@@ -24,7 +24,7 @@ EQUAL = 1e-6  # of the largest answer; answers that differ by less are one answe
 def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = None, *, team: Team | None = None) -> None:
     """Raise where the float network's values are not finite, or too large to be compared by squared errors.
 
-    What is looked at is the target of every unit; the device is waited for once in all.
+    What is looked at is the target of every unit, and what the network returns; the device is waited for at the end.
 
     Args:
         chain: the float chain.
@@ -44,7 +44,7 @@ def check_magnitudes(chain: Chain, images: Tensor, held_out: Tensor | None = Non
         largest, answers = _extremes(chain, rows, Layout.of(team or Team(), len(rows)))
         if not bool(largest <= LARGEST):
             raise _located(chain, rows, name) if chain.placed is None else _located_unit(chain, rows, name)
-        if name == "calibration" and len(rows) > 1 and all(_are_equal(*ends) for ends in answers):
+        if name == "calibration" and len(rows) > 1 and answers and all(_are_equal(*ends) for ends in answers):
             warnings.warn(
                 f"the float network gives the same answer for all {len(rows)} calibration images: they are equal or "
                 "empty, or a layer lets nothing through; look at the images, their scaling, and the first unit whose "
@@ -58,15 +58,15 @@ def _extremes(chain: Chain, images: Tensor, layout: Layout) -> tuple[Tensor, lis
     """The largest size of all values, (); and of each element of the network's answers the lowest and highest value."""
     team, images = layout.team, layout.cut(images, device_of(chain))
     largest = torch.zeros((), device=images.device)
-    answers = list[list[Tensor]]()
+    ends = list[Tensor]()
     for state in _passes(chain, images, layout):
         for index, outputs in enumerate(state):
             target = outputs[chain.units[index].outputs.index(chain.units[index].target)]
             # Two passes: aminmax would copy what is not in the order of its shape.
             largest = torch.maximum(largest, torch.maximum(target.float().amax(), -target.float().amin()))
         floats = [output.float() for output in outputs if output.is_floating_point()]
-        answers.append([torch.stack((output.amin(0), output.amax(0))) for output in floats])
-    ends = [_joined(torch.stack(column)) for column in zip(*answers, strict=True)]
+        own = [torch.stack((output.amin(0), output.amax(0))) for output in floats]
+        ends = [_joined(torch.stack(pair)) for pair in zip(ends or own, own, strict=True)]
     largest, *ends = (torch.stack(team.by_worker(end)) for end in (largest, *ends))
     return largest.amax(), [(lowest, highest) for lowest, highest in map(_joined, ends)]
 

@@ -57,6 +57,7 @@ class StateWriter:
         return tuple(done[at] for at in sorted(done))
 
 
+@compiled_passes()
 def run_batches(
     body: fx.GraphModule,
     state: RowState,
@@ -76,9 +77,7 @@ def run_batches(
     """
     layout = layout or Layout.alone(len(state[0]))
     for batch in layout.batches(images_at_once(body), count):
-        with compiled_passes():
-            outputs = body(*(layout.aligned(rows.slice(batch.start, batch.stop)) for rows in state))
-        see(batch.start, outputs)
+        see(batch.start, body(*(layout.aligned(rows.slice(batch.start, batch.stop)) for rows in state)))
 
 
 @torch.no_grad()

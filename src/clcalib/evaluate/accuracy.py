@@ -15,6 +15,7 @@ BATCH = 256
 
 
 @torch.no_grad()
+@compiled_passes()
 def logits(
     model: Callable[[Tensor], Any], images: Tensor, *, batch_size: int = BATCH, device: str | torch.device = "cpu"
 ) -> Tensor:
@@ -26,8 +27,7 @@ def logits(
     """
     parts = []
     for start in range(0, len(images), batch_size):
-        with compiled_passes():
-            output = model(images[start : start + batch_size].to(device))
+        output = model(images[start : start + batch_size].to(device))
         if not isinstance(output, Tensor) or output.ndim != 2:
             got = f"an output of {output.ndim} dimensions" if isinstance(output, Tensor) else type(output).__name__
             expected = "a network with output (N, classes), since predicted classes are compared"
