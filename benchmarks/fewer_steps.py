@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def row(cell: Cell, seed: int, selection: float, seconds: float) -> dict[str, An
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     folder = RESULTS / "fewer_steps" / arguments.grid
-    cells = [cell for cell in GRIDS[arguments.grid]() if any(part in cell.name for part in arguments.only)]
+    cells = [cell for cell in GRIDS[arguments.grid]() if any(fnmatch(cell.name, name) for name in arguments.only)]
     for seed in arguments.seeds:
         for cell in cells:
             path = folder / f"{cell.name}-seed{seed}.json"
@@ -131,7 +132,7 @@ def main() -> None:
     runner.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 (clcalib data cifar10)")
     runner.add_argument("--grid", choices=GRIDS, required=True)
     runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    runner.add_argument("--only", nargs="+", default=[""], help="run only cells whose name holds one of these")
+    runner.add_argument("--only", nargs="+", default=["*"], help="run only these cells; * stands for anything")
     runner.set_defaults(function=run)
     commands.add_parser("summary", help="write fewer_steps.json").set_defaults(function=summary)
     arguments = parser.parse_args()
