@@ -20,13 +20,26 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGE = ROOT / "docs" / "images" / "accuracy_against_steps.svg"
 GRIDS = ("curve", "final")
-NAMES = {"fast": "fast", "qdrop": "QDrop", "brecq": "BRECQ", "adaround": "AdaRound"}
-# Told apart in grey and by the colour-blind (Okabe and Ito), and by the shape of the mark.
+NAMES = {
+    "fast": "fast",
+    "qdrop": "QDrop",
+    "brecq": "BRECQ",
+    "adaround": "AdaRound",
+    "pd_quant": "PD-Quant",
+    "genie_m": "GENIE-M",
+    "straight_through": "straight-through",
+    "scale_only": "scales only",
+}
+# Told apart in grey and by the colour-blind (Okabe and Ito), and by the shape of the mark.  Scales alone, far below the
+# others, have no line: it would leave the others a tenth of the height.
 STYLES = {
     "fast": ("#D55E00", "o"),
     "qdrop": ("#0072B2", "s"),
     "brecq": ("#009E73", "^"),
     "adaround": ("#7A5195", "D"),
+    "pd_quant": ("#000000", "v"),
+    "genie_m": ("#56B4E9", "P"),
+    "straight_through": ("#B8860B", "X"),
 }
 LABEL_GAP = 0.055  # between two labels one above the other, as a part of the panel's height
 LABEL_WIDTH = 4.0  # lines that end within this factor have labels one above the other
@@ -158,7 +171,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=IMAGE, help="an .svg, .png or .pdf file")
     given = parser.parse_args()
     rows = from_summary(RESULTS / "fewer_steps.json") if given.results is None else from_runs(given.results)
-    points = points_of(rows)
+    points = {name: row for name, row in points_of(rows).items() if name in STYLES}
     if not points:
         sys.exit(f"there are no runs of the grids {' and '.join(GRIDS)} yet; run benchmarks/fewer_steps.py first")
     draw(points, given.out)

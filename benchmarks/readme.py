@@ -7,34 +7,19 @@ python benchmarks/readme.py --check    # fails where a page says something else
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import choosing
 import decisions
 import pareto_page
+import speed_page
 import workers_page
+from page_parts import RESULTS, ROOT, load, not_measured, signed, spread
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PLOT = ROOT / "docs" / "images" / "accuracy_against_steps.svg"
 NAMES = {"nearest": "nearest", "adaround": "AdaRound", "brecq": "BRECQ", "qdrop": "QDrop"}
 CONTRASTIVE = "qdrop-contrastive"
-
-
-def load(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return data
-
-
-def spread(row: dict[str, Any] | None) -> str:
-    """Mean, deviation and number of seeds; a single seed has no deviation."""
-    if row is None:
-        return "not run"
-    return f"{row['mean']:.2f} (1)" if row["n"] == 1 else f"{row['mean']:.2f} ± {row['deviation']:.2f} ({row['n']})"
 
 
 def hosts(grid: dict[str, Any]) -> list[str]:
@@ -47,10 +32,6 @@ def hosts(grid: dict[str, Any]) -> list[str]:
     gains = [grid.get(f"{width}-{CONTRASTIVE}", {}).get("paired_gains", []) for width in widths]
     lines.append("| paired gain, each seed | " + " | ".join(signed(values) for values in gains) + " |")
     return lines
-
-
-def signed(values: list[float]) -> str:
-    return ", ".join(f"{value:+.2f}" for value in values) or "-"
 
 
 def forms(grid: dict[str, Any]) -> list[str]:
@@ -160,124 +141,6 @@ def range_line(ranges: dict[str, Any]) -> str:
     return f"Range search of all weights of ResNet-20 (`mse_grid`, per channel, one thread, CPU time): {rows}."
 
 
-def not_measured(command: str) -> str:
-    return f"*Not measured yet: `python benchmarks/{command}` measures it, `python benchmarks/readme.py` puts it here.*"
-
-
-def step_speed() -> str:
-    if not (RESULTS / "step_speed.json").exists():
-        return not_measured("step_speed.py")
-    result = load("step_speed")
-    kind, run, share = result["fraction_of_floor_rate"], result["whole_run"], result["fraction_of_floor"]
-    lines = ["| unit | reference, ms | clcalib, ms | times as fast | floor, ms |", "|---|---|---|---|---|"]
-    for unit, row in result["units"].items():
-        floor = f"{row[f'floor_{kind}_ms']:.2f}" if row["convolution_gflop"] else "-"
-        lines.append(f"| {unit} | {row['reference_ms']:.1f} | {row['ours_ms']:.1f} | {row['speedup']:.2f} | {floor} |")
-    longer = ", ".join(f"{int(steps):,} steps {ratio:.1f}" for steps, ratio in run["speedup_extrapolated"].items())
-    overhead = "; ".join(f"{name} {ratio:.2f}" for name, ratio in result["contrastive_overhead"].items())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"A step is {result['geomean_speedup']:.2f} times as fast as the reference's (geometric mean over units). "
-            f"Its convolutions alone, at the rate of a large {kind} matrix product (the floor), would take "
-            f"{100 * share:.0f} % of its time. A whole run, {run['images']:,} images and {run['steps']:,} steps for "
-            f"each unit, is {run['whole_run_speedup']:.1f} times as fast (extrapolated: {longer}).",
-            "",
-            f"With the contrastive term a step takes this many times as long, mean over units: {overhead}.",
-            "",
-            f"Batch {result['batch']}, {result['device']}, rounds of which the least counts: {result['rounds']}; "
-            f"torch {result['torch']}, {result['machine']}.",
-        ]
-    )
-
-
-def fewer_steps() -> str:
-    data = load("fewer_steps")
-    grid = data["grids"].get("final", {})
-    if not grid:
-        return not_measured("fewer_steps.py run --grid final")
-    lines = ["| recipe | steps | W2A4 | W2A2 | CPU seconds, W2A2 |", "|---|---|---|---|---|"]
-    rows = {name: row for name, row in grid.items() if not name.endswith("-w2a4")}
-    for name, row in sorted(rows.items(), key=lambda item: (item[1]["settings"]["recipe"], steps_of(item[1]))):
-        wider = spread(grid.get(f"{name}-w2a4", {}).get("test"))
-        seconds = f"{row['cpu_seconds']:,.0f}"
-        recipe = row["settings"]["recipe"]
-        lines.append(f"| `{recipe}` | {steps_of(row):,} | {wider} | {spread(row['test'])} | {seconds} |")
-    about = (
-        "Top-1 in % on 10,000 test images, mean ± standard deviation (number of seeds), seeds that selected nothing; "
-    )
-    lines += ["", f"{about}one thread, {'; '.join(machines_of(grid))}."]
-    share = load("step_speed")["whole_run"].get("fast_as_share_of_2000_reference_steps")
-    if share is not None:
-        about = "steps as the reference implementations write them, in one process (extrapolated)"
-        lines += [
-            "",
-            f"A run of `fast`, 200 steps, takes {100 * share:.1f} % of the CPU time of a run of 2,000 {about}.",
-        ]
-    if PLOT.exists():
-        lines += ["", f"![Accuracy against steps and against CPU time]({PLOT.relative_to(ROOT / 'docs').as_posix()})"]
-    return "\n".join(lines)
-
-
-def machines_of(grid: dict[str, Any]) -> list[str]:
-    return sorted({machine for row in grid.values() for machine in row["machines"]})
-
-
-def steps_of(row: dict[str, Any]) -> int:
-    return int(row["settings"]["options"].get("steps", 0))
-
-
-def contrastive_cost() -> str:
-    data = load("fewer_steps")
-    grid = data["grids"].get("contrastive", {})
-    if not grid:
-        return not_measured("fewer_steps.py run --grid contrastive")
-    lines = ["| contrastive term | top-1 | CPU seconds |", "|---|---|---|"]
-    for row in grid.values():
-        term = row["settings"]["contrastive"]
-        name = "none" if term is None else ", ".join(f"`{key}={value}`" for key, value in term.items() if value)
-        lines.append(f"| {name} | {spread(row['selection'])} | {row['cpu_seconds']:,.0f} |")
-    about = "`fast`, 200 steps, W2A2; top-1 in % on 5,000 training images outside the calibration set, mean ± standard "
-    return "\n".join([*lines, "", f"{about}deviation (number of seeds)."])
-
-
-def memory() -> str:
-    if not (RESULTS / "memory.json").exists():
-        return not_measured("memory.py")
-    result = load("memory")
-    budget = f"budget of {result['budget'] / 1e6:.0f} MB"
-    lines = [f"| images | before the run | no budget | {budget} | same result |", "|---|---|---|---|---|"]
-    for run in result["runs"]:
-        plain, bounded = run["no_budget"], run["budget"]
-        cells = [f"{size / 1e6:,.0f} MB" for size in (plain["before"], plain["peak"], bounded["peak"])]
-        same = "yes" if run["is_identical"] else "no"
-        lines.append(f"| {run['images']:,} | {' | '.join(cells)} | {same} |")
-    about = f"Largest resident set of the process, ResNet-20, W2A4, {result['steps']} steps for each unit"
-    return "\n".join([*lines, "", f"{about}; torch {result['torch']}, {result['machine']}."])
-
-
-def cache_bytes() -> str:
-    result, steps = load("cache_bytes"), load("fewer_steps")["grids"].get("cache_precision", {})
-    lines = ["| network | widths | float32 caches | bfloat16 caches |", "|---|---|---|---|"]
-    for row in result["rows"]:
-        sizes = " | ".join(f"{row[kind] / 1024:.0f} KiB" for kind in ("float32", "bfloat16"))
-        lines.append(f"| {row['network']} | W{row['weights']}A{row['activations']} | {sizes} |")
-    lines += ["", "Stored inputs and targets of one calibration image of 32 x 32 pixels, where most are alive.", ""]
-    for widths in ("w2a2", "w2a4"):
-        exact, low = (steps.get(f"fast-200-{widths}-{kind}") for kind in ("float32", "bfloat16"))
-        if exact and low:
-            both = sorted(set(exact["seeds"]) & set(low["seeds"]))
-            values = [dict(zip(cell["seeds"], cell["selection_top1"], strict=True)) for cell in (exact, low)]
-            gains = signed([round(values[1][seed] - values[0][seed], 2) for seed in both])
-            lines.append(
-                f"* `fast`, 200 steps, {widths.upper()}: {spread(exact['selection'])} with float32 caches and "
-                f"{spread(low['selection'])} with bfloat16 ones; by seed {gains}."
-            )
-    about = "Top-1 in % on 5,000 training images outside the calibration set; convolutions in float32"
-    return "\n".join([*lines, "", f"{about}; {'; '.join(machines_of(steps))}."])
-
-
 def estimates() -> str:
     result = load("estimates")
     lines = ["| run | CPU seconds | memory at the peak | in files | dry run |", "|---|---|---|---|---|"]
@@ -303,11 +166,12 @@ def from_result(name: str, block: Callable[[dict[str, Any]], str], command: str,
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measurements": measurements, "demo": demo},
     "docs/speed.md": {
-        "step speed": step_speed,
-        "fewer steps": fewer_steps,
-        "contrastive cost": contrastive_cost,
-        "memory": memory,
-        "cache bytes": cache_bytes,
+        "step speed": speed_page.step_speed,
+        "fewer steps": speed_page.fewer_steps,
+        "curve": speed_page.curve,
+        "contrastive cost": speed_page.contrastive_cost,
+        "memory": speed_page.memory,
+        "cache bytes": speed_page.cache_bytes,
     },
     "docs/decisions/0007-compiled-elementwise-passes.md": {
         "kernel times": lambda: decisions.kernel_times(load("kernel_choice")),
