@@ -9,6 +9,7 @@ Writes ``benchmarks/results/cache_bytes.json``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,9 +27,9 @@ def bytes_of_an_image(build: Callable[[], nn.Module], bits: clcalib.Bits, cache_
     """Of a walk with nearest rounding, which stores what any other recipe stores."""
     seen, allocate = [0], StoreSpace.allocate
 
-    def watched(space: StoreSpace, *arguments: object) -> object:
-        block = allocate(space, *arguments)  # type: ignore[arg-type]
-        seen.append(space.used)
+    def watched(space: StoreSpace, *arguments: Any, **options: Any) -> object:
+        block = allocate(space, *arguments, **options)
+        seen.append(space.most_used)
         return block
 
     torch.manual_seed(0)

@@ -250,6 +250,18 @@ def cache_precision() -> list[Cell]:
     return cells
 
 
+def precision() -> list[Cell]:
+    """Convolutions in float32 and in bfloat16, with and without a term that reads the rest of the network."""
+    cells = []
+    for activations in (2, 4):
+        for term in (None, {"interval": 1, "images": "all"}):
+            for kind in ("float32", "bfloat16"):
+                name = f"fast-200-w2a{activations}{'-contrastive' if term else ''}-{kind}"
+                more = {"activations": activations, "contrastive": term, "precision": kind}
+                cells.append(Cell(name, "fast", {"steps": 200}, **more))
+    return cells
+
+
 def final() -> list[Cell]:
     """What was selected, on the test images; to be run with seeds that selected nothing."""
     cells = [Cell("gptq", "gptq"), Cell("gptq-w2a4", "gptq", activations=4), qdrop("qdrop-2000", 2000)]
@@ -281,6 +293,7 @@ GRIDS = {
     "augmentation": augmentation,
     "last_phase": last_phase,
     "cache_precision": cache_precision,
+    "precision": precision,
     "final": final,
     "curve": curve,
 }

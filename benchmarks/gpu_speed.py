@@ -85,6 +85,8 @@ def kernel_times(profiler: profile, wall: float, steps: int) -> dict[str, Any]:
     for event in on_device:
         by_name[event.name] = by_name.get(event.name, 0.0) + event.time_range.elapsed_us()
     total = sum(by_name.values())
+    if not total:
+        return {"problem": "the profiler saw no kernel; is it allowed to, and the only one?"}
     return {
         "steps": steps,
         "kernels_per_step": round(len(on_device) / steps, 1),
@@ -218,7 +220,8 @@ def graph_use(
 
 def summary(settings: Settings, best: Mapping[str, float], total: float, profiler: UnitProfiler) -> dict[str, Any]:
     step_seconds = sum(best.values()) / 1e3
-    profiled, kernels = profiler.result, profiler.result["kernel_ms_per_step"]
+    profiled = profiler.result
+    kernels = profiled.get("kernel_ms_per_step")  # none where the driver lets nobody profile
     is_extrapolated = settings.steps != PAPER_STEPS
     return {
         "steps_per_second": {unit: round(1e3 / value, 2) for unit, value in best.items()},
@@ -231,8 +234,10 @@ def summary(settings: Settings, best: Mapping[str, float], total: float, profile
         },
         "share_not_gpu_bound": {
             "unit": profiler.unit,
-            "under_the_profiler": round(1 - kernels / profiled["wall_ms_per_step"], 4),
-            "kernels_against_unprofiled_steps": round(1 - kernels / best[profiler.unit], 4),
+            "under_the_profiler": None if kernels is None else round(1 - kernels / profiled["wall_ms_per_step"], 4),
+            "kernels_against_unprofiled_steps": None
+            if kernels is None
+            else round(1 - kernels / best[profiler.unit], 4),
             **profiled,
         },
     }

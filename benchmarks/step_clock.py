@@ -35,8 +35,11 @@ class Clock:
         return torch.cuda.get_device_name(self.device) if self.is_cuda else "cpu, one thread, CPU time"
 
 
+DEVICE_WARM_UP = 100  # steps of a unit that are not timed on CUDA: in them each kind of step is recorded
+
+
 class StepTimer(SilentObserver):
-    """An observer that keeps the time between the first and the last reported step of each unit."""
+    """An observer that keeps the time between two reported steps of each unit, the first that counts and the last."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -60,4 +63,5 @@ class StepTimer(SilentObserver):
 
     def unit_step(self, name: str, step: int) -> None:
         """As ``step``, for a run that names the unit itself."""
-        (self._last if name in self._first else self._first)[name] = (step, self._clock.mark())
+        if step >= (DEVICE_WARM_UP if self._clock.is_cuda else 0):
+            (self._last if name in self._first else self._first)[name] = (step, self._clock.mark())

@@ -14,17 +14,21 @@ the rate of a large matrix product, that of bf16 where convolutions run in bf16;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import geometric_mean, mean
 from typing import Any
+from unittest import mock
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import clcalib
 import reference_step as reference
+from clcalib.fused import calls, device
 from common import commit, provenance, resnet20, write_result
 from step_clock import Clock, StepTimer
 from step_floor import ConvolutionTypes, rates, unit_operations
@@ -38,7 +42,9 @@ CONTRASTIVE: dict[str, dict[str, Any]] = {
     "interval=8, images=8": {"interval": 8, "images": 8},
 }
 ON_PREDICTION = "on the prediction difference"  # of pd_quant, which reads the rest of the network at every step
+PLAIN = "without compiled passes"
 STEPS = 57  # 56 are timed: whole numbers of the intervals
+DEVICE_STEPS = 401  # there the first 100 are not timed, in which steps are recorded
 EXTRAPOLATED = (2_000, 20_000)
 BITS = 2
 Times = dict[str, float]  # by unit, milliseconds a step
@@ -70,6 +76,19 @@ def run_ours(images: torch.Tensor, recipe: clcalib.Recipe, device: str, observer
     clcalib.quantize(float_network(), calibration, **settings)
 
 
+def _unavailable(*arguments: Any) -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def plain_passes() -> Iterator[None]:
+    """As on a machine without a compiler (or, on a GPU, without Triton)."""
+    with contextlib.ExitStack() as stack:
+        for module, name in ((calls, "is_available"), (calls, "has_weight_gradient"), (device, "is_available")):
+            stack.enter_context(mock.patch.object(module, name, _unavailable))
+        yield
+
+
 def run_reference(names: list[str], network: torch.nn.Sequential, images: torch.Tensor, steps: int, timer: Any) -> None:
     """The steps alone: ranges are there already, and caches move on from unit to unit."""
     network, quantized, floats = copy.deepcopy(network), images, images
@@ -96,10 +115,12 @@ def measure_steps(settings: Settings, clock: Clock) -> tuple[dict[str, Times], d
     recipes |= {"pd_quant": predicting, ON_PREDICTION: clcalib.with_contrastive(predicting)}
     best: dict[str, Times] = {}
     for number in range(-1 if clock.is_cuda else 0, settings.rounds):
-        timers = {name: StepTimer(clock) for name in ("reference", *recipes)}
+        timers = {name: StepTimer(clock) for name in ("reference", *recipes, PLAIN)}
         run_reference(names, network, images, settings.steps, timers["reference"].unit_step)
         for name, recipe in recipes.items():
             run_ours(images, recipe, settings.device, timers[name])
+        with plain_passes():
+            run_ours(images, recipes["qdrop"], settings.device, timers[PLAIN])
         for name, timer in timers.items():
             times = timer.milliseconds
             assert list(times) == names, f"the units of {name} are {list(times)}"
@@ -156,7 +177,9 @@ def operators(settings: Settings) -> list[dict[str, Any]]:
     with profile(activities=activities) as profiler:
         run_reference(names, network, images, settings.steps, lambda name, step: None)
     field = "self_cpu_time_total" if len(activities) == 1 else "self_device_time_total"
-    rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, field))
+    # Not the kernels that stand beside their operators.
+    rows = [row for row in profiler.key_averages() if row.device_type == DeviceType.CPU]
+    rows.sort(key=lambda row: -getattr(row, field))
     total = sum(getattr(row, field) for row in rows)
     return [{"operator": row.key, "share": round(getattr(row, field) / total, 4)} for row in rows[:16]]
 
@@ -170,6 +193,7 @@ def summary(
     headline = next(iter(ran), "fp32")
     overhead = {name: mean(times[name][unit] / ours[unit] for unit in ours) for name in CONTRASTIVE}
     overhead[ON_PREDICTION] = mean(times[ON_PREDICTION][unit] / times["pd_quant"][unit] for unit in ours)
+    without_passes = geometric_mean(times[PLAIN][unit] / ours[unit] for unit in ours)
     units = {
         unit: {
             "reference_ms": round(theirs[unit], 3),
@@ -187,6 +211,7 @@ def summary(
         "fraction_of_floor_rate": headline,
         "fraction_of_floor_by_rate": rounded(fractions, 3),
         "contrastive_overhead": rounded(overhead, 3),
+        "times_as_fast_as_without_compiled_passes": round(without_passes, 3),
         "units": units,
     }
 
@@ -201,7 +226,13 @@ def show(result: Mapping[str, Any]) -> None:
     for unit, row in result["units"].items():
         cells = f"{row['reference_ms']:12.2f} {row['ours_ms']:9.2f} {row['speedup']:8.2f}"
         print(f"{unit:10} {cells} {row[f'floor_{kind}_ms']:15.2f}")
-    for name in ("geomean_speedup", "fraction_of_floor_by_rate", "contrastive_overhead", "gflop_per_second"):
+    for name in (
+        "geomean_speedup",
+        "times_as_fast_as_without_compiled_passes",
+        "fraction_of_floor_by_rate",
+        "contrastive_overhead",
+        "gflop_per_second",
+    ):
         print(f"{name}: {result[name]}")
     for name in ("convolution_types", "whole_run"):
         print(f"{name}: {result[name]}")
@@ -214,9 +245,11 @@ def read_arguments() -> Settings:
     parser.add_argument("--run-steps", type=int, default=1000, help="steps for each unit of the whole run")
     parser.add_argument("--quick", action="store_true", help="a smoke run, which writes no result")
     given = parser.parse_args()
+    is_cuda = torch.device(given.device).type == "cuda"
     if given.quick:
-        return Settings(9, 1, 64, 9, 64, given.device)
-    return Settings(STEPS, given.rounds, 256, given.run_steps, 1024, given.device)
+        few = DEVICE_STEPS if is_cuda else 9
+        return Settings(few, 1, 64, few, 64, given.device)
+    return Settings(DEVICE_STEPS if is_cuda else STEPS, given.rounds, 256, given.run_steps, 1024, given.device)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.outputs import whole
+from clcalib.capture.placing import move
 from clcalib.capture.running import advance
 from clcalib.capture.submodule import Part
 from clcalib.checks import (
@@ -52,6 +53,7 @@ from clcalib.objectives.keys import KeySet, as_vectors, build_keys
 from clcalib.placed.network import whole_of
 from clcalib.placed.plan import Amounts, planned
 from clcalib.quant.insert import QuantizedChain, insert_quantizers
+from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, EdgeBits, LayerPolicy, Overrides
 from clcalib.quant.ranges import RANGE_RULES, RangeRule
 from clcalib.quant.reparameterize import reparameterize_layer_norm
@@ -145,6 +147,7 @@ class Job:
             journal: where what is finished is saved, and found again.
         """
         journal = journal or Journal()
+        kernels_on(self.device)  # builds them, and says where it cannot, while warnings are heard
         keys = self.keys()
         base, reference = self._start(space, journal)
         self.clock.stage("reconstruction")
@@ -289,11 +292,12 @@ def prepare(
     module = model if part is None else part.module
     chain = capture(module, images[:2], unit=recipe.unit, patterns=unit_patterns)
     if part is not None and evaluation is not None:
-        is_detecting = is_detector(part.model, evaluation.images[:2])
+        home = next((tensor.device for tensor in part.model.parameters()), torch.device("cpu"))
+        is_detecting = is_detector(part.model, evaluation.images[:2].to(home))
         if not is_detecting:
-            logits(part.model, evaluation.images[:2])  # raises where the model does not classify
+            logits(part.model, evaluation.images[:2], device=home)  # raises where the model does not classify
     check_output(chain, recipe, evaluation if part is None else None)
-    chain.module.to(place)
+    move(chain.module, place)
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))
     widths = Widths(chain, bits, setting, overrides, first_last_bits, grids)

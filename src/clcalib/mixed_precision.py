@@ -24,11 +24,13 @@ from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.graph import value_of
 from clcalib.capture.outputs import output_nodes
+from clcalib.capture.placing import move
 from clcalib.checks import checked_grids, range_rule
 from clcalib.data.calibration import CalibrationSet
 from clcalib.errors import ArgumentError, ClcalibWarning
 from clcalib.export.rehearsal import Widths, rehearse
 from clcalib.pipeline import QuantizationResult, quantize
+from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, Overrides
 from clcalib.quant.reparameterize import reparameterize_layer_norm
 from clcalib.quant.targets import target_of
@@ -154,6 +156,7 @@ def choose_widths(
         if target is not None and settings["is_rehearsed"]:
             observer.stage("rehearsal")
             rehearse(Widths(chain, _widest(bits, pairs[-1]), *edges, grids), target, images)
+        kernels_on(images.device)  # builds them, and says where it cannot, while warnings are heard
         with _silent():
             found = search_widths(chain, plan, budget, images, (first, second), observer)
     own = plan.overrides(found.chosen, with_inputs=bool(budget.activations), with_weights=bool(budget.weights))
@@ -202,7 +205,7 @@ def _chain(
         got = f"an output of {value_of(outputs[0]).ndim} dimensions" if len(outputs) == 1 else f"{len(outputs)} outputs"
         remedy = 'choose widths by hand: overrides={"pattern": "W4A8"}, --bits PATTERN=WIDTHS'
         raise ArgumentError("model", "an output (N, classes), whose divergence is measured", got, remedy)
-    chain.module.to(settings["device"])
+    move(chain.module, torch.device(settings["device"]))
     if settings["is_layer_norm_reparameterized"]:
         chain = reparameterize_layer_norm(chain, calibration.images[:RANGE_IMAGES].to(settings["device"]))
     return chain

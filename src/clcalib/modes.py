@@ -10,14 +10,24 @@ import torch
 
 @contextlib.contextmanager
 def usual_modes() -> Iterator[None]:
-    """Inside: float32 by default, gradients, no inference mode, and random numbers that are no one else's.
+    """Inside: float32 and the CPU by default, gradients, neither inference mode nor autocast, own randomness.
 
-    What was there before comes back at the end, after an error too.
+    On a GPU, cuDNN takes algorithms that add up in one order, and does not choose them by their time.  What was there
+    before comes back at the end, after an error too.
     """
     before = torch.get_default_dtype()
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # in inference mode nothing can be trained
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # in inference mode nothing can be trained
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":  # entering it costs a little in every call of PyTorch
+            stack.enter_context(torch.device("cpu"))
+        cudnn = torch.backends.cudnn
+        for flag, value in (("deterministic", True), ("benchmark", False)):
+            stack.callback(setattr, cudnn, flag, getattr(cudnn, flag))
+            setattr(cudnn, flag, value)
+        stack.callback(torch.set_default_dtype, before)
         torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+        yield

@@ -24,6 +24,7 @@ from clcalib.calibrate.observer import Observer, SilentObserver
 from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.describe import describe
+from clcalib.capture.placing import move
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.durable.state import has_state
 from clcalib.errors import ArgumentError, ClcalibWarning, TargetNotMetWarning
@@ -90,7 +91,7 @@ def quantize_to_target(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", ClcalibWarning)  # every run tells them
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=patterns)
-    chain.module.to(device)
+    move(chain.module, device)
     if options.get("is_layer_norm_reparameterized"):  # as in every run: units are exchanged between both chains
         chain = reparameterize_layer_norm(chain, calibration.images[:RANGE_IMAGES].to(device))
     search = _Search(chain, deciding, logits(chain.module, deciding.images, device=device), device)

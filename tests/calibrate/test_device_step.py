@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -163,6 +164,13 @@ def test_an_objective_that_decides_in_python_keeps_its_steps_from_being_recorded
 def test_rows_in_files_keep_steps_from_being_recorded(emulation):
     options = {"recipe": recipes.qdrop(steps=8), "memory_budget": 1}
     assert_same(told(emulation, "are in files", **options), emulation.run(recorder=None, **options))
+
+
+def test_numbers_that_are_not_finite_are_the_same_where_they_are_in_the_same_places():
+    nan = torch.tensor([1.0, math.nan])
+    assert device_step._is_same(nan, nan.clone())
+    assert not device_step._is_same(nan, torch.tensor([math.nan, 1.0]))
+    assert not device_step._is_same(nan, torch.tensor([1.0, 2.0]))
 
 
 def test_it_can_be_switched_off_in_silence(emulation, monkeypatch):

@@ -111,11 +111,13 @@ def stored(values, grid=None, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("draw", [ALL, Draw(7, 8, 128), Draw(7, 8, 0)])
 @pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(4, 6, 5), (3, 5, 5), (7,)])
-def test_rows_are_gathered_and_mixed_in_one_pass_as_in_two(shape, bits, draw, dtype, monkeypatch):
+def test_rows_are_gathered_and_mixed_in_one_pass_as_in_two(shape, cached, bits, draw, dtype, monkeypatch):
     values = torch.randint(-3, 4, (9, *shape)).float() * 0.3
     grid = None if bits is None else CodeGrid(torch.tensor(0.3).item(), 2.0, -4, bits)
-    quantized, floating = stored(values, grid), stored(torch.randn(9, *shape))
+    floating = stored(torch.randn(9, *shape), dtype=cached)
+    quantized = stored(values, grid, dtype=torch.float32 if bits else cached)
     assert quantized.grid == grid
     index = torch.tensor([8, 0, 3])
     rows = mix_rows(quantized, floating, index, draw, dtype)
@@ -123,6 +125,24 @@ def test_rows_are_gathered_and_mixed_in_one_pass_as_in_two(shape, bits, draw, dt
     assert rows.shape == (3, *shape)
     monkeypatch.setattr(calls, "is_available", lambda: False)
     assert torch.equal(rows, mix_rows(quantized, floating, index, draw, dtype))
+
+
+def test_rows_in_files_are_read_once_where_nothing_is_mixed(monkeypatch):
+    def in_files(values):
+        writer = RowsWriter(StoreSpace(budget=0), len(values), None, torch.float32)
+        writer.append(values)
+        return writer.finish()
+
+    values = torch.randn(2, 9, 4, 6, 6)
+    quantized, floating = map(in_files, values)
+    assert quantized.storage is None
+    read, take = [], type(quantized).take
+    monkeypatch.setattr(type(quantized), "take", lambda self, index: (read.append(self), take(self, index))[1])
+    index = torch.tensor([8, 0, 3])
+    for draw, wanted, rows in ((ALL, values[0], quantized), (Draw(7, 8, 0), values[1], floating)):
+        assert torch.equal(mix_rows(quantized, floating, index, draw), wanted[index])
+        assert read == [rows]
+        read.clear()
 
 
 def test_papers_differ_as_their_table_says():

@@ -11,7 +11,9 @@ from tests.tiny import images, tiny
 from torch import nn
 
 import clcalib
+from clcalib import job
 from clcalib.calibrate.caches import round_to_nearest
+from clcalib.calibrate.latest import LatestLosses
 from clcalib.calibrate.observer import SilentObserver
 from clcalib.calibrate.probes import term_scales
 from clcalib.calibrate.recipe import Phase, Recipe, Term
@@ -25,6 +27,7 @@ from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, UnitBatch
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.prediction import Prediction
+from clcalib.objectives.rounding_penalty import RoundingPenalty
 from clcalib.quant.insert import insert_quantizers
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.policy import Bits, build_policy
@@ -167,6 +170,34 @@ def test_all_terms_behind_the_unit_share_one_pass(monkeypatch):
     points = (Need.FEATURES, Need.LOGITS)
     units = 3
     assert passes == [(points, 48), (points, 16), (points, 16)] * units  # the first one finds the relative weight
+
+
+def test_keys_are_built_once_in_a_run(monkeypatch):
+    built, build = [], job._keys
+    monkeypatch.setattr(job, "_keys", lambda *arguments: (built.append(1), build(*arguments))[1])
+    run(clcalib.with_contrastive(clcalib.recipes.qdrop(steps=3), interval=1))
+    assert built == [1]
+
+
+def test_a_rounding_penalty_alone_runs_through_its_warm_up():
+    (host,) = clcalib.recipes.qdrop(steps=5).phases
+    phase = dataclasses.replace(host, terms=(Term(RoundingPenalty(warm_up=0.5), 0.01),))
+    losses = []
+
+    class Watching(SilentObserver):
+        def step(self, step, values):
+            losses.append(values["RoundingPenalty"])
+
+    result = run(dataclasses.replace(clcalib.recipes.qdrop(steps=5), phases=(phase,)), observer=Watching())
+    assert losses[0] == 0.0
+    assert torch.isfinite(result.model(images())).all()
+
+
+def test_two_terms_of_one_class_are_told_apart():
+    (host,) = clcalib.recipes.qdrop(steps=5).phases
+    latest = LatestLosses(dataclasses.replace(host, terms=(Term(Reconstruction()), Term(Reconstruction(2.4)))))
+    latest.add((0, 1), (torch.tensor(1.0), torch.tensor(2.0)))
+    assert latest.losses() == {"Reconstruction": 1.0, "Reconstruction 2": 2.0}
 
 
 def test_what_is_put_aside_to_find_ranges_is_gone_when_a_unit_is_optimised(monkeypatch):

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from tests.tiny import images, tiny
 
+import clcalib
+from clcalib.errors import SlowPathWarning
 from clcalib.fused import build, calls
 
 SOURCE = Path(build.__file__).parents[2]
@@ -75,6 +80,40 @@ def test_nothing_is_run_from_a_folder_that_others_can_write_to(tmp_path: Path) -
     assert python(CLCALIB_CACHE=str(folder), TMPDIR=str(elsewhere)) == "True 1"
     assert not list(folder.iterdir())
     assert not list(elsewhere.iterdir())  # the folder that took its place is gone
+
+
+@needs_compiler
+def test_they_are_kept_whatever_the_users_mask(tmp_path: Path) -> None:
+    before = os.umask(0o002)  # of most distributions: what the compiler writes is then open to the user's group
+    try:
+        assert python(CLCALIB_CACHE=str(tmp_path)) == "True 1"
+        (library,) = tmp_path.iterdir()
+        changed = library.stat().st_mtime_ns
+        assert python(CLCALIB_CACHE=str(tmp_path)) == "True 1"
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [changed]
+
+
+@pytest.mark.parametrize("is_budgeted", [False, True])
+def test_the_notice_is_heard_whoever_needs_them_first(is_budgeted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a run's warnings are told elsewhere and so are silenced; this one is told once, at the first need."""
+
+    @functools.cache
+    def is_available() -> bool:
+        warnings.warn("no compiler", SlowPathWarning, stacklevel=2)
+        return False
+
+    monkeypatch.setattr(calls, "is_available", is_available)
+    options = {"bits": clcalib.Bits(4, 4), "recipe": clcalib.recipes.nearest(), "weight_range": "minmax"}
+    calibration = clcalib.CalibrationSet.from_tensor(images(16))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if is_budgeted:
+            clcalib.quantize_to_budget(tiny(), calibration, budget=clcalib.Budget(size=1200), **options)
+        else:
+            clcalib.quantize(tiny(), calibration, **options)
+    assert [str(warning.message) for warning in told if warning.category is SlowPathWarning] == ["no compiler"]
 
 
 @needs_compiler

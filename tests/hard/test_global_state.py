@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -203,6 +204,27 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
                 write_atomically(path, b"new")
         assert path.read_bytes() == b"old"
         assert [child.name for child in tmp_path.iterdir()] == ["model.json"]
+
+
+@pytest.mark.filterwarnings("ignore::clcalib.errors.ClcalibWarning")
+@pytest.mark.parametrize("mode", ["autocast", "another default device"])
+def test_the_result_depends_neither_on_autocast_nor_on_the_default_device(mode: str, tmp_path: Path) -> None:
+    def result() -> list[Tensor]:
+        found = quantized(tiny(), tmp_path, recipe=clcalib.recipes.fast(steps=2))
+        return list(found.model.state_dict().values())
+
+    expected, models = result(), tiny()
+    with torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext():
+        if mode != "autocast":
+            torch.set_default_device("meta")
+        try:
+            found = quantized(models, tmp_path, recipe=clcalib.recipes.fast(steps=2))
+            assert torch.is_autocast_enabled("cpu") is (mode == "autocast")
+            assert torch.get_default_device().type == ("cpu" if mode == "autocast" else "meta")
+        finally:
+            torch.set_default_device(None)
+    got = list(found.model.state_dict().values())
+    assert all(own.dtype == one.dtype and torch.equal(own, one) for own, one in zip(got, expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::clcalib.errors.ClcalibWarning")

@@ -92,4 +92,4 @@ def test_the_scales_gradient_is_that_of_the_composition(monkeypatch, shape, spec
     exact = soft_quantize(weight.double(), doubles[0], parameters, spec, floors.double())
     expected = torch.autograd.grad(exact, doubles, upstream.double())
     for one, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * (1 + float(other.abs().max())))
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5 * (1 + float(other.abs().max())))

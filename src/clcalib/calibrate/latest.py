@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class LatestLosses:
     """
 
     def __init__(self, phase: Phase) -> None:
-        self._names = [name_of(term) for term in phase.terms]
+        self._names = _names(phase)
         self._latest = dict[str, Tensor]()
         self._sums = dict[str, Tensor]()
 
@@ -40,3 +41,13 @@ class LatestLosses:
         """Of each term the last loss, or what is not finite of all since the first; waits for the device."""
         latest = {name: float(loss) for name, loss in self._latest.items()}
         return latest | {name: value for name, loss in self._sums.items() if not math.isfinite(value := float(loss))}
+
+
+def _names(phase: Phase) -> list[str]:
+    """What each term is reported as; of several with one name the second is numbered 2, and so on."""
+    seen = Counter[str]()
+    names = []
+    for name in map(name_of, phase.terms):
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return names

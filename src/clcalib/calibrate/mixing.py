@@ -32,6 +32,8 @@ def mix_rows(quantized: Rows, floating: Rows, index: Tensor, draw: Draw, dtype: 
     if draw.threshold >= 256:
         floating = quantized
     if not _can_take(quantized, floating, dtype):
+        if quantized is floating:
+            return quantized.take(index).to(dtype)  # rows in files are read once
         return mix(quantized.take(index), floating.take(index), draw).to(dtype)
     grid, first, second = quantized.grid, quantized.storage, floating.storage
     assert first is not None

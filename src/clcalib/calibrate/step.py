@@ -105,7 +105,8 @@ class Step:
         losses = [self._loss(at, batches, annealed or {}) for at in due]
         total = functools.reduce(torch.add, map(_scaled, losses, (term.interval for term in terms)))
         self.forget_gradients()
-        total.backward()  # type: ignore[no-untyped-call]
+        if total.requires_grad:  # a rounding penalty alone is a constant while it warms up
+            total.backward()  # type: ignore[no-untyped-call]
         return [loss.detach() for loss in losses]
 
     def forget_gradients(self) -> None:

@@ -1,7 +1,7 @@
 """Compiles ``kernels.cpp`` for this very processor, once, and loads it; where that cannot be done, says so once.
 
 The library lies in ``$CLCALIB_CACHE``, else ``$XDG_CACHE_HOME/clcalib``, else ``~/.cache/clcalib``, under the digest of
-source, compiler, flags and processor.  ``CLCALIB_NATIVE=0`` switches it off.
+source, compiler, flags, processor and C library.  ``CLCALIB_NATIVE=0`` switches it off.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _load() -> ctypes.CDLL:
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     command = [*shlex.split(compiler), *FLAGS, *flags, str(SOURCE)]
     sources = (path.read_text() for path in (SOURCE, *PARTS))
-    text = "\n".join((*command[:-1], *sources, _processor(), sys.platform))
+    text = "\n".join((*command[:-1], *sources, _processor(), sys.platform, *platform.libc_ver()))
     name = f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
     path = _cache() / name
     if not _is_own(path):
@@ -85,6 +85,7 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
             subprocess.run(
                 [*command, *link, "-o", str(made)], check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
             )
+            made.chmod(0o700)  # whatever the umask: a file that others may write to is not run
             made.replace(path)
     return path
 

@@ -116,7 +116,7 @@ def gather_mix(
     codes: tuple[int, float, float] | None = None,
 ) -> Tensor:
     """Rows of two caches (N, ...), mixed, as (B, elements); ``codes`` are the bits, scale and offset of the first."""
-    out = torch.empty((len(index), elements), dtype=dtype)
+    out = torch.empty((len(index), elements), dtype=dtype, device=quantized.device)
     kind = 1 if quantized.dtype == torch.bfloat16 else 0
     scale, offset = 1.0, 0.0
     if codes is not None:
@@ -139,7 +139,7 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     gradient with 8 or a multiple.
     """
     (images, inputs, height, width), outputs = x.shape, gradient.shape[1]
-    out = torch.empty((outputs, inputs, 3, 3), memory_format=torch.channels_last)
+    out = torch.empty((outputs, inputs, 3, 3), memory_format=torch.channels_last, device=x.device)
     sizes = images, height, width, inputs, outputs
     _function("weight_gradient")(x.data_ptr(), gradient.data_ptr(), *sizes, out.data_ptr())
     return out
@@ -217,7 +217,7 @@ def encode(values: Tensor, bits: int, scale: float, origin: float) -> Tensor | N
     value = (code - origin) * scale; None where one of them would not come back bit for bit.
     """
     rows, elements = values.shape
-    out = torch.empty((rows, elements if bits == 8 else (elements + 1) // 2), dtype=torch.uint8)
+    out = torch.empty((rows, elements if bits == 8 else (elements + 1) // 2), dtype=torch.uint8, device=values.device)
     is_exact = _function("encode")(values.data_ptr(), rows, elements, bits, scale, origin, out.data_ptr())
     return out if is_exact else None
 

@@ -483,6 +483,7 @@ EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta
             float size = std::fabs(centred[i]);
             float logarithm = log_fast(size < 1e-30f ? 1e-30f : size) * beta;
             power[i] = logarithm < -60.0f ? 0.0f : exp_fast(logarithm);  // smaller ones would end in slow denormals
+            power[i] = size != size ? size : power[i];  // log_fast takes NaN for a number
         }
         float total = 0.0f;
 #pragma omp simd reduction(+ : total)
@@ -490,7 +491,7 @@ EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta
             total += 1.0f - power[i];
             float safe = std::fabs(centred[i]) < 1e-30f ? 1e-30f : centred[i];
             float slope = -2.0f * SPREAD * beta * power[i] / safe * (sigma[i] * (1.0f - sigma[i]));
-            gradient[start + i] = std::fabs(centred[i]) < 1.0f ? slope : 0.0f;  // h is clamped at 0 and 1
+            gradient[start + i] = std::fabs(centred[i]) >= 1.0f ? 0.0f : slope;  // h is clamped at 0 and 1
         }
         return static_cast<double>(total);
     });
@@ -579,6 +580,7 @@ EXPORT void clcalib_grid_errors(const float *values, const float *counts, int64_
                 float distance = std::fabs(clamp(nearbyintf(u), 0.0f, top) - u);
                 float logarithm = log_fast(distance < 1e-30f ? 1e-30f : distance) * exponent;
                 error[i] = logarithm < -60.0f ? 0.0f : exp_fast(logarithm);
+                error[i] = distance != distance ? distance : error[i];
             }
             float sum = 0.0f;
             if (often) {

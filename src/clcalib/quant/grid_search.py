@@ -26,6 +26,7 @@ _PROMISING = 16  # candidates per row whose error gives the first upper bound
 _FEW = 512  # up to so many candidates, evaluating all is cheaper than the table
 _GRID_ELEMENTS = 1 << 20  # (rows x candidates) at once
 _CHUNK_ELEMENTS = 1 << 16  # (candidates x values) at once: the working set of one evaluation stays in the cache
+_DEVICE_CHUNK_ELEMENTS = 1 << 24  # where launches cost more than memory
 _REFINEMENT = 10  # scales between two points of the grid
 _SLACK = 1e-4  # keeps the bound valid under float32 rounding
 
@@ -143,7 +144,8 @@ class _Search:
             arguments = (rows.contiguous(), scale.contiguous(), zero.contiguous(), self.top, self.exponent)
             return calls.grid_errors(self.values, self.counts, *arguments) * scale**self.exponent
         totals = torch.empty_like(scale)
-        for part in _slices(len(rows), max(1, _CHUNK_ELEMENTS // self.values.shape[1])):
+        chunk = _CHUNK_ELEMENTS if self.values.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
+        for part in _slices(len(rows), max(1, chunk // self.values.shape[1])):
             # round(x / s + z) differs from round(x / s) + z on ties only, where both have the same error.
             codes = self.values.index_select(0, rows[part]).div_(scale[part, None]).add_(zero[part, None])
             difference = codes.round().clamp_(0, self.top).sub_(codes)
