@@ -32,10 +32,16 @@ def step_speed() -> str:
             "",
             f"With the contrastive term a step takes this many times as long, mean over units: {overhead}.",
             "",
+            *without_passes(result),
             f"Batch {result['batch']}, {result['device']}, rounds of which the least counts: {result['rounds']}; "
             f"torch {result['torch']}, {result['machine']}.",
         ]
     )
+
+
+def without_passes(result: dict[str, Any]) -> list[str]:
+    ratio = result.get("times_as_fast_as_without_compiled_passes")
+    return [] if ratio is None else [f"Without a C++ compiler a step takes {ratio:.1f} times as long.", ""]
 
 
 def fewer_steps() -> str:

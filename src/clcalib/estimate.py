@@ -97,6 +97,9 @@ def estimate(
 ) -> Estimate:
     """Say how long ``quantize`` would take with these arguments, how much memory, and what would stay in float.
 
+    On a GPU the few steps that are timed run one by one, where those of a run are recorded and played back; what is
+    said of the steps is then the most that they take.
+
     Args:
         model: as for ``quantize``; nothing is changed and nothing is written.
         calibration: as for ``quantize``.
