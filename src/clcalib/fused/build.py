@@ -24,7 +24,8 @@ from clcalib.errors import SlowPathWarning
 from clcalib.processor import description
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-PARTS = tuple(SOURCE.with_name(name) for name in ("vectors.hpp", "weight_gradient.hpp"))  # that it includes
+INCLUDED = ("vectors.hpp", "weight_gradient.hpp", "info_nce.hpp")
+PARTS = tuple(SOURCE.with_name(name) for name in INCLUDED)
 COMPILERS = ("c++", "g++", "clang++")
 # Not -ffast-math: NaN must stay NaN, and rounding must be what it says.  fp-contract only fuses products into sums.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")

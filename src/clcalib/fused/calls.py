@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "encode": ((_P, _Q, _Q, _I, _F, _F, _P), _I),
     "histogram": ((_P, _Q, _F, _I, _I, _P), None),
     "rounding_penalty": ((_P, _Q, _F, _P), ctypes.c_double),
+    "cosine_info_nce": ((_P, _P, _P, _Q, _Q, _Q, _F, _F, _P), ctypes.c_double),
     "has_weight_gradient": ((), ctypes.c_int),
     "has_tiles": ((), ctypes.c_int),
     "weight_gradient": ((_P, _P, *(_Q,) * 5, _P), None),
@@ -196,6 +197,16 @@ def rounding_penalty(v: Tensor, beta: float) -> tuple[float, Tensor]:
     """sum(1 - |2 h(v) - 1|^beta) and its gradient in v."""
     gradient = torch.empty_like(v)
     return _function("rounding_penalty")(v.data_ptr(), v.numel(), beta, gradient.data_ptr()), gradient
+
+
+def cosine_info_nce(
+    queries: Tensor, columns: Tensor, positive: Tensor, least: float, sharpness: float
+) -> tuple[float, Tensor]:
+    """InfoNCE of queries (B, d) on keys of length one (d, M), and its gradient; -1 where a positive is no key."""
+    gradient, (width, count) = torch.empty_like(queries), columns.shape
+    arrays = queries.data_ptr(), columns.data_ptr(), positive.data_ptr()
+    sizes = len(queries), count, width
+    return _function("cosine_info_nce")(*arrays, *sizes, least, sharpness, gradient.data_ptr()), gradient
 
 
 def adam(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *settings: float) -> None:

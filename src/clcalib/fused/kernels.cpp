@@ -250,6 +250,8 @@ inline float log_fast(float x) {  // x > 0, normal
 
 constexpr float GAMMA = -0.1f, SPREAD = 1.2f;
 
+#include "info_nce.hpp"
+
 inline float sigmoid(float v) { return 1.0f / (1.0f + exp_fast(-v)); }
 
 template <class O>
@@ -495,6 +497,12 @@ EXPORT double clcalib_rounding_penalty(const float *v, int64_t count, float beta
         }
         return static_cast<double>(total);
     });
+}
+
+EXPORT double clcalib_cosine_info_nce(const float *queries, const float *columns, const int64_t *positive,
+                                      int64_t batch, int64_t count, int64_t width, float least, float sharpness,
+                                      float *gradient) {
+    return cosine_info_nce(queries, columns, positive, batch, count, width, least, sharpness, gradient);
 }
 
 // s * (clamp(round(x / s) + z, q_min, q_max) - z), bit for bit as PyTorch's passes have it.

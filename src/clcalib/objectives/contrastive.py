@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clcalib.errors import ArgumentError
+from clcalib.fused import nce
 from clcalib.objectives.batch import Need, UnitBatch, missing_need
 from clcalib.objectives.critics import Cosine, Critic
 from clcalib.objectives.keys import BATCH_KEYS, FALSE_NEGATIVES, KeySet, as_vectors, outside_batch, outside_subset
@@ -130,9 +131,12 @@ class Contrastive:
     def __call__(self, batch: UnitBatch) -> Tensor:
         if self.need not in batch.reads or self.need not in batch.keys:
             raise missing_need(self, self.need)
-        keys = batch.keys[self.need]
-        scores = self.critic(as_vectors(batch.reads[self.need]), keys)
-        return LOSSES[self.loss](scores, batch.sample_index, self.excluded(keys, batch.sample_index))
+        keys, positive = batch.keys[self.need], batch.sample_index
+        queries, excluded = as_vectors(batch.reads[self.need]), self.excluded(keys, positive)
+        is_common = excluded is None and self.loss == "info_nce"
+        if is_common and isinstance(self.critic, Cosine) and nce.can_take(queries, keys.columns):
+            return nce.cosine_info_nce(queries, keys.columns, positive, keys.least, self.critic.temperature)
+        return LOSSES[self.loss](self.critic(queries, keys), positive, excluded)
 
     def excluded(self, keys: KeySet, sample_index: Tensor) -> Tensor | None:  # -> (B, M) bool
         """The pairs that are no negatives: false ones, and those with keys that are left out; None for none."""

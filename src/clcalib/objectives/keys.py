@@ -47,6 +47,16 @@ class KeySet:
         return least_norm(self.values)
 
     @functools.cached_property
+    def least(self) -> float:
+        """``least_norm`` as a number."""
+        return float(self.least_norm)
+
+    @functools.cached_property
+    def columns(self) -> Tensor:
+        """``directions`` with the keys in columns, (d, M), contiguous."""
+        return self.directions.T.contiguous()
+
+    @functools.cached_property
     def least_centred_norm(self) -> Tensor:
         """The same for queries less the mean, ()."""
         return least_norm(self.values - self.mean)
