@@ -10,10 +10,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from plots import from_summary, points_of
 from study.page import RESULT, ROOT, accuracy, difference, table
 
 PAGE = ROOT / "docs" / "methods.md"
@@ -91,8 +93,10 @@ ResNet-20 with public weights, CIFAR-10, {widths}, {steps} steps for each unit (
 on all 10,000 test images, mean ± standard deviation (seeds, type of convolutions).  PD-Quant's correction
 has 20 steps of its 500.  *With the term*: paired difference, see [results.md](results.md).
 """
+PAPER_STEPS = 20_000
 ORDER = """\
 The published order at W2A2 (ImageNet, 20,000 steps) is nearest < AdaRound < BRECQ < QDrop < PD-Quant.  {verdict}
+{long}
 How this project departs from each method is in [deviations.md](deviations.md).
 """
 
@@ -132,10 +136,32 @@ def verdict(result: Row) -> str:
     )
 
 
+def long_runs() -> str:
+    """The order at the steps of the papers, from the runs of ``fewer_steps.py``."""
+    points = points_of(from_summary(RESULT.parent / "fewer_steps.json"))
+    found = {name: point for name, row in points.items() for point in row if point.steps == PAPER_STEPS}
+    told = [name for name in ("adaround", "brecq", "qdrop", "pd_quant") if name in found]
+    if len(told) < 2:
+        return ""
+    order = sorted(told, key=lambda name: fmean(found[name].top1))
+    here = " < ".join(f"`{name}` ({fmean(found[name].top1):.2f}, {_seeds(len(found[name].top1))})" for name in order)
+    same = "the published order." if order == told else "not the published order."
+    return f"\nWith {PAPER_STEPS:,} steps for each unit ([speed.md](speed.md)): {here}; {same}"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def page(result: Row) -> str:
     header = ["recipe", "source", "trained", "unit and input", "loss", "top-1", "with the term"]
     about = ABOUT.format(widths=WIDTHS.upper(), steps=result["steps"])
-    return "\n".join([about, *table(header, rows(result)), "", ORDER.format(verdict=verdict(result)).rstrip()]) + "\n"
+    return (
+        "\n".join(
+            [about, *table(header, rows(result)), "", ORDER.format(verdict=verdict(result), long=long_runs()).rstrip()]
+        )
+        + "\n"
+    )
 
 
 def main() -> None:
