@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from page_parts import RESULTS, ROOT
+
 IMAGE = ROOT / "docs" / "images" / "accuracy_against_steps.svg"
 GRIDS = ("curve", "final")
 NAMES = {

@@ -78,8 +78,8 @@ def plain_engine(grid: dict[str, Any]) -> str:
         now = spread(grid.get(name, {}).get("test"))
         parts.append(f"{widths.upper()} {spread(then[f'{widths}-qdrop'])} then and {now} now")
     return (
-        "The speed cost no accuracy that three seeds show: QDrop at 2,000 steps with the first engine (float32, "
-        f"PyTorch's own passes; other seeds) and with this one: {'; '.join(parts)}."
+        "What the speed costs in accuracy: QDrop at 2,000 steps with the first engine (float32, PyTorch's own passes; "
+        f"other seeds) and with this one: {'; '.join(parts)}."
     )
 
 
@@ -90,7 +90,9 @@ def curve() -> str:
     points = points_of(from_summary(RESULTS / "fewer_steps.json"))
     ran = Counter(point.steps for row in points.values() for point in row)
     counts = sorted(steps for steps, recipes in ran.items() if recipes > 1)
-    lines = ["| recipe | " + " | ".join(f"{steps:,}" for steps in counts) + " |", "|---" * (len(counts) + 1) + "|"]
+    about = f"Recipes that take a number of steps, at {counts[0]:,} to {counts[-1]:,} for each unit:"
+    lines = [about, ""]
+    lines += ["| recipe | " + " | ".join(f"{steps:,}" for steps in counts) + " |", "|---" * (len(counts) + 1) + "|"]
     for name, row in points.items():
         by_steps = {point.steps: _point(point.top1, point.seconds) for point in row}
         lines.append(f"| `{name}` | " + " | ".join(by_steps.get(steps, "-") for steps in counts) + " |")

@@ -35,7 +35,8 @@ class Clock:
         return torch.cuda.get_device_name(self.device) if self.is_cuda else "cpu, one thread, CPU time"
 
 
-DEVICE_WARM_UP = 100  # steps of a unit that are not timed on CUDA: in them each kind of step is recorded
+DEVICE_WARM_UP = 32  # steps behind the rounding penalty's own warm-up in which the last kind of step is recorded
+PENALTY_WARM_UP = 0.2  # its share of the steps
 
 
 class StepTimer(SilentObserver):
@@ -43,7 +44,7 @@ class StepTimer(SilentObserver):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._name = ""
+        self._name, self._least = "", 0
         self._first: dict[str, tuple[int, Any]] = {}
         self._last: dict[str, tuple[int, Any]] = {}
 
@@ -57,11 +58,13 @@ class StepTimer(SilentObserver):
 
     def unit_started(self, index: int, count: int, name: str, kind: str, steps: int) -> None:
         self._name = name
+        if self._clock.is_cuda:  # what is timed there are steps that are played back
+            self._least = round(PENALTY_WARM_UP * steps) + DEVICE_WARM_UP
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         self.unit_step(self._name, step)
 
     def unit_step(self, name: str, step: int) -> None:
         """As ``step``, for a run that names the unit itself."""
-        if step >= (DEVICE_WARM_UP if self._clock.is_cuda else 0):
+        if step >= self._least:
             (self._last if name in self._first else self._first)[name] = (step, self._clock.mark())

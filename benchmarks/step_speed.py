@@ -44,7 +44,7 @@ CONTRASTIVE: dict[str, dict[str, Any]] = {
 ON_PREDICTION = "on the prediction difference"  # of pd_quant, which reads the rest of the network at every step
 PLAIN = "without compiled passes"
 STEPS = 57  # 56 are timed: whole numbers of the intervals
-DEVICE_STEPS = 401  # there the first 100 are not timed, in which steps are recorded
+DEVICE_STEPS = 401  # there the first are not timed, in which steps are recorded (``step_clock.py``)
 EXTRAPOLATED = (2_000, 20_000)
 BITS = 2
 Times = dict[str, float]  # by unit, milliseconds a step
@@ -58,6 +58,7 @@ class Settings:
     run_steps: int
     run_images: int
     device: str
+    is_quick: bool = False
 
 
 def random_images(count: int, device: str) -> torch.Tensor:
@@ -175,7 +176,7 @@ def operators(settings: Settings) -> list[dict[str, Any]]:
     names, network = reference.build(float_network().to(settings.device), images, BITS)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if settings.device.startswith("cuda") else [])
     with profile(activities=activities) as profiler:
-        run_reference(names, network, images, settings.steps, lambda name, step: None)
+        run_reference(names, network, images, min(STEPS, settings.steps), lambda name, step: None)
     field = "self_cpu_time_total" if len(activities) == 1 else "self_device_time_total"
     # Not the kernels that stand beside their operators.
     rows = [row for row in profiler.key_averages() if row.device_type == DeviceType.CPU]
@@ -248,7 +249,7 @@ def read_arguments() -> Settings:
     is_cuda = torch.device(given.device).type == "cuda"
     if given.quick:
         few = DEVICE_STEPS if is_cuda else 9
-        return Settings(few, 1, 64, few, 64, given.device)
+        return Settings(few, 1, 64, few, 64, given.device, is_quick=True)
     return Settings(DEVICE_STEPS if is_cuda else STEPS, given.rounds, 256, given.run_steps, 1024, given.device)
 
 
@@ -270,8 +271,8 @@ def main() -> None:
         **dataclasses.asdict(settings),
         **provenance(commit=at_start, device=clock.name(), seed=0),
     }
-    if settings.steps == STEPS:
-        print(write_result("step_speed", result))
+    if not settings.is_quick:
+        print(write_result("step_speed_cuda" if clock.is_cuda else "step_speed", result))
     show(result)
 
 

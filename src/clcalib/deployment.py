@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clcalib.capture.graph import input_node, value_of
+from clcalib.capture.placing import move
 from clcalib.capture.running import images_at_once
 from clcalib.checks import check_images
 from clcalib.data.calibration import EvaluationSet
@@ -75,7 +76,7 @@ def deploy(
     assert target is not None
     # What a runtime is given lies on the CPU, whatever the network was calibrated on.
     quantized = result.quantized.copy()
-    quantized.chain.module.cpu()
+    move(quantized.chain.module, torch.device("cpu"))
     with collected_warnings() as messages:
         record = deployment_of(quantized, target, Path(path), evaluation, count)
     told = tuple(dict.fromkeys((*result.record.warnings, *messages)))

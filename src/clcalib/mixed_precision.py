@@ -25,10 +25,11 @@ from clcalib.capture.chain import Chain, capture
 from clcalib.capture.graph import value_of
 from clcalib.capture.outputs import output_nodes
 from clcalib.capture.placing import move
-from clcalib.checks import checked_grids, range_rule
+from clcalib.checks import checked_device, checked_grids, range_rule
 from clcalib.data.calibration import CalibrationSet
 from clcalib.errors import ArgumentError, ClcalibWarning
 from clcalib.export.rehearsal import Widths, rehearse
+from clcalib.modes import usual_modes
 from clcalib.pipeline import QuantizationResult, quantize
 from clcalib.quant.kernels import kernels_on
 from clcalib.quant.policy import Bits, Overrides
@@ -117,6 +118,7 @@ def quantize_to_budget(
     return dataclasses.replace(result, record=result.record.model_copy(update=changes))
 
 
+@usual_modes()
 def choose_widths(
     model: nn.Module,
     calibration: CalibrationSet,
@@ -141,6 +143,7 @@ def choose_widths(
     edges = settings["setting"], overrides, settings["first_last_bits"]
     grids = checked_grids(settings["softmax_grid"], settings["gelu_grid"])
     with torch.random.fork_rng(devices=[]):
+        kernels_on(checked_device(settings["device"]))  # builds them, and says where it cannot, while that is heard
         with _silent():
             check_search(budget, settings)
             first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
@@ -156,7 +159,6 @@ def choose_widths(
         if target is not None and settings["is_rehearsed"]:
             observer.stage("rehearsal")
             rehearse(Widths(chain, _widest(bits, pairs[-1]), *edges, grids), target, images)
-        kernels_on(images.device)  # builds them, and says where it cannot, while warnings are heard
         with _silent():
             found = search_widths(chain, plan, budget, images, (first, second), observer)
     own = plan.overrides(found.chosen, with_inputs=bool(budget.activations), with_weights=bool(budget.weights))

@@ -24,10 +24,10 @@ def usual_modes() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":  # entering it costs a little in every call of PyTorch
             stack.enter_context(torch.device("cpu"))
-        cudnn = torch.backends.cudnn
-        for flag, value in (("deterministic", True), ("benchmark", False)):
-            stack.callback(setattr, cudnn, flag, getattr(cudnn, flag))
-            setattr(cudnn, flag, value)
+        for flag, value in (("deterministic", True), ("benchmark", False)) if torch.cuda.is_available() else ():
+            if getattr(torch.backends.cudnn, flag) is not value:
+                stack.callback(setattr, torch.backends.cudnn, flag, not value)
+                setattr(torch.backends.cudnn, flag, value)
         stack.callback(torch.set_default_dtype, before)
         torch.set_default_dtype(torch.float32)
         yield

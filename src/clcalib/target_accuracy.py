@@ -30,6 +30,7 @@ from clcalib.durable.state import has_state
 from clcalib.errors import ArgumentError, ClcalibWarning, TargetNotMetWarning
 from clcalib.evaluate.accuracy import agreement, logits, top1
 from clcalib.evaluate.sensitivity import unit_sensitivities
+from clcalib.modes import usual_modes
 from clcalib.pipeline import QuantizationResult, quantize
 from clcalib.quant.policy import RAISED, Bits, LayerPolicy, Override, Overrides
 from clcalib.quant.reparameterize import reparameterize_layer_norm
@@ -42,6 +43,7 @@ SENSITIVITY_IMAGES = 256
 ROUNDS = 6
 
 
+@usual_modes()
 def quantize_to_target(
     model: nn.Module,
     calibration: CalibrationSet,
@@ -128,7 +130,7 @@ def quantize_to_target(
             f"the best of {len(tried)} runs loses {drop:.2f} points, and at most {max_drop:g} were asked for: allow "
             "more rounds, begin with more bits, or take a recipe with more steps",
             TargetNotMetWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     target = TargetRecord(
         max_drop=max_drop,

@@ -56,7 +56,7 @@ def warn_of_equal_cost(target: Target, budget: Budget) -> None:
             "its file no faster; the widths of activations make it no smaller either, those of weights are what a size "
             "budget counts"
         )
-        warnings.warn(message, EqualCostWarning, stacklevel=3)
+        warnings.warn(message, EqualCostWarning, stacklevel=4)
 
 
 def _listed(widths: Iterable[int]) -> str:

@@ -166,6 +166,13 @@ def test_rows_in_files_keep_steps_from_being_recorded(emulation):
     assert_same(told(emulation, "are in files", **options), emulation.run(recorder=None, **options))
 
 
+def test_two_terms_of_one_class_are_told_apart_on_a_device_too(emulation):
+    (phase,) = recipes.qdrop(steps=STEPS).phases
+    phase = dataclasses.replace(phase, terms=(*phase.terms, Term(phase.terms[0].objective, 0.5)))
+    _, reports = emulation.run(dataclasses.replace(recipes.qdrop(steps=STEPS), phases=(phase,)))
+    assert {"Reconstruction", "Reconstruction 2"} <= reports[-1][1].keys()
+
+
 def test_numbers_that_are_not_finite_are_the_same_where_they_are_in_the_same_places():
     nan = torch.tensor([1.0, math.nan])
     assert device_step._is_same(nan, nan.clone())

@@ -40,7 +40,7 @@ def both(function, queries: Tensor, *rest) -> tuple[Tensor, Tensor]:
 
 
 def fast(queries: Tensor, keys: KeySet, positive: Tensor, temperature: float) -> Tensor:
-    assert nce.can_take(queries, keys.columns)
+    assert nce.can_take(queries, keys.directions, positive)
     return nce.cosine_info_nce(queries, keys.columns, positive, keys.least, temperature)
 
 
@@ -95,6 +95,17 @@ def test_a_positive_that_is_no_key_is_refused() -> None:
     queries, keys, _ = make(4, 64, 8)
     with pytest.raises(ArgumentError, match=r"positive: expected keys from 0 to 63, got \[0, 64, 1, 2\]"):
         fast(queries, keys, torch.tensor([0, 64, 1, 2]), 0.5)
+
+
+def test_what_does_not_fit_takes_the_plain_path() -> None:
+    queries, keys, positive = make(4, 64, 8)
+    assert nce.can_take(queries, keys.directions, positive)
+    assert not nce.can_take(queries[:, :7].contiguous(), keys.directions, positive)
+    assert not nce.can_take(queries, keys.directions, positive[:3])
+    assert not nce.can_take(queries, keys.directions, positive.to(torch.int32))
+    assert not nce.can_take(queries.double(), keys.directions.double(), positive)
+    assert not nce.can_take(queries.t().contiguous().t(), keys.directions, positive)
+    assert not nce.can_take(torch.zeros(4, 512), torch.zeros(1024, 512), positive)  # larger than the cache
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

@@ -228,6 +228,25 @@ def test_the_result_depends_neither_on_autocast_nor_on_the_default_device(mode: 
 
 
 @pytest.mark.filterwarnings("ignore::clcalib.errors.ClcalibWarning")
+@pytest.mark.parametrize("mode", ["autocast", "another default device"])
+@pytest.mark.parametrize("search", [budgeted, targeted])
+def test_nor_do_widths_that_are_chosen(mode: str, search: Work, tmp_path: Path) -> None:
+    models = tiny(), tiny()
+    expected = search(models[0], tmp_path)
+    with torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext():
+        if mode != "autocast":
+            torch.set_default_device("meta")
+        try:
+            found = search(models[1], tmp_path)
+        finally:
+            torch.set_default_device(None)
+    states = [list(result.model.state_dict().values()) for result in (expected, found)]
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+    name = "budget" if search is budgeted else "target"
+    assert getattr(expected.record, name) == getattr(found.record, name)
+
+
+@pytest.mark.filterwarnings("ignore::clcalib.errors.ClcalibWarning")
 @pytest.mark.parametrize("mode", ["float64 by default", "no_grad", "inference mode"])
 def test_the_result_does_not_depend_on_the_callers_modes(mode: str, tmp_path: Path) -> None:
     models = tiny(), tiny()

@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clcalib.calibrate.step import Step, annealed_at, name_of
+from clcalib.calibrate.step import Step, annealed_at, names_of
 from clcalib.errors import SlowPathWarning
 
 WARM_UP = 2  # steps of a kind before it is recorded, in which libraries choose and compile what they run
@@ -167,7 +167,7 @@ class DeviceSteps:
         terms = len(step.phase.terms)
         self._numbers = StepNumbers(device, batch=step.batch_size, draws=step.most_draws, terms=terms, groups=groups)
         self._losses = torch.zeros(2, terms, dtype=torch.float64, device=device)  # the latest, and the sums of all
-        self._latest = dict[str, int]()
+        self._names, self._latest = names_of(step.phase), dict[str, int]()
         self._kinds = dict[Kind, _Known]()
         self._recorder = None if os.environ.get("CLCALIB_GRAPHS") == "0" else RECORDERS[device.type](device)
         if self._recorder is not None and step.data.in_files(step.phase):
@@ -196,7 +196,7 @@ class DeviceSteps:
         known.runs += 1
         for group, moved in zip(step.trained, known.moved, strict=True):
             group.optimizer.count(moved)
-        self._latest |= {name_of(step.phase.terms[at]): at for at in due}
+        self._latest |= {self._names[at]: at for at in due}
 
     def losses(self) -> dict[str, float]:
         """Of each term, the loss of the last step at which it was due, not finite if it ever was not; waits."""

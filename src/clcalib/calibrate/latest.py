@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from clcalib.calibrate.recipe import Phase
-from clcalib.calibrate.step import name_of
+from clcalib.calibrate.step import names_of
 
 
 def is_read_without_waiting(device: torch.device) -> bool:
@@ -25,7 +24,7 @@ class LatestLosses:
     """
 
     def __init__(self, phase: Phase) -> None:
-        self._names = _names(phase)
+        self._names = names_of(phase)
         self._latest = dict[str, Tensor]()
         self._sums = dict[str, Tensor]()
 
@@ -41,13 +40,3 @@ class LatestLosses:
         """Of each term the last loss, or what is not finite of all since the first; waits for the device."""
         latest = {name: float(loss) for name, loss in self._latest.items()}
         return latest | {name: value for name, loss in self._sums.items() if not math.isfinite(value := float(loss))}
-
-
-def _names(phase: Phase) -> list[str]:
-    """What each term is reported as; of several with one name the second is numbered 2, and so on."""
-    seen = Counter[str]()
-    names = []
-    for name in map(name_of, phase.terms):
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
-    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -105,9 +106,16 @@ class Step:
         losses = [self._loss(at, batches, annealed or {}) for at in due]
         total = functools.reduce(torch.add, map(_scaled, losses, (term.interval for term in terms)))
         self.forget_gradients()
-        if total.requires_grad:  # a rounding penalty alone is a constant while it warms up
+        if total.requires_grad or not self._is_idle(due, progress, annealed):
             total.backward()  # type: ignore[no-untyped-call]
         return [loss.detach() for loss in losses]
+
+    def _is_idle(
+        self, due: Sequence[int], progress: float | Tensor, annealed: Mapping[int, Tensor | None] | None
+    ) -> bool:
+        """Whether every term is a constant zero now, as a rounding penalty alone is while it warms up."""
+        known = annealed_at(self.phase, due, float(progress)) if annealed is None else annealed
+        return all(known.get(at, 0.0) is None for at in due)
 
     def forget_gradients(self) -> None:
         """Give the gradients' memory back."""
@@ -157,9 +165,14 @@ def _scaled(loss: Tensor, factor: float) -> Tensor:
     return loss if factor == 1 else loss * factor  # a factor of one would cost two launches for nothing
 
 
-def name_of(term: Term) -> str:
-    """What a term is reported as."""
-    return type(term.objective).__name__
+def names_of(phase: Phase) -> list[str]:
+    """What each term is reported as; of several with one name the second is numbered 2, and so on."""
+    seen, names = Counter[str](), []
+    for term in phase.terms:
+        name = type(term.objective).__name__
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return names
 
 
 def annealed_at(phase: Phase, due: Sequence[int], progress: float) -> dict[int, float | None]:

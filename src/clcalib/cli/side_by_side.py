@@ -128,7 +128,7 @@ def float_logits(model: ModelSection, images: EvaluationSet, device: str) -> Ten
 
 def _of_folder(path: Path, config: EvaluationConfig, images: EvaluationSet) -> tuple[ModelRow, Tensor]:
     place = config.run.device
-    network = load(path, load_model(config.model)).to(place)
+    network = load(path, load_model(config.model).to(place))
     if is_detector(network, images.images[:1].to(place)):
         raise ArgumentError("OUT", "networks with output (N, classes)", f"a detector in {path}", "evaluate it alone")
     size = (path / TENSORS).stat().st_size

@@ -182,7 +182,7 @@ def load_chain(folder: Path, model: nn.Module) -> Loaded:
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
     if problems := policy_problems(description.policy, chain.module, placement):
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    chain.module.cpu()
+    move(chain.module, torch.device("cpu"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClcalibWarning)  # of weights that are replaced at once

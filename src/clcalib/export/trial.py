@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import weighted_nodes
+from clcalib.capture.placing import move
 from clcalib.errors import ClcalibError, ClcalibWarning, MissingPackageError
 from clcalib.export.deployed import PROGRAM, PTE, is_onnx, kind_of, onnx_rules, round_to_target
 from clcalib.export.onnx.emit import Emitted, emit
@@ -91,7 +92,7 @@ def try_out(chain: Chain, policy: Sequence[LayerPolicy], target: Target, images:
 def with_quick_ranges(chain: Chain, policy: Sequence[LayerPolicy], target: Target, images: Tensor) -> QuantizedChain:
     """A quantized copy on the CPU whose ranges are those of the smallest and the largest value, found in one pass."""
     quantized = insert_quantizers(chain, policy, _RULE, target.placement)
-    quantized.chain.module.cpu()
+    move(quantized.chain.module, torch.device("cpu"))
     _RangeFinder(quantized.chain.module).run(images)
     round_to_target(quantized, target)
     return quantized

@@ -14,12 +14,21 @@ from clcalib.fused import calls
 MOST_ELEMENTS = 1 << 18  # of all keys, 1 MiB: beyond the second-level cache two matrix products are faster
 
 
-def can_take(queries: Tensor, columns: Tensor) -> bool:
-    """Whether ``cosine_info_nce`` takes these: float32, contiguous, on the CPU, keys that fit into the cache."""
-    tensors = queries, columns
+def can_take(queries: Tensor, directions: Tensor, positive: Tensor) -> bool:
+    """Whether ``cosine_info_nce`` takes these: on the CPU, float32 and contiguous, keys that fit into the cache.
+
+    Args:
+        queries: (B, d).
+        directions: the keys, not yet in columns  # shape: (M, d)
+        positive: the key of each query's own image  # shape: (B,)
+    """
+    tensors = queries, directions
     are_rows = all(tensor.dtype == torch.float32 and tensor.ndim == 2 for tensor in tensors)
-    is_small = columns.numel() <= MOST_ELEMENTS
-    return are_rows and is_small and all(map(Tensor.is_contiguous, tensors)) and calls.can_take(*tensors)
+    if not are_rows or directions.numel() > MOST_ELEMENTS or queries.shape[1] != directions.shape[1]:
+        return False
+    if positive.shape != queries.shape[:1] or positive.dtype != torch.int64 or positive.device.type != "cpu":
+        return False
+    return all(map(Tensor.is_contiguous, tensors)) and calls.can_take(*tensors)
 
 
 def cosine_info_nce(queries: Tensor, columns: Tensor, positive: Tensor, least: float, temperature: float) -> Tensor:

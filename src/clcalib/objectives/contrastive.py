@@ -134,7 +134,7 @@ class Contrastive:
         keys, positive = batch.keys[self.need], batch.sample_index
         queries, excluded = as_vectors(batch.reads[self.need]), self.excluded(keys, positive)
         is_common = excluded is None and self.loss == "info_nce"
-        if is_common and isinstance(self.critic, Cosine) and nce.can_take(queries, keys.columns):
+        if is_common and isinstance(self.critic, Cosine) and nce.can_take(queries, keys.directions, positive):
             return nce.cosine_info_nce(queries, keys.columns, positive, keys.least, self.critic.temperature)
         return LOSSES[self.loss](self.critic(queries, keys), positive, excluded)
 

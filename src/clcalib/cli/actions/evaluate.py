@@ -61,8 +61,9 @@ def show_accuracy(
     shown: Any
     with limited_threads(config.run.threads):
         float_model, place = load_model(config.model), config.run.device
-        quantized, has_weights = load(saved, float_model).to(place), config.model.weights is not None
-        floating = float_model.to(place).eval() if has_weights else None
+        float_model = float_model.to(place)
+        quantized, has_weights = load(saved, float_model), config.model.weights is not None
+        floating = float_model.eval() if has_weights else None
         if is_detector(quantized, images.images[:1].to(place)):
             found = _detections(quantized, floating, images.images, place, score_threshold)
             row = {"model": str(saved), "images": len(images), "score_threshold": score_threshold, **plain(found)}
