@@ -170,6 +170,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "step speed": speed_page.step_speed,
         "fewer steps": speed_page.fewer_steps,
         "curve": speed_page.curve,
+        "precision": speed_page.precision,
         "contrastive cost": speed_page.contrastive_cost,
         "memory": speed_page.memory,
         "cache bytes": speed_page.cache_bytes,

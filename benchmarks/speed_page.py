@@ -154,14 +154,32 @@ def cache_bytes() -> str:
         lines.append(f"| {row['network']} | W{row['weights']}A{row['activations']} | {sizes} |")
     lines += ["", "Stored inputs and targets of one calibration image of 32 x 32 pixels, where most are alive.", ""]
     for widths in ("w2a2", "w2a4"):
-        exact, low = (steps.get(f"fast-200-{widths}-{kind}") for kind in ("float32", "bfloat16"))
-        if exact and low:
-            both = sorted(set(exact["seeds"]) & set(low["seeds"]))
-            values = [dict(zip(cell["seeds"], cell["selection_top1"], strict=True)) for cell in (exact, low)]
-            gains = signed([round(values[1][seed] - values[0][seed], 2) for seed in both])
-            lines.append(
-                f"* `fast`, 200 steps, {widths.upper()}: {spread(exact['selection'])} with float32 caches and "
-                f"{spread(low['selection'])} with bfloat16 ones; by seed {gains}."
-            )
+        lines += _in_both(steps, f"fast-200-{widths}", f"`fast`, 200 steps, {widths.upper()}", "caches")
     about = "Top-1 in % on 5,000 training images outside the calibration set; convolutions in float32"
     return "\n".join([*lines, "", f"{about}; {'; '.join(machines_of(steps))}."])
+
+
+def precision() -> str:
+    """Convolutions in both types, with the term, whose pass through the rest of the network is in the same type."""
+    grid = load("fewer_steps")["grids"].get("precision", {})
+    lines = []
+    for term, words in (("", ""), ("-contrastive", " with the contrastive term in every step on whole batches")):
+        for widths in ("w2a2", "w2a4"):
+            name = f"`fast`, 200 steps{words}, {widths.upper()}"
+            lines += _in_both(grid, f"fast-200-{widths}{term}", name, "convolutions")
+    if not lines:
+        return not_measured("fewer_steps.py run --grid precision")
+    about = "Top-1 in % on 5,000 training images outside the calibration set"
+    return "\n".join([*lines, "", f"{about}; {'; '.join(machines_of(grid))}."])
+
+
+def _in_both(grid: dict[str, Any], cell: str, name: str, what: str) -> list[str]:
+    """A line on a cell in float32 and in bfloat16, paired by seed; none where one was not run."""
+    exact, low = (grid.get(f"{cell}-{kind}") for kind in ("float32", "bfloat16"))
+    if not (exact and low):
+        return []
+    both = sorted(set(exact["seeds"]) & set(low["seeds"]))
+    values = [dict(zip(row["seeds"], row["selection_top1"], strict=True)) for row in (exact, low)]
+    gains = signed([round(values[1][seed] - values[0][seed], 2) for seed in both])
+    means = f"{spread(exact['selection'])} with float32 {what} and {spread(low['selection'])} with bfloat16 ones"
+    return [f"* {name}: {means}; by seed {gains}."]
