@@ -18,6 +18,7 @@ PAGE = DOCS / "extending.md"
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the pages are not part of this copy")
 
 
+@pytest.mark.slow
 def test_every_file_line_and_test_of_the_page_works(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shown = [block for block in blocks(PAGE) if block.title is not None]

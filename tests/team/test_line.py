@@ -67,6 +67,7 @@ def tokens() -> nn.Module:
     return Tokens().eval()
 
 
+@pytest.mark.slow
 def test_attention_whose_weight_has_another_name_gives_the_same_bits():
     assert in_line(2, functools.partial(facts, name="contrastive", model=tokens))[0] == by_one(
         "contrastive", model=tokens

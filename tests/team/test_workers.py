@@ -41,6 +41,7 @@ def test_two_workers_give_the_bits_of_one():
     assert same(together(2, runs_of(*FAST)), by_one_worker(*FAST))
 
 
+@pytest.mark.slow
 def test_four_workers_give_the_bits_of_one():
     assert same(together(4, runs_of(FAST[0])), by_one_worker(*FAST)[:1])
 
