@@ -9,6 +9,8 @@ from typing import Any
 from page_parts import RESULTS, ROOT, load, not_measured, signed, spread
 from plots import IMAGE, from_summary, points_of
 
+SECONDS = "seconds are of more than one machine and of engines of different age, each named in its run's JSON:"
+
 
 def step_speed() -> str:
     if not (RESULTS / "step_speed.json").exists():
@@ -59,7 +61,7 @@ def fewer_steps() -> str:
     about = (
         "Top-1 in % on 10,000 test images, mean ± standard deviation (number of seeds), seeds that selected nothing; "
     )
-    lines += ["", f"{about}one thread, {'; '.join(machines_of(grid))}."]
+    lines += ["", f"{about}one thread; {SECONDS} {'; '.join(machines_of(grid))}."]
     lines += ["", plain_engine(grid)]
     share = load("step_speed")["whole_run"].get("fast_as_share_of_2000_reference_steps")
     if share is not None:
@@ -99,7 +101,9 @@ def curve() -> str:
     about = (
         "W2A2; top-1 in % on 10,000 test images, mean over the seeds whose number stands behind it, and below it the"
     )
+    machines = "; ".join(machines_of(load("fewer_steps")["grids"]["curve"]))
     lines += ["", f"{about} CPU seconds of a whole run on one thread. The rates of short runs are raised."]
+    lines += ["", f"The {SECONDS} {machines}."]
     if IMAGE.exists():
         lines += ["", f"![Accuracy against steps and against CPU time]({IMAGE.relative_to(ROOT / 'docs').as_posix()})"]
     return "\n".join(lines)
