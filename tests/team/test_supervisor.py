@@ -90,6 +90,7 @@ def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path, capfd: pytest.Ca
 def test_a_signal_lets_worker_0_save_and_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def ask() -> None:
         wait_until(lambda: units_in(tmp_path) > 0)
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # else it would end the tests
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=ask)
