@@ -221,7 +221,10 @@ def graph_use(
 def summary(settings: Settings, best: Mapping[str, float], total: float, profiler: UnitProfiler) -> dict[str, Any]:
     step_seconds = sum(best.values()) / 1e3
     profiled = profiler.result
-    kernels = profiled.get("kernel_ms_per_step")  # none where the driver lets nobody profile
+
+    def idle(step: float | None) -> float | None:  # None where the driver lets nobody profile
+        return None if step is None else round(1 - profiled["kernel_ms_per_step"] / step, 4)
+
     is_extrapolated = settings.steps != PAPER_STEPS
     return {
         "steps_per_second": {unit: round(1e3 / value, 2) for unit, value in best.items()},
@@ -234,10 +237,8 @@ def summary(settings: Settings, best: Mapping[str, float], total: float, profile
         },
         "share_not_gpu_bound": {
             "unit": profiler.unit,
-            "under_the_profiler": None if kernels is None else round(1 - kernels / profiled["wall_ms_per_step"], 4),
-            "kernels_against_unprofiled_steps": None
-            if kernels is None
-            else round(1 - kernels / best[profiler.unit], 4),
+            "under_the_profiler": idle(profiled.get("wall_ms_per_step")),
+            "kernels_against_unprofiled_steps": idle(best[profiler.unit] if "kernel_ms_per_step" in profiled else None),
             **profiled,
         },
     }

@@ -156,12 +156,8 @@ def _seeds(count: int) -> str:
 def page(result: Row) -> str:
     header = ["recipe", "source", "trained", "unit and input", "loss", "top-1", "with the term"]
     about = ABOUT.format(widths=WIDTHS.upper(), steps=result["steps"])
-    return (
-        "\n".join(
-            [about, *table(header, rows(result)), "", ORDER.format(verdict=verdict(result), long=long_runs()).rstrip()]
-        )
-        + "\n"
-    )
+    order = ORDER.format(verdict=verdict(result), long=long_runs()).rstrip()
+    return "\n".join([about, *table(header, rows(result)), "", order]) + "\n"
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.walk import UnitTrace, Walk
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.outputs import whole
-from clcalib.capture.placing import move
+from clcalib.capture.placing import home_of, move
 from clcalib.capture.running import advance
 from clcalib.capture.submodule import Part
 from clcalib.checks import (
@@ -292,7 +292,7 @@ def prepare(
     module = model if part is None else part.module
     chain = capture(module, images[:2], unit=recipe.unit, patterns=unit_patterns)
     if part is not None and evaluation is not None:
-        home = next((tensor.device for tensor in part.model.parameters()), torch.device("cpu"))
+        home = home_of(part.model)
         is_detecting = is_detector(part.model, evaluation.images[:2].to(home))
         if not is_detecting:
             logits(part.model, evaluation.images[:2], device=home)  # raises where the model does not classify

@@ -142,25 +142,24 @@ def choose_widths(
     settings = given.arguments
     edges = settings["setting"], overrides, settings["first_last_bits"]
     grids = checked_grids(settings["softmax_grid"], settings["gelu_grid"])
-    with torch.random.fork_rng(devices=[]):
-        kernels_on(checked_device(settings["device"]))  # builds them, and says where it cannot, while that is heard
-        with _silent():
-            check_search(budget, settings)
-            first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
-            target = target_of(settings["target"])
-            observer.stage("widths")
-            chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
-            if target is not None:
-                check_candidates(target, budget, pairs)
-            plan = plan_widths(chain, pairs, *edges, grids=grids, target=target)
-        images = calibration.images[: max(budget.images, RANGE_IMAGES)].to(settings["device"])
+    kernels_on(checked_device(settings["device"]))  # builds them, and says where it cannot, while that is heard
+    with _silent():
+        check_search(budget, settings)
+        first, second = (range_rule(name, settings[name]) for name in ("weight_range", "activation_range"))
+        target = target_of(settings["target"])
+        observer.stage("widths")
+        chain, pairs = _chain(model, calibration, recipe, budget, settings), _pairs(bits, budget)
         if target is not None:
-            warn_of_equal_cost(target, budget)
-        if target is not None and settings["is_rehearsed"]:
-            observer.stage("rehearsal")
-            rehearse(Widths(chain, _widest(bits, pairs[-1]), *edges, grids), target, images)
-        with _silent():
-            found = search_widths(chain, plan, budget, images, (first, second), observer)
+            check_candidates(target, budget, pairs)
+        plan = plan_widths(chain, pairs, *edges, grids=grids, target=target)
+    images = calibration.images[: max(budget.images, RANGE_IMAGES)].to(settings["device"])
+    if target is not None:
+        warn_of_equal_cost(target, budget)
+    if target is not None and settings["is_rehearsed"]:
+        observer.stage("rehearsal")
+        rehearse(Widths(chain, _widest(bits, pairs[-1]), *edges, grids), target, images)
+    with _silent():
+        found = search_widths(chain, plan, budget, images, (first, second), observer)
     own = plan.overrides(found.chosen, with_inputs=bool(budget.activations), with_weights=bool(budget.weights))
     # What a pattern names comes behind and wins; what it leaves open stays as chosen.
     return WidthChoice(_widest(bits, pairs[-1]), laid_under(own, overrides), found.record, time.perf_counter() - start)

@@ -9,11 +9,28 @@ import torch
 
 
 @contextlib.contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """On a GPU, cuDNN takes algorithms that add up in one order, and does not choose them by their time.
+
+    The caller's choice comes back at the end.
+    """
+    cudnn, wanted = torch.backends.cudnn, {"deterministic": True, "benchmark": False}
+    before = {flag: getattr(cudnn, flag) for flag in wanted}
+    changed = [flag for flag in wanted if before[flag] is not wanted[flag]]  # PyTorch can be told to refuse a change
+    try:
+        for flag in changed:
+            setattr(cudnn, flag, wanted[flag])
+        yield
+    finally:
+        for flag in changed:
+            setattr(cudnn, flag, before[flag])
+
+
+@contextlib.contextmanager
 def usual_modes() -> Iterator[None]:
     """Inside: float32 and the CPU by default, gradients, neither inference mode nor autocast, own randomness.
 
-    On a GPU, cuDNN takes algorithms that add up in one order, and does not choose them by their time.  What was there
-    before comes back at the end, after an error too.
+    Convolutions repeat (``repeatable_convolutions``).  What was there before comes back at the end, after an error too.
     """
     before = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
@@ -24,10 +41,7 @@ def usual_modes() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":  # entering it costs a little in every call of PyTorch
             stack.enter_context(torch.device("cpu"))
-        for flag, value in (("deterministic", True), ("benchmark", False)) if torch.cuda.is_available() else ():
-            if getattr(torch.backends.cudnn, flag) is not value:
-                stack.callback(setattr, torch.backends.cudnn, flag, not value)
-                setattr(torch.backends.cudnn, flag, value)
+        stack.enter_context(repeatable_convolutions())
         stack.callback(torch.set_default_dtype, before)
         torch.set_default_dtype(torch.float32)
         yield

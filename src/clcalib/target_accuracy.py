@@ -90,7 +90,7 @@ def quantize_to_target(
     observer = observer or SilentObserver()
     device = torch.device(options.get("device", "cpu"))
     patterns: Sequence[str] = options.get("unit_patterns", ())
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClcalibWarning)  # every run tells them
         chain = capture(model, calibration.images[:2], unit=recipe.unit, patterns=patterns)
     move(chain.module, device)

@@ -16,13 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import clcalib
 from clcalib.calibrate import latest, loop
 from clcalib.calibrate.adam import Adam
-from clcalib.calibrate.loop import REPORT_EVERY, repeatable_convolutions
+from clcalib.calibrate.loop import REPORT_EVERY
 from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.store import as_rows
 from clcalib.fused import calls
 from clcalib.fused.draws import ALL, NONE, Draw
 from clcalib.fused.soft import rounding_penalty
 from clcalib.fused.squared import mean_squared_error
+from clcalib.modes import repeatable_convolutions, usual_modes
 from clcalib.quant import passes
 from clcalib.quant.kernels import activation, add_and_clamp, soft_round
 
@@ -91,6 +92,10 @@ def test_a_run_reads_numbers_at_its_reports_only(monkeypatch, name):
 @pytest.mark.parametrize("own", [False, True])
 def test_convolutions_repeat_and_the_callers_flag_comes_back(monkeypatch, own):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", own)
-    with repeatable_convolutions():
-        assert torch.backends.cudnn.deterministic
-    assert torch.backends.cudnn.deterministic == own
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not own)
+    for modes in (repeatable_convolutions, usual_modes):  # whose part the first one is
+        with modes():
+            assert torch.backends.cudnn.deterministic
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.deterministic == own
+        assert torch.backends.cudnn.benchmark != own

@@ -15,7 +15,7 @@ from clcalib import job
 from clcalib.calibrate.caches import round_to_nearest
 from clcalib.calibrate.latest import LatestLosses
 from clcalib.calibrate.observer import SilentObserver
-from clcalib.calibrate.probes import term_scales
+from clcalib.calibrate.probes import ProbeError, term_scales
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import as_rows
@@ -191,6 +191,18 @@ def test_a_rounding_penalty_alone_runs_through_its_warm_up():
     result = run(dataclasses.replace(clcalib.recipes.qdrop(steps=5), phases=(phase,)), observer=Watching())
     assert losses[0] == 0.0
     assert torch.isfinite(result.model(images())).all()
+
+
+def test_equal_outputs_have_equal_errors_however_they_lie_in_memory():
+    unit = capture(tiny().eval(), images()).units[0]
+    values = [torch.randn(200, 8, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
+    for target, output in zip(values[::2], values[1::2], strict=True):
+        errors = []
+        for order in (torch.contiguous_format, torch.channels_last):
+            probe = ProbeError(unit, (as_rows(target.contiguous(memory_format=torch.channels_last)),))
+            probe.add(0, (output.contiguous(memory_format=order),))
+            errors.append(probe.total())
+        assert errors[0] == errors[1]
 
 
 def test_two_terms_of_one_class_are_told_apart():

@@ -28,7 +28,6 @@ from torch import Tensor, fx
 from clcalib.calibrate.adam import Adam
 from clcalib.calibrate.fuse import fuse
 from clcalib.calibrate.layout import Layout
-from clcalib.calibrate.loop import repeatable_convolutions
 from clcalib.calibrate.recipe import Correction
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import RowState, RowsWriter
@@ -150,7 +149,6 @@ def statistics_error(output: Tensor, target: _Target) -> Tensor:
 
 
 @torch.enable_grad()
-@repeatable_convolutions()
 def _corrected_batch(
     body: fx.GraphModule, targets: Sequence[_Target], values: State, moved: Sequence[int], settings: Correction
 ) -> list[Tensor]:

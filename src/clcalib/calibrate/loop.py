@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -25,19 +25,7 @@ from clcalib.objectives.batch import TrainedObjective
 REPORT_EVERY = 25
 
 
-@contextlib.contextmanager
-def repeatable_convolutions() -> Iterator[None]:
-    """On a GPU cuDNN may choose algorithms that add up in any order; the caller's choice comes back at the end."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
-
-
 @torch.enable_grad()  # the caller may be under no_grad
-@repeatable_convolutions()
 def optimise(
     body: fx.GraphModule,
     data: UnitData,

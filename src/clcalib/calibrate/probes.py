@@ -19,6 +19,7 @@ from clcalib.capture.units import Unit
 from clcalib.errors import NumericalError
 from clcalib.objectives.local import batch_of
 from clcalib.objectives.lp import lp_error
+from clcalib.quant.kernels import memory_format_of
 
 PROBE_IMAGES = 256  # images that errors and relative weights are measured on
 
@@ -46,8 +47,10 @@ class ProbeError:
         shard = self.layout.shard_of(start)
         output = outputs[self._position][: max(0, self._ends[shard] - start)]
         if len(output):
-            target = self._targets.slice(start, start + len(output))
-            error = float(lp_error(output, self.layout.aligned(target), channel_axis=self._axis))
+            target = self.layout.aligned(self._targets.slice(start, start + len(output)))
+            # The order in memory is that in which errors are added up: equal outputs are to have equal errors.
+            output = output.contiguous(memory_format=memory_format_of(target))
+            error = float(lp_error(output, target, channel_axis=self._axis))
             self._values[shard] += error * len(output) / self.count
 
     def total(self) -> float:

@@ -1,11 +1,16 @@
-"""Moving a captured network to a device."""
+"""Where a model is, and moving a captured network to a device."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """Where a model is; the CPU where it has nothing that lies anywhere."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def move(module: fx.GraphModule, place: torch.device) -> fx.GraphModule:

@@ -19,6 +19,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from clcalib.capture.failures import first_sentence
+from clcalib.capture.placing import home_of
 from clcalib.capture.trace import check_is_on_one_device
 from clcalib.errors import ArgumentError
 
@@ -167,10 +168,9 @@ class Part:
 
     def put_back(self, network: nn.Module) -> nn.Module:
         """A copy of the whole model with ``network`` in the place of the part, on the device of ``network``."""
-        place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
         result = _copied(self.model)
         result.set_submodule(self.path, InPlace(self.path, network, self.form))
-        return result.to(place).eval()
+        return result.to(home_of(network)).eval()
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from clcalib.capture.blocks import UnitKind
 from clcalib.capture.chain import Chain, capture
 from clcalib.capture.graph import weight_path
 from clcalib.capture.outputs import whole
-from clcalib.capture.placing import move
+from clcalib.capture.placing import home_of, move
 from clcalib.capture.submodule import InputForm, Part
 from clcalib.errors import (
     ArgumentError,
@@ -134,9 +134,8 @@ class Loaded:
 
 def load_checkpoint(folder: Path, model: nn.Module) -> nn.Module:
     """Return the quantized network that was saved in ``folder``, where the model is; see ``load_chain``."""
-    home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     loaded = load_chain(folder, model)
-    network = whole(move(loaded.quantized.chain.module, home))
+    network = whole(move(loaded.quantized.chain.module, home_of(model)))
     return network if loaded.part is None else loaded.part.put_back(network)
 
 

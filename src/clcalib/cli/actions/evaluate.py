@@ -60,8 +60,8 @@ def show_accuracy(
     _tell_images(config)
     shown: Any
     with limited_threads(config.run.threads):
-        float_model, place = load_model(config.model), config.run.device
-        float_model = float_model.to(place)
+        place = config.run.device
+        float_model = load_model(config.model).to(place)
         quantized, has_weights = load(saved, float_model), config.model.weights is not None
         floating = float_model.eval() if has_weights else None
         if is_detector(quantized, images.images[:1].to(place)):
