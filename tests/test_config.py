@@ -46,14 +46,16 @@ def test_every_key_arrives(table: dict[str, Any]) -> None:
         "quantization": {"weights": 2, "activations": 32, "overrides": {"stem*": {"weights": 8}}},
         "recipe": {"name": "brecq", "steps": 7, "activation_steps": 3},
         "contrastive": {"weight": 2, "read": "logits"},
+        "biases": {"rate": 0.01},
         "last_phase": {"steps": 9, "start_share": 0.5},
         "run": {"seed": 5, "threads": 1, "overwrite": True, "cache_precision": "bfloat16"},
     }
     config = build(RunConfig, merge(table, more), "run.toml")
-    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase)
+    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase, config.biases)
     assert recipe.last_phase is not None
     assert (recipe.last_phase.steps, recipe.last_phase.start_share) == (9, 0.5)
-    assert recipe.name == "brecq+last_phase+contrastive"
+    assert recipe.name == "brecq+biases+last_phase+contrastive"
+    assert {phase.bias_rate for phase in recipe.phases} == {0.01}
     assert config.data.transform().crop == 32
     assert config.data.transform().mean == (0.5,)
     assert config.quantization.overrides["stem*"].weights == 8

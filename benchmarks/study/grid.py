@@ -1,4 +1,4 @@
-"""What the study runs: the declared cells of its three parts, and how they are compared.
+"""What the study runs: the declared cells of its four parts, and how they are compared.
 
 A cell has a key, PART/NETWORK/NAME, that is also the place of its results.  A cell that serves two parts exists once.
 """
@@ -16,7 +16,7 @@ STEPS = 300
 CALIBRATION_IMAGES = 1024
 WIDTHS = ((4, 4), (2, 4), (4, 2), (3, 3), (2, 2))
 NETWORK_NAMES = ("mobilenetv2", "resnet20", "demo", "resnet56")  # the cheap ones first
-SEEDS = {"hosts": (0, 1, 2, 3, 4), "rates": (0, 1, 2), "ablations": (0, 1, 2)}
+SEEDS = {"hosts": (0, 1, 2, 3, 4), "rates": (0, 1, 2), "ablations": (0, 1, 2), "biases": (0, 1, 2)}
 
 # The default of the study: every fourth step, as in the other benchmarks; all else as ``with_contrastive`` has it.
 CONTRASTIVE: dict[str, Any] = {"interval": 4, "images": "all"}
@@ -52,7 +52,7 @@ class Cell:
     """One method on one network at one pair of widths.
 
     Args:
-        part: ``hosts``, ``rates`` or ``ablations``, with the number of steps behind it where that is not the default.
+        part: a name in ``PARTS``, with the number of steps behind it where that is not the default.
         network: a name in ``NETWORKS``.
         name: of the cell, unique among those of its part and network.
         host: a name in ``HOSTS``, or ``nearest``.
@@ -61,6 +61,7 @@ class Cell:
         contrastive: settings of the term, None for none.
         rate: multiplies the host's rounding rate (that of its scales, where it rounds nothing).
         calibration_images: how many.
+        bias_rate: of ``with_biases``, None without it.
     """
 
     part: str
@@ -73,6 +74,7 @@ class Cell:
     contrastive: dict[str, Any] | None = None
     rate: float = 1.0
     calibration_images: int = CALIBRATION_IMAGES
+    bias_rate: float | None = None
 
     @property
     def key(self) -> str:
@@ -91,6 +93,7 @@ class Cell:
         special = {} if self.host in TUNED else NETWORK_OPTIONS.get(self.network, {})
         special = {option: value for option, value in special.items() if option in known}
         recipe = with_rate(RECIPES[name](steps=self.steps, **{**options, **special}), self.rate)
+        recipe = recipe if self.bias_rate is None else clcalib.with_biases(recipe, rate=self.bias_rate)
         return recipe if self.contrastive is None else clcalib.with_contrastive(recipe, **self.contrastive)
 
 
@@ -211,4 +214,30 @@ def ablations(steps: int = STEPS) -> list[Cell]:
     return list({cell.key: cell for pair in pairs for cell in reversed(pair)}.values())
 
 
-PARTS = {"hosts": hosts, "rates": rates, "ablations": ablations}
+# Trained biases beside each host without them, on the same machine; and `fast` at other rates of theirs.
+BIAS_HOSTS = ("fast", "qdrop", "brecq", "adaround", "scale_only", "straight_through")
+BIAS_NETWORKS = ("mobilenetv2", "resnet20", "demo")
+BIAS_WIDTHS = ((2, 2), (4, 4))
+BIAS_RATE = 0.03
+BIAS_RATES = (0.01, 0.1)
+
+
+def bias_cell(
+    network: str, host: str, rate: float | None, widths: tuple[int, int] = BIAS_WIDTHS[0], steps: int = STEPS
+) -> Cell:
+    """A host with trained biases, or without, None."""
+    weights, activations = widths
+    tail = "" if rate is None else "-biases" if rate == BIAS_RATE else f"-biases-rate-{rate:g}"
+    name = f"w{weights}a{activations}-{host}{tail}"
+    return Cell(_folder("biases", steps), network, name, host, weights, activations, steps, bias_rate=rate)
+
+
+def biases(steps: int = STEPS) -> list[Cell]:
+    """The hosts with trained biases and without, and ``fast`` with other rates for them."""
+    rated = [(host, rate) for host in BIAS_HOSTS for rate in (None, BIAS_RATE)]
+    cells = [bias_cell(own, *each, widths, steps) for own in BIAS_NETWORKS for widths in BIAS_WIDTHS for each in rated]
+    others = [bias_cell(own, "fast", rate, steps=steps) for own in BIAS_NETWORKS for rate in BIAS_RATES]
+    return [*cells, *others]
+
+
+PARTS = {"hosts": hosts, "rates": rates, "ablations": ablations, "biases": biases}

@@ -160,6 +160,23 @@ def ablation_tables(result: Row) -> list[str]:
     return lines
 
 
+def bias_tables(result: Row) -> list[str]:
+    if not has_runs(result, "biases"):
+        return []
+    rows = []
+    for row in result["biases"]:
+        cells = [result["cells"].get(row[name]) for name in ("plain", "biases")]
+        numbers = [*(accuracy(cell) for cell in cells), difference(row["difference"])]
+        chosen = difference(row["selection_difference"])
+        rows.append([row["network"], row["widths"], row["host"], f"{row['rate']:g}", *numbers, chosen])
+    about = (
+        "Biases trained beside all else (`with_biases`), and the same host without; no contrastive term.\n"
+        "*Difference*: with them less without; *on selection* is the same on the images that settings are chosen by."
+    )
+    header = ["network", "widths", "host", "rate", "without", "with", "difference", "on selection"]
+    return ["### Trained biases", "", about, "", *table(header, rows)]
+
+
 def correlation_table(result: Row) -> list[str]:
     rows = []
     for aggregate, groups in result["correlations"].items():
@@ -196,7 +213,7 @@ def section(result: Row, *, is_default: bool) -> list[str]:
     blocks = [f"## {result['steps']:,} steps for each unit"]
     if is_default:
         blocks += [f"![{about}](images/{name})\n\n{about}" for name, about in PLOTS.items() if (IMAGES / name).exists()]
-    tables = [part(result) for part in (host_tables, rate_tables, ablation_tables, correlation_table)]
+    tables = [part(result) for part in (host_tables, rate_tables, ablation_tables, bias_tables, correlation_table)]
     return [*blocks, *("\n".join(lines) for lines in (*tables, coverage(result, names_cells=is_default)) if lines)]
 
 

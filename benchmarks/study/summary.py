@@ -21,6 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import provenance, write_result
 from study.grid import (
+    BIAS_HOSTS,
+    BIAS_NETWORKS,
+    BIAS_RATE,
+    BIAS_RATES,
+    BIAS_WIDTHS,
     HOSTS,
     NETWORK_NAMES,
     PARTS,
@@ -31,6 +36,7 @@ from study.grid import (
     WIDTHS,
     Cell,
     ablation_tables,
+    bias_cell,
     host_key,
     rate_key,
 )
@@ -155,6 +161,24 @@ def rate_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def bias_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
+    """Hosts with trained biases against the same without; the rates that are not the default one on ``fast`` alone."""
+    rows = []
+    for network in BIAS_NETWORKS:
+        for widths in BIAS_WIDTHS:
+            rated = [(host, BIAS_RATE) for host in BIAS_HOSTS]
+            rated += [("fast", rate) for rate in BIAS_RATES] if widths == BIAS_WIDTHS[0] else []
+            for host, rate in rated:
+                cells = [bias_cell(network, host, own, widths, steps) for own in (rate, None)]
+                pair = compared(runs, *(cell.key for cell in cells))
+                if pair is not None:
+                    pair["biases"] = pair.pop("contrastive")
+                    rows.append(
+                        {"network": network, "widths": "W{}A{}".format(*widths), "host": host, "rate": rate} | pair
+                    )
+    return rows
+
+
 def selected(rows: dict[int, dict[str, Any]], seeds: Iterable[int]) -> float:
     """The selection accuracy over the seeds that all candidates have, so that all saw the same images."""
     return fmean(rows[seed]["selection_top1"] for seed in seeds)
@@ -239,6 +263,7 @@ def summarise(runs: Runs, steps: int) -> dict[str, Any]:
         "hosts": host_table(runs, steps),
         "rates": rate_table(runs, steps),
         "ablations": ablation_rows(runs, steps),
+        "biases": bias_table(runs, steps),
         "correlations": bound_correlations(runs),
         "coverage": not_run(runs, steps),
         **provenance(),

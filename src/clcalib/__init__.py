@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clcalib import tracking
     from clcalib.calibrate import recipes
     from clcalib.calibrate.recipe import Phase, Recipe, Term
+    from clcalib.calibrate.recipes.biases import with_biases
     from clcalib.calibrate.recipes.cl_calib import with_contrastive
     from clcalib.calibrate.recipes.last_phase import with_last_phase
     from clcalib.capture.chain import Chain, capture
@@ -60,6 +61,7 @@ __all__ = [
     "quantize_to_target",
     "recipes",
     "tracking",
+    "with_biases",
     "with_contrastive",
     "with_last_phase",
     "write_report",
@@ -92,6 +94,7 @@ _PLACES = {
     "quantize": "clcalib.pipeline",
     "quantize_to_budget": "clcalib.mixed_precision",
     "quantize_to_target": "clcalib.target_accuracy",
+    "with_biases": "clcalib.calibrate.recipes.biases",
     "with_contrastive": "clcalib.calibrate.recipes.cl_calib",
     "with_last_phase": "clcalib.calibrate.recipes.last_phase",
     "write_report": "clcalib.report.page.render",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from clcalib.calibrate.recipe import Recipe
-from clcalib.calibrate.recipes import RECIPES, with_contrastive, with_last_phase
+from clcalib.calibrate.recipes import ADDITIONS, RECIPES
 from clcalib.config_problems import describe_errors, machine_problems, options_model, section_of, unknown_name
 from clcalib.config_sections import ImagesSection, RecipeSection, RunConfig
 from clcalib.config_sources import Table, value_at
@@ -48,16 +48,22 @@ def build(config_type: type[Model], table: Table, source: str) -> Model:
 
 
 def make_recipe(
-    recipe: RecipeSection, contrastive: Mapping[str, Any] | None, last_phase: Mapping[str, Any] | None = None
+    recipe: RecipeSection,
+    contrastive: Mapping[str, Any] | None,
+    last_phase: Mapping[str, Any] | None = None,
+    biases: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe that the sections ``[recipe]``, ``[contrastive]`` and ``[last_phase]`` stand for.
+    """The recipe that the sections ``[recipe]``, ``[biases]``, ``[last_phase]`` and ``[contrastive]`` stand for.
 
     Raises:
         ClcalibError: an option has a value that the recipe refuses.
     """
     host = RECIPES[recipe.name](**recipe.options)
-    host = host if last_phase is None else with_last_phase(host, **last_phase)
-    return host if contrastive is None else with_contrastive(host, **contrastive)
+    given = {"biases": biases, "last_phase": last_phase, "contrastive": contrastive}
+    for section, addition in ADDITIONS.items():
+        options = given[section]
+        host = host if options is None else addition(host, **options)
+    return host
 
 
 def _for_type(config_type: type[BaseModel], table: Table) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def _name_problems(table: Table) -> Iterator[str]:
         yield "data.augment_copies: expected names in data.augment too (--augment with --augment-copies), got none"
     yield from _transform_problems(table.get("data"))
     yield from transform_problems(table)
-    yield from _recipe_problems(table.get("recipe", {}), table.get("contrastive"), table.get("last_phase"))
+    yield from _recipe_problems(table.get("recipe", {}), table)
 
 
 def _model_problems(table: Table) -> Iterator[str]:
@@ -144,11 +150,10 @@ def _transform_problems(data: object) -> Iterator[str]:
             yield f"data.{error}"
 
 
-def _recipe_problems(recipe: object, contrastive: object, last_phase: object) -> Iterator[str]:
-    settings = contrastive if isinstance(contrastive, Mapping) else None
-    last = last_phase if isinstance(last_phase, Mapping) else None
-    term_problems = [] if settings is None else _option_problems("contrastive", with_contrastive, settings)
-    term_problems += [] if last is None else _option_problems("last_phase", with_last_phase, last)
+def _recipe_problems(recipe: object, table: Table) -> Iterator[str]:
+    given = {section: table.get(section) for section in ADDITIONS}
+    added = {section: options for section, options in given.items() if isinstance(options, Mapping)}
+    term_problems = [p for section in added for p in _option_problems(section, ADDITIONS[section], added[section])]
     yield from term_problems
     name = recipe.get("name", RecipeSection().name) if isinstance(recipe, Mapping) else None
     if not isinstance(recipe, Mapping) or not isinstance(name, str):
@@ -163,11 +168,8 @@ def _recipe_problems(recipe: object, contrastive: object, last_phase: object) ->
     section = "recipe"
     try:
         host = make_recipe(RecipeSection(**recipe), None)
-        section = "last_phase"
-        host = host if last is None else with_last_phase(host, **last)
-        section = "contrastive"
-        if settings is not None:
-            with_contrastive(host, **settings)
+        for section, options in added.items():
+            host = ADDITIONS[section](host, **options)
     except ClcalibError as error:
         yield f"{section}: {error}"
 

@@ -290,6 +290,7 @@ class RunConfig(_Section):
     quantization: QuantizationSection = Field(default_factory=QuantizationSection)
     recipe: RecipeSection = Field(default_factory=RecipeSection)
     contrastive: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
+    biases: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     last_phase: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     guard: GuardSection = Field(default_factory=GuardSection)
     target: TargetSection | None = Field(default=None, description="a table with max_drop; leave it out for none")

@@ -246,7 +246,7 @@ def _arguments(config: RunConfig, observer: Observer, share: Share | None = None
     augment = config.data.augment
     return {
         "calibration": augmented(originals, augment, copies=copies, seed=seed) if augment else originals,
-        "recipe": make_recipe(config.recipe, config.contrastive, config.last_phase),
+        "recipe": make_recipe(config.recipe, config.contrastive, config.last_phase, config.biases),
         "bits": config.quantization.bits(),
         "seed": seed,
         "setting": config.quantization.setting,

@@ -82,6 +82,14 @@ def test_a_submodule_is_described_and_quantized_within_its_model(workplace: Path
     assert "quantized" in capsys.readouterr().out
 
 
+def test_biases_by_flag(workplace: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--biases", "--out", "out"]) == 0
+    assert read_record(workplace / "out" / "run.json").recipe == "qdrop+biases"
+    assert "qdrop + biases" in capsys.readouterr().out
+    assert main(["quantize", "run.toml", "--recipe", "nearest", "--biases", "--out", "other"]) == 2
+    assert "biases: recipe: expected one that optimises something, got nearest" in capsys.readouterr().err
+
+
 def test_augmentation_and_last_phase_by_flags(workplace: Path, capsys: Capture) -> None:
     arguments = ["quantize", "run.toml", "--augment", "flip, cutmix", "--augment-copies", "2", "--out", "out"]
     assert main([*arguments, "--last-phase", "--set", "last_phase.steps=6"]) == 0

@@ -86,6 +86,16 @@ def test_a_run_in_many_pieces_gives_the_same_bytes(name, is_contrastive, tmp_pat
     record("resumed_equal", recipe=name, contrastive=is_contrastive, pieces=pieces)
 
 
+def test_a_run_that_trains_biases_goes_on_with_them(tmp_path, monkeypatch):
+    own = clcalib.with_biases(clcalib.recipes.brecq(steps=30, activation_steps=30))
+    expected = digest(quantize(None, recipe=own), tmp_path / "whole")
+    often(monkeypatch)
+    for number, is_resumed in enumerate((False, True, True)):
+        with pytest.raises(RuntimeError, match="ends here"):
+            quantize(tmp_path / "state", is_resumed=is_resumed, recipe=own, observer=Stops(2 + number))
+    assert digest(quantize(tmp_path / "state", is_resumed=True, recipe=own), tmp_path / "pieces") == expected
+
+
 def test_the_last_phase_over_the_whole_network_goes_on_too(tmp_path, monkeypatch):
     own = clcalib.with_last_phase(recipe(steps=10), steps=60)
     expected = digest(quantize(None, recipe=own), tmp_path / "whole")

@@ -11,7 +11,9 @@ from clcalib.calibrate.store import RowState
 from clcalib.capture.units import Unit
 from clcalib.errors import WorseThanNearestWarning
 from clcalib.objectives.batch import Need
-from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.biases import bias_readers
+from clcalib.quant.insert import tensor_at
+from clcalib.quant.modules import ActivationQuantizer, Bias, IntegerWeight
 
 GUARD_IMAGES = 16  # held-out images below which the calibration images decide
 LOOSE = 0.05  # relative, where the error of the unit is not all that counts, or the images are those it was fitted to
@@ -33,10 +35,13 @@ def tolerance_of(recipe: Recipe, held_out: int, asked: float | None = None) -> f
     return LOOSE if needs & _BEHIND or held_out < GUARD_IMAGES else 0.0
 
 
-def quantizers_of(body: fx.GraphModule) -> dict[str, IntegerWeight | ActivationQuantizer]:
-    """The quantizers of a unit, by name."""
+def quantizers_of(body: fx.GraphModule) -> dict[str, IntegerWeight | ActivationQuantizer | Bias]:
+    """What training may change in a unit: its quantizers by name, and by path copies of their layers' biases."""
     modules = dict(body.named_modules())
-    return {name: module for name, module in modules.items() if isinstance(module, IntegerWeight | ActivationQuantizer)}
+    quantizers = {n: module for n, module in modules.items() if isinstance(module, IntegerWeight | ActivationQuantizer)}
+    biases = {target: tensor_at(body, target) for target in bias_readers(body)}
+    # One that is not here has no value: it is with another worker.
+    return {**quantizers, **{name: Bias(bias) for name, bias in biases.items() if not bias.is_meta}}
 
 
 def worse_than_nearest(

@@ -19,13 +19,15 @@ from clcalib.calibrate.layout import device_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
 from clcalib.errors import ClcalibWarning, Interrupted
-from clcalib.quant.insert import QuantizedChain
-from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.biases import bias_of, bias_readers
+from clcalib.quant.insert import QuantizedChain, tensor_at
+from clcalib.quant.modules import ActivationQuantizer, Bias, IntegerWeight
 from clcalib.quant.spec import QParams
 from clcalib.team.parts import Parts
 
 SNAPSHOT_SECONDS = 60.0
-Quantizers = Mapping[str, IntegerWeight | ActivationQuantizer]
+BIAS = "bias"  # what the value of a bias is saved as
+Quantizers = Mapping[str, IntegerWeight | ActivationQuantizer | Bias]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,9 @@ def tensors_of(quantizers: Quantizers) -> dict[str, Tensor]:
     """The tensors that quantizers are saved as; codes in one byte."""
     found = dict[str, Tensor]()
     for name, module in quantizers.items():
+        if isinstance(module, Bias):
+            found[f"{name}/{BIAS}"] = module.value
+            continue
         if isinstance(module, IntegerWeight):
             found[f"{name}/codes"] = module.codes.to(torch.int8 if module.spec.is_signed else torch.uint8)
         found[f"{name}/scale"], found[f"{name}/zero_point"] = module.scale, module.zero_point
@@ -146,6 +151,9 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
     modules = dict(chain.chain.module.named_modules())
     device = device_of(chain.chain)
     for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors if not key.startswith("group/")):
+        if f"{name}/{BIAS}" in tensors:
+            found[name] = _bias(tensors[f"{name}/{BIAS}"].to(device), name, chain)
+            continue
         place = modules[name]
         parameters = QParams(tensors[f"{name}/scale"].to(device), tensors[f"{name}/zero_point"].to(device))
         if isinstance(place, IntegerWeight):
@@ -156,6 +164,19 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
         else:
             found[name] = ActivationQuantizer(parameters, place.spec)
     return found
+
+
+def _bias(value: Tensor, name: str, chain: QuantizedChain) -> Bias:
+    """A saved bias.
+
+    Raises:
+        ValueError, KeyError: it does not fit.
+    """
+    (reader, *_) = bias_readers(chain.chain.module)[name]
+    place = tensor_at(chain.chain.module, str(bias_of(reader).target))
+    if (value.shape, value.dtype) != (place.shape, place.dtype):
+        raise ValueError(f"{name} has another shape or type")
+    return Bias(value)
 
 
 def raise_if_stopped() -> None:

@@ -70,6 +70,8 @@ class Phase:
             with a cosine schedule to zero; None to leave them.
         start_share: how far the rounding starts from the float weight, 0, towards the codes that the phase finds, 1.
         activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
+        bias_rate: Adam's rate for the biases of quantized layers, as a share of the norm of the output channel's
+            weight, with a cosine schedule to zero; None to leave them.
         quantized_input_probability: share of the unit's input elements that come from the quantized prefix.
         activations: whether activations inside the unit are quantized in this phase.
         keep_quantized_probability: probability that an activation element inside the unit keeps its quantized value.
@@ -86,6 +88,7 @@ class Phase:
     weight_scale_rate: float | None = None
     start_share: float = 0.0
     activation_rate: float | None = None
+    bias_rate: float | None = None
     quantized_input_probability: float = 1.0
     activations: Literal["float", "quantized"] = "quantized"
     keep_quantized_probability: float = 1.0
@@ -101,7 +104,7 @@ class Phase:
         for name in ("quantized_input_probability", "keep_quantized_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(name, "a probability from 0 to 1", getattr(self, name))
-        for name in ("rounding_rate", "weight_scale_rate", "activation_rate"):
+        for name in ("rounding_rate", "weight_scale_rate", "activation_rate", "bias_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)

@@ -16,7 +16,7 @@ from clcalib.calibrate.mixing import mix_rows
 from clcalib.calibrate.recipe import Pass, Phase, Term
 from clcalib.calibrate.schedules import SCHEDULES
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableWeight
+from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableBias, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
 from clcalib.objectives.batch import AnnealedObjective, TrainedObjective, UnitBatch
@@ -193,6 +193,9 @@ def _in_unit(body: fx.GraphModule, phase: Phase) -> list[Trained]:
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
     if phase.activation_rate is not None and activations:
         groups.append(Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
+    offsets = [module.offset for module in body.modules() if isinstance(module, TrainableBias)]
+    if phase.bias_rate is not None and offsets:
+        groups.append(Trained(Adam(offsets), phase.bias_rate, SCHEDULES["cosine"]))
     return groups
 
 

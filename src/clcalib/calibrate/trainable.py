@@ -13,7 +13,7 @@ from clcalib.fused.draws import keep_mask
 from clcalib.quant.functional import scale_gradient
 from clcalib.quant.grids import GRIDS
 from clcalib.quant.kernels import NO_LIMITS, activation, soft_round
-from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.modules import ActivationQuantizer, Bias, IntegerWeight
 from clcalib.quant.rounding import floor_codes, harden, initial_v, offset_codes, offset_quantize
 from clcalib.quant.spec import QParams
 
@@ -169,6 +169,33 @@ class TrainableActivation(nn.Module):
         """The plain quantizer with the trained scale, kept positive."""
         scale = self.scale.detach().abs().clamp(min=torch.finfo(torch.float32).tiny)
         return ActivationQuantizer(QParams(scale, self.zero_point), self.spec)
+
+
+class TrainableBias(nn.Module):
+    """A bias under training: b + n * o, with o trained and n the norm of each output channel's weight.
+
+    n ||x|| is the size of the layer's output, so that one rate for o fits all layers.
+
+    Attributes:
+        target: the path of the bias in the network.
+    """
+
+    value: Tensor
+    norm: Tensor
+
+    def __init__(self, bias: Tensor, weight: Tensor, target: str) -> None:
+        super().__init__()
+        self.target = target
+        self.register_buffer("value", bias.detach().clone())
+        self.register_buffer("norm", weight.detach().flatten(1).norm(dim=1))
+        self.offset = nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self) -> Tensor:
+        return torch.addcmul(self.value, self.norm, self.offset)
+
+    def finished(self) -> Bias:
+        """The bias as it is now."""
+        return Bias(self())
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -29,11 +29,11 @@ from clcalib.calibrate.so_far import QualitySoFar
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream, stream
-from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight, TrainableActivation, TrainableWeight
+from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight
 from clcalib.calibrate.unit_data import Inside, UnitData
 from clcalib.calibrate.unit_journal import UnitJournal
 from clcalib.calibrate.watchdog import watched
-from clcalib.calibrate.working import activation_for, with_float_activations
+from clcalib.calibrate.working import activation_for, found_in, train_biases, with_float_activations
 from clcalib.capture.chain import Chain
 from clcalib.capture.units import Unit
 from clcalib.errors import NoBatchNormWarning
@@ -341,15 +341,14 @@ class Walk:
 
         told = {"report": report, "record": record}
         optimise(working, data, phase, random, scales=scales, saves=saves, is_watched=is_watched, **told)
-        for name, module in working.named_modules():
-            if isinstance(module, TrainableWeight):
-                self.quantized.replace(name, module.hardened())
-            elif isinstance(module, TrainableActivation) and module.scale.requires_grad:
-                self.quantized.replace(name, module.finished())
+        for name, module in found_in(working).items():
+            self.quantized.replace(name, module)
 
     def _working_body(self, index: int, phase: Phase, random: StepStream) -> fx.GraphModule:
         body = self.quantized.chain.body(index)
         layers = self._open_layers(index, body)
+        if phase.bias_rate is not None:
+            train_biases(body, {name: self._float_weight(layer) for name, layer in layers.items()})
         for name, module in list(body.named_modules()):
             if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and name in layers:
                 weight = torch.lerp(self._float_weight(layers[name]), module(), phase.start_share)

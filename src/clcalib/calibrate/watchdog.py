@@ -90,7 +90,7 @@ def watched(unit: str, run: Run, phase: Phase, dtype: torch.dtype, attempts: Att
 
 def slower(phase: Phase) -> Phase:
     """The phase with a tenth of its rates."""
-    names = ("rounding_rate", "weight_scale_rate", "activation_rate")
+    names = ("rounding_rate", "weight_scale_rate", "activation_rate", "bias_rate")
     rates = {name: getattr(phase, name) for name in names}
     return dataclasses.replace(phase, **{name: SLOWER * rate for name, rate in rates.items() if rate is not None})
 

@@ -1,13 +1,19 @@
-"""What stands in the places of a unit's activation quantizers while it is optimised."""
+"""What stands in the places of a unit's quantizers and biases while it is optimised, and what comes of it."""
 
 from __future__ import annotations
 
-from torch import fx, nn
+from collections.abc import Mapping
+
+from torch import Tensor, fx, nn
 
 from clcalib.calibrate.recipe import Phase
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import TrainableActivation
+from clcalib.calibrate.trainable import TrainableActivation, TrainableBias, TrainableWeight
+from clcalib.quant.biases import bias_readers
+from clcalib.quant.insert import tensor_at
 from clcalib.quant.modules import ActivationQuantizer
+
+_PREFIX = "trained_bias_"
 
 
 def activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:
@@ -29,3 +35,35 @@ def with_float_activations(body: fx.GraphModule) -> fx.GraphModule:
         if isinstance(module, ActivationQuantizer):
             body.set_submodule(name, nn.Identity())
     return body
+
+
+def train_biases(body: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
+    """Put a ``TrainableBias`` in the place of each bias of some layers of a unit, in place.
+
+    Args:
+        body: the unit, with the weights of these layers still integers.
+        weights: by the name of a layer's ``IntegerWeight`` its float weight; other layers keep their biases.
+    """
+    for number, (target, layers) in enumerate(bias_readers(body).items()):
+        own = [str(layer.args[1].target) for layer in layers if isinstance(layer.args[1], fx.Node)]
+        if not all(name in weights for name in own):
+            continue  # an earlier unit shares it
+        trained = TrainableBias(tensor_at(body, target), weights[own[0]], target)
+        body.add_submodule(f"{_PREFIX}{number}", trained)
+        for layer in layers:
+            with body.graph.inserting_before(layer):
+                layer.update_arg(2, body.graph.call_module(f"{_PREFIX}{number}"))
+    body.recompile()
+
+
+def found_in(body: fx.GraphModule) -> dict[str, nn.Module]:
+    """What has come of all that was trained in a unit, for ``QuantizedChain.replace``."""
+    found = dict[str, nn.Module]()
+    for name, module in body.named_modules():
+        if isinstance(module, TrainableWeight):
+            found[name] = module.hardened()
+        elif isinstance(module, TrainableActivation) and module.scale.requires_grad:
+            found[name] = module.finished()
+        elif isinstance(module, TrainableBias):
+            found[module.target] = module.finished()
+    return found

@@ -31,7 +31,7 @@ def recipes(incomplete: str) -> list[str]:
 
 def recipes_and_additions(incomplete: str) -> list[str]:
     """The same, and what can be laid over one."""
-    return _beginning((*names_of(*RECIPES), "contrastive", "last_phase"), incomplete)
+    return _beginning((*names_of(*RECIPES), "biases", "contrastive", "last_phase"), incomplete)
 
 
 def targets(incomplete: str) -> list[str]:

@@ -145,6 +145,9 @@ def quantize(
     contrastive: Annotated[
         bool | None, typer.Option("--contrastive/--no-contrastive", help="Add the contrastive term, or leave it out.")
     ] = None,
+    biases: Annotated[
+        bool | None, typer.Option("--biases/--no-biases", help="Train the layers' biases beside the rest, or not.")
+    ] = None,
     last_phase: Annotated[
         bool | None,
         typer.Option(
@@ -288,7 +291,7 @@ def quantize(
             ModelFlags(model, weights, pretrained, submodule),
             WidthFlags(bits, float_, first_last_bits, unit_pattern, target, weight_bits, activation_bits),
             sections,
-            {"contrastive": contrastive, "last_phase": last_phase},
+            {"contrastive": contrastive, "biases": biases, "last_phase": last_phase},
             settings,
         ),
         WorkerFlags(workers, rendezvous, rank, wait, split),

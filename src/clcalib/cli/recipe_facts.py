@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from clcalib.calibrate.recipe import Phase, Recipe, Term
-from clcalib.calibrate.recipes import RECIPES, with_contrastive, with_last_phase
+from clcalib.calibrate.recipes import RECIPES
 
 # Sections of a configuration that are laid over a recipe, with what the same options are called there.
-ADDITIONS: dict[str, Callable[..., Recipe]] = {"contrastive": with_contrastive, "last_phase": with_last_phase}
 
 _PAPER = re.compile(r"^[^.(]*\(([^()]*\b\d{4}[^()]*)\)")
 _TITLE = re.compile(r'"[^"]*",?\s*')
@@ -94,6 +93,8 @@ def optimised(recipe: Recipe) -> Iterator[str]:
             yield "weight scales"
         if phase.activation_rate is not None:
             yield "activation scales"
+        if phase.bias_rate is not None:
+            yield "biases"
     if recipe.correction is not None:
         yield "inputs"
 

@@ -90,6 +90,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Key]]] = {
         },
     ),
     "contrastive": ("Add the contrastive term to the recipe; clcalib recipes contrastive has all keys.", {}),
+    "biases": ("Train the biases too, which costs nothing in the file; clcalib recipes biases has all keys.", {}),
     "last_phase": ("Optimise the whole network when all units are done; clcalib recipes last_phase has all keys.", {}),
     "guard": (
         "Units that the optimisation made worse go back to nearest rounding.",

@@ -1,4 +1,6 @@
-"""A bias of its own for each call of a layer: kernels round it to the steps of what that call reads."""
+"""The biases of quantized layers: which there are, and one of its own for each call of a layer, since kernels round it
+to the steps of what that call reads.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ from collections.abc import Collection
 
 from torch import fx
 
-from clcalib.capture.graph import is_convolution, is_linear
+from clcalib.capture.graph import is_convolution, is_linear, operator_name
 from clcalib.quant.insert import tensor_at
+from clcalib.quant.modules import IntegerWeight
 
 _CALL = "_of_call_"
 
@@ -21,6 +24,32 @@ def bias_of(node: fx.Node) -> fx.Node:
     bias = node.args[2]
     assert isinstance(bias, fx.Node)
     return bias
+
+
+def bias_readers(module: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Path of a bias -> the layers that read it, all of them with an ``IntegerWeight``, and nothing else reads it.
+
+    Transposed convolutions are left out: in groups, they have their output channels on no axis of the weight.
+    """
+    readers: dict[str, list[tuple[fx.Node, fx.Node]]] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":  # each reader may have one of its own
+            readers.setdefault(str(node.target), []).extend((user, node) for user in node.users)
+    return {
+        target: [user for user, _ in pairs]
+        for target, pairs in readers.items()
+        if pairs and all(_adds(module, user, node) for user, node in pairs)
+    }
+
+
+def _adds(module: fx.GraphModule, layer: fx.Node, bias: fx.Node) -> bool:
+    """Whether the layer has integer weights and reads the node as its bias only."""
+    if not (is_convolution(layer) or is_linear(layer)) or "transpose" in operator_name(layer):
+        return False
+    _, weight, own = (*layer.args, None, None)[:3]
+    if not isinstance(weight, fx.Node) or weight.op != "call_module" or own is not bias:
+        return False
+    return isinstance(module.get_submodule(str(weight.target)), IntegerWeight)
 
 
 def further_biases(module: fx.GraphModule) -> dict[str, fx.Node]:

@@ -56,7 +56,7 @@ def soft_convolution(x: Tensor, rounding: Rounding, bias: Tensor | None) -> Tens
     Args:
         x: bfloat16, channels last  # shape: (N, C, H, W)
         rounding: of the weight, which ``has_kernel``.
-        bias: bfloat16; a constant  # shape: (K,)
+        bias: bfloat16  # shape: (K,)
 
     Returns:
         bfloat16, channels last  # shape: (N, K, H, W)
@@ -107,7 +107,9 @@ class _SoftConvolution(torch.autograd.Function):
         of_x = _gradients(gradient, x, weight, [True, False, False])[0] if ctx.needs_input_grad[0] else None
         of_weight = device.in_order_of(v, weight_gradient(x, weight, gradient))
         of_v = calls.soft_round_backward(of_weight, floor_codes, v, scale, zero_point, ctx.bounds)
-        return of_x, None, None, of_v, None, None, None
+        # Summed in float32, then rounded once.
+        of_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(gradient.dtype) if ctx.needs_input_grad[1] else None
+        return of_x, of_bias, None, of_v, None, None, None
 
 
 def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:

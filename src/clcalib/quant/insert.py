@@ -15,7 +15,7 @@ from clcalib.capture.describe import layer_kinds
 from clcalib.capture.graph import groups_of, operator_name, weighted_nodes
 from clcalib.capture.units import Unit
 from clcalib.errors import ConstantChannelWarning, OutlierWarning
-from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
+from clcalib.quant.modules import ActivationQuantizer, Bias, IntegerWeight
 from clcalib.quant.placement import IMAGE, Placement
 from clcalib.quant.policy import EDGE_BITS, Bits, EdgeBits, LayerPolicy, Overrides, build_policy
 from clcalib.quant.ranges import RangeRule, has_outliers, is_constant
@@ -69,8 +69,11 @@ class QuantizedChain:
         return module
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put a finished quantizer in its place."""
-        self.chain.module.set_submodule(name, module)
+        """Put a finished quantizer in its place; of a ``Bias``, its value in that of the parameter of this name."""
+        if isinstance(module, Bias):
+            tensor_at(self.chain.module, name).copy_(module.value)
+        else:
+            self.chain.module.set_submodule(name, module)
 
     def copy(self) -> QuantizedChain:
         """An independent copy."""

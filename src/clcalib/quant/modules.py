@@ -32,6 +32,16 @@ class IntegerWeight(nn.Module):
         return dequantize(self.codes.to(self.scale.dtype), self.scale, self.zero_point)
 
 
+class Bias(nn.Module):
+    """A layer's bias as it was at some time; it stands in no graph.  ``QuantizedChain.replace`` puts it back."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value.detach().clone())
+
+
 class ActivationQuantizer(nn.Module):
     """x -> s * (clamp(round(x / s) + z, q_min, q_max) - z), one scale for the tensor; or another of ``GRIDS``."""
 

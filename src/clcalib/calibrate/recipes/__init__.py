@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from clcalib.calibrate.recipe import Recipe
 from clcalib.calibrate.recipes.adaround import adaround
+from clcalib.calibrate.recipes.biases import with_biases
 from clcalib.calibrate.recipes.brecq import brecq
 from clcalib.calibrate.recipes.cl_calib import cl_calib, with_contrastive
 from clcalib.calibrate.recipes.fast import fast
@@ -34,7 +35,15 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "fast": fast,
 }
 
+# What can be laid over any recipe, in this order; each has a section of its own.
+ADDITIONS: dict[str, Callable[..., Recipe]] = {
+    "biases": with_biases,
+    "last_phase": with_last_phase,
+    "contrastive": with_contrastive,
+}
+
 __all__ = [
+    "ADDITIONS",
     "RECIPES",
     "adaround",
     "brecq",
@@ -48,6 +57,7 @@ __all__ = [
     "qdrop",
     "scale_only",
     "straight_through",
+    "with_biases",
     "with_contrastive",
     "with_last_phase",
 ]

@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clcalib.calibrate.recipe import Recipe
-from clcalib.calibrate.recipes import RECIPES
+from clcalib.calibrate.recipes import ADDITIONS, RECIPES
 from clcalib.cli.messages import new_console
 from clcalib.cli.recipe_facts import (
-    ADDITIONS,
     Option,
     RecipeFacts,
     facts_of,
@@ -88,7 +87,7 @@ def _show_all(rows: list[RecipeFacts], console: Console) -> None:
     for row in rows:
         console.print(Text.assemble((f"{row.name}: ", "bold"), row.when), soft_wrap=False)
     console.print()
-    text = "clcalib recipes NAME shows all values; contrastive and last_phase can be laid over any recipe"
+    text = "clcalib recipes NAME shows all values; biases, last_phase and contrastive can be laid over any recipe"
     console.print(Text(text, style="dim"))
 
 
