@@ -168,12 +168,13 @@ def bias_tables(result: Row) -> list[str]:
         cells = [result["cells"].get(row[name]) for name in ("plain", "biases")]
         numbers = [*(accuracy(cell) for cell in cells), difference(row["difference"])]
         chosen = difference(row["selection_difference"])
-        rows.append([row["network"], row["widths"], row["host"], f"{row['rate']:g}", *numbers, chosen])
+        seconds = " / ".join("-" if cell is None else f"{cell['cpu_seconds']:.0f}" for cell in cells)
+        rows.append([row["network"], row["widths"], row["host"], f"{row['rate']:g}", *numbers, chosen, seconds])
     about = (
         "Biases trained beside all else (`with_biases`), and the same host without; no contrastive term.\n"
         "*Difference*: with them less without; *on selection* is the same on the images that settings are chosen by."
     )
-    header = ["network", "widths", "host", "rate", "without", "with", "difference", "on selection"]
+    header = ["network", "widths", "host", "rate", "without", "with", "difference", "on selection", "CPU seconds"]
     return ["### Trained biases", "", about, "", *table(header, rows)]
 
 

@@ -19,7 +19,7 @@ from clcalib.calibrate.layout import device_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
 from clcalib.errors import ClcalibWarning, Interrupted
-from clcalib.quant.biases import bias_of, bias_readers
+from clcalib.quant.biases import bias_readers
 from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, Bias, IntegerWeight
 from clcalib.quant.spec import QParams
@@ -149,10 +149,12 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
     """
     found = dict[str, nn.Module]()
     modules = dict(chain.chain.module.named_modules())
-    device = device_of(chain.chain)
+    device, biases = device_of(chain.chain), bias_readers(chain.chain.module)
     for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors if not key.startswith("group/")):
         if f"{name}/{BIAS}" in tensors:
-            found[name] = _bias(tensors[f"{name}/{BIAS}"].to(device), name, chain)
+            found[name] = bias = Bias(tensors[f"{name}/{BIAS}"].to(device))
+            if name not in biases or bias.value.shape != tensor_at(chain.chain.module, name).shape:
+                raise ValueError(f"{name} is no bias, or has another shape")
             continue
         place = modules[name]
         parameters = QParams(tensors[f"{name}/scale"].to(device), tensors[f"{name}/zero_point"].to(device))
@@ -164,19 +166,6 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
         else:
             found[name] = ActivationQuantizer(parameters, place.spec)
     return found
-
-
-def _bias(value: Tensor, name: str, chain: QuantizedChain) -> Bias:
-    """A saved bias.
-
-    Raises:
-        ValueError, KeyError: it does not fit.
-    """
-    (reader, *_) = bias_readers(chain.chain.module)[name]
-    place = tensor_at(chain.chain.module, str(bias_of(reader).target))
-    if (value.shape, value.dtype) != (place.shape, place.dtype):
-        raise ValueError(f"{name} has another shape or type")
-    return Bias(value)
 
 
 def raise_if_stopped() -> None:
