@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.processors import here
 from tests.reference import biases as reference
 from tests.tiny import images, tiny
 from torch import nn
@@ -17,6 +18,7 @@ from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.trainable import TrainableBias
 from clcalib.calibrate.working import found_in, train_biases
 from clcalib.capture.chain import capture
+from clcalib.deployment import deploy
 from clcalib.errors import ArgumentError
 from clcalib.objectives.lp import Reconstruction
 from clcalib.quant.biases import bias_readers
@@ -134,6 +136,18 @@ def test_a_saved_network_has_them(tmp_path):
     loaded = clcalib.load(tmp_path, tiny())
     assert torch.equal(loaded(images()), result.model(images()))
     assert not torch.equal(biases(loaded)["fc.bias"], tiny().fc.bias)
+
+
+def test_a_runtime_computes_with_them(tmp_path):
+    """As 32-bit integers in the file: the codes are those that were simulated."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    result = run(clcalib.with_biases(r.qdrop(steps=10)), bits=(8, 8), target=here("onnxruntime"), is_guarded=False)
+    assert not torch.equal(biases(result.model)["fc.bias"], tiny().fc.bias)
+    proof = deploy(result, tmp_path / "model.onnx", clcalib.EvaluationSet.from_tensor(images(32))).record.deployment
+    assert proof.max_code_difference <= 1
+    assert proof.agreement == 1
+    assert (proof.integer_layers, proof.float_layers) == (4, 0)
 
 
 @pytest.mark.filterwarnings("default::clcalib.errors.WorseThanNearestWarning")
