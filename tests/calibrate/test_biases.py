@@ -91,10 +91,37 @@ def test_layers_that_an_earlier_unit_decided_keep_their_biases():
     _, quantized = quantized_chain(Calls().eval())
     module = copy.deepcopy(quantized.chain.module)
     weights = {quantized.weights["plain"]: torch.ones(3, 3, 1, 1)}
-    train_biases(module, weights)
+    train_biases(quantized.chain, 0, module, weights)
     (trained,) = [own for own in module.modules() if isinstance(own, TrainableBias)]
     assert trained.target == "plain.bias"
     assert set(found_in(module)) == {"plain.bias"}
+
+
+class Tied(nn.Module):
+    """Two blocks whose layers have weights of their own and one bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.second[0].bias = self.first[0].bias
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(self.second(self.first(x)).mean((2, 3)))
+
+
+def test_a_bias_that_an_earlier_unit_decided_stays():
+    chain, quantized = quantized_chain(Tied().eval())
+    places = {unit.name: index for index, unit in enumerate(chain.units)}
+    found = []
+    for index in sorted(places.values()):
+        body = quantized.chain.body(index)
+        weights = {name: quantized.weight(layer)() for layer, name in quantized.weights.items()}
+        train_biases(quantized.chain, index, body, weights)
+        found.append({module.target for module in body.modules() if isinstance(module, TrainableBias)})
+    assert len(places) == 3
+    assert found[1:] == [set(), {"fc.bias"}]
+    assert len(found[0]) == 1
 
 
 def test_a_bias_is_put_where_its_layer_reads_it():

@@ -19,8 +19,7 @@ from clcalib.calibrate.layout import device_of
 from clcalib.durable import stop
 from clcalib.durable.payload import Payload
 from clcalib.errors import ClcalibWarning, Interrupted
-from clcalib.quant.biases import bias_readers
-from clcalib.quant.insert import QuantizedChain, tensor_at
+from clcalib.quant.insert import QuantizedChain
 from clcalib.quant.modules import ActivationQuantizer, Bias, IntegerWeight
 from clcalib.quant.spec import QParams
 from clcalib.team.parts import Parts
@@ -149,12 +148,12 @@ def quantizers_from(tensors: Mapping[str, Tensor], chain: QuantizedChain) -> dic
     """
     found = dict[str, nn.Module]()
     modules = dict(chain.chain.module.named_modules())
-    device, biases = device_of(chain.chain), bias_readers(chain.chain.module)
+    device, state = device_of(chain.chain), chain.chain.module.state_dict()
     for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors if not key.startswith("group/")):
         if f"{name}/{BIAS}" in tensors:
             found[name] = bias = Bias(tensors[f"{name}/{BIAS}"].to(device))
-            if name not in biases or bias.value.shape != tensor_at(chain.chain.module, name).shape:
-                raise ValueError(f"{name} is no bias, or has another shape")
+            if bias.value.shape != state[name].shape:
+                raise ValueError(f"{name} has another shape")
             continue
         place = modules[name]
         parameters = QParams(tensors[f"{name}/scale"].to(device), tensors[f"{name}/zero_point"].to(device))

@@ -348,7 +348,8 @@ class Walk:
         body = self.quantized.chain.body(index)
         layers = self._open_layers(index, body)
         if phase.bias_rate is not None:
-            train_biases(body, {name: self._float_weight(layer) for name, layer in layers.items()})
+            weights = {name: self._float_weight(layer) for name, layer in layers.items()}
+            train_biases(self.quantized.chain, index, body, weights)
         for name, module in list(body.named_modules()):
             if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and name in layers:
                 weight = torch.lerp(self._float_weight(layers[name]), module(), phase.start_share)

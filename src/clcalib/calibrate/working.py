@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from clcalib.calibrate.recipe import Phase
 from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import TrainableActivation, TrainableBias, TrainableWeight
+from clcalib.capture.chain import Chain
 from clcalib.quant.biases import bias_readers
 from clcalib.quant.insert import tensor_at
 from clcalib.quant.modules import ActivationQuantizer
@@ -37,17 +38,24 @@ def with_float_activations(body: fx.GraphModule) -> fx.GraphModule:
     return body
 
 
-def train_biases(body: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
+def train_biases(chain: Chain, index: int, body: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
     """Put a ``TrainableBias`` in the place of each bias of some layers of a unit, in place.
 
+    A bias that an earlier unit reads too was decided there, as its weights were, and stays.
+
     Args:
-        body: the unit, with the weights of these layers still integers.
+        chain: the quantized network.
+        index: of the unit in it.
+        body: a copy of the unit, with its weights still integers.
         weights: by the name of a layer's ``IntegerWeight`` its float weight; other layers keep their biases.
     """
+    earlier = {name for unit in chain.units[:index] for name in unit.nodes}
+    readers = bias_readers(chain.module)
+    known = {name for name, layers in readers.items() if not any(layer.name in earlier for layer in layers)}
     for number, (target, layers) in enumerate(bias_readers(body).items()):
         own = [str(layer.args[1].target) for layer in layers if isinstance(layer.args[1], fx.Node)]
-        if not all(name in weights for name in own):
-            continue  # an earlier unit shares it
+        if target not in known or not all(name in weights for name in own):
+            continue
         trained = TrainableBias(tensor_at(body, target), weights[own[0]], target)
         body.add_submodule(f"{_PREFIX}{number}", trained)
         for layer in layers:
