@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from clcalib.calibrate.recipes import ADDITIONS
 from clcalib.config import build, make_recipe
 from clcalib.config_sections import EvaluationConfig, ModelConfig, RunConfig
 from clcalib.config_sources import merge, parse_assignment, read_toml, with_absolute_paths
@@ -36,7 +37,7 @@ def test_defaults_are_the_default_recipe_without_the_contrastive_term(table: dic
     assert config.recipe.name == "fast"
     assert config.contrastive is None
     assert config.data.count is None
-    assert make_recipe(config.recipe, config.contrastive).name == "fast"
+    assert make_recipe(config.recipe, {"contrastive": config.contrastive}).name == "fast"
 
 
 def test_every_key_arrives(table: dict[str, Any]) -> None:
@@ -51,7 +52,7 @@ def test_every_key_arrives(table: dict[str, Any]) -> None:
         "run": {"seed": 5, "threads": 1, "overwrite": True, "cache_precision": "bfloat16"},
     }
     config = build(RunConfig, merge(table, more), "run.toml")
-    recipe = make_recipe(config.recipe, config.contrastive, config.last_phase, config.biases)
+    recipe = make_recipe(config.recipe, {name: getattr(config, name) for name in ADDITIONS})
     assert recipe.last_phase is not None
     assert (recipe.last_phase.steps, recipe.last_phase.start_share) == (9, 0.5)
     assert recipe.name == "brecq+biases+last_phase+contrastive"

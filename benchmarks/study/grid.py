@@ -232,12 +232,22 @@ def bias_cell(
     return Cell(_folder("biases", steps), network, name, host, weights, activations, steps, bias_rate=rate)
 
 
+def bias_pairs(steps: int = STEPS) -> list[tuple[Cell, Cell]]:
+    """Each cell with trained biases, and the one without that it is compared with."""
+    pairs = []
+    for network in BIAS_NETWORKS:
+        for widths in BIAS_WIDTHS:
+            rated = [(host, BIAS_RATE) for host in BIAS_HOSTS]
+            rated += [("fast", rate) for rate in BIAS_RATES] if widths == BIAS_WIDTHS[0] else []
+            for host, rate in rated:
+                ours, plain = (bias_cell(network, host, own, widths, steps) for own in (rate, None))
+                pairs.append((ours, plain))
+    return pairs
+
+
 def biases(steps: int = STEPS) -> list[Cell]:
-    """The hosts with trained biases and without, and ``fast`` with other rates for them."""
-    rated = [(host, rate) for host in BIAS_HOSTS for rate in (None, BIAS_RATE)]
-    cells = [bias_cell(own, *each, widths, steps) for own in BIAS_NETWORKS for widths in BIAS_WIDTHS for each in rated]
-    others = [bias_cell(own, "fast", rate, steps=steps) for own in BIAS_NETWORKS for rate in BIAS_RATES]
-    return [*cells, *others]
+    """Every cell of these pairs, each once."""
+    return list({cell.key: cell for pair in bias_pairs(steps) for cell in reversed(pair)}.values())
 
 
 PARTS = {"hosts": hosts, "rates": rates, "ablations": ablations, "biases": biases}

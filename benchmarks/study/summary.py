@@ -21,11 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import provenance, write_result
 from study.grid import (
-    BIAS_HOSTS,
-    BIAS_NETWORKS,
-    BIAS_RATE,
-    BIAS_RATES,
-    BIAS_WIDTHS,
     HOSTS,
     NETWORK_NAMES,
     PARTS,
@@ -36,7 +31,7 @@ from study.grid import (
     WIDTHS,
     Cell,
     ablation_tables,
-    bias_cell,
+    bias_pairs,
     host_key,
     rate_key,
 )
@@ -107,15 +102,15 @@ def _overfitting(unit: dict[str, Any]) -> float:
     return float(unit["error"]["held_out"][1] / max(unit["error"]["calibration"][1], 1e-12))
 
 
-def compared(runs: Runs, ours: str, base: str) -> dict[str, Any] | None:
-    """Both cells and the difference of their runs that are alike, None where neither was run."""
+def compared(runs: Runs, ours: str, base: str, name: str = "contrastive") -> dict[str, Any] | None:
+    """Both cells, ours under ``name``, and the difference of their runs that are alike; None where neither was run."""
     if ours not in runs and base not in runs:
         return None
     pair = runs.get(ours, {}), runs.get(base, {})
     ours_alike, base_alike = ({seed: rows[seed] for seed in alike(*pair)} for rows in pair)
-    names = ("test_top1", "selection_top1")
-    test, selection = (paired_difference(column(ours_alike, name), column(base_alike, name)) for name in names)
-    return {"contrastive": ours, "plain": base, "difference": test, "selection_difference": selection}
+    columns = ("test_top1", "selection_top1")
+    test, selection = (paired_difference(column(ours_alike, own), column(base_alike, own)) for own in columns)
+    return {name: ours, "plain": base, "difference": test, "selection_difference": selection}
 
 
 def host_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
@@ -162,20 +157,13 @@ def rate_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
 
 
 def bias_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
-    """Hosts with trained biases against the same without; the rates that are not the default one on ``fast`` alone."""
+    """Hosts with trained biases against the same without."""
     rows = []
-    for network in BIAS_NETWORKS:
-        for widths in BIAS_WIDTHS:
-            rated = [(host, BIAS_RATE) for host in BIAS_HOSTS]
-            rated += [("fast", rate) for rate in BIAS_RATES] if widths == BIAS_WIDTHS[0] else []
-            for host, rate in rated:
-                cells = [bias_cell(network, host, own, widths, steps) for own in (rate, None)]
-                pair = compared(runs, *(cell.key for cell in cells))
-                if pair is not None:
-                    pair["biases"] = pair.pop("contrastive")
-                    rows.append(
-                        {"network": network, "widths": "W{}A{}".format(*widths), "host": host, "rate": rate} | pair
-                    )
+    for ours, plain in bias_pairs(steps):
+        pair = compared(runs, ours.key, plain.key, "biases")
+        if pair is not None:
+            widths = f"W{ours.weights}A{ours.activations}"
+            rows.append({"network": ours.network, "widths": widths, "host": ours.host, "rate": ours.bias_rate, **pair})
     return rows
 
 

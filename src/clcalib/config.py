@@ -47,23 +47,21 @@ def build(config_type: type[Model], table: Table, source: str) -> Model:
     return _parse(config_type, table)
 
 
-def make_recipe(
-    recipe: RecipeSection,
-    contrastive: Mapping[str, Any] | None,
-    last_phase: Mapping[str, Any] | None = None,
-    biases: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """The recipe that the sections ``[recipe]``, ``[biases]``, ``[last_phase]`` and ``[contrastive]`` stand for.
+def make_recipe(recipe: RecipeSection, additions: Mapping[str, Mapping[str, Any] | None] | None = None) -> Recipe:
+    """The recipe that the section ``[recipe]`` stands for, with what is laid over it.
+
+    Args:
+        recipe: the section.
+        additions: by name in ``ADDITIONS``, the section of each that is wanted; None for none.
 
     Raises:
         ClcalibError: an option has a value that the recipe refuses.
     """
-    host = RECIPES[recipe.name](**recipe.options)
-    given = {"biases": biases, "last_phase": last_phase, "contrastive": contrastive}
+    made, given = RECIPES[recipe.name](**recipe.options), additions or {}
     for section, addition in ADDITIONS.items():
-        options = given[section]
-        host = host if options is None else addition(host, **options)
-    return host
+        options = given.get(section)
+        made = made if options is None else addition(made, **options)
+    return made
 
 
 def _for_type(config_type: type[BaseModel], table: Table) -> dict[str, Any]:
@@ -167,7 +165,7 @@ def _recipe_problems(recipe: object, table: Table) -> Iterator[str]:
         return
     section = "recipe"
     try:
-        host = make_recipe(RecipeSection(**recipe), None)
+        host = make_recipe(RecipeSection(**recipe))
         for section, options in added.items():
             host = ADDITIONS[section](host, **options)
     except ClcalibError as error:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from clcalib.attending import attend
 from clcalib.calibrate.observer import Observer, Observers, SilentObserver
 from clcalib.calibrate.precision import convolution_dtype
+from clcalib.calibrate.recipes import ADDITIONS
 from clcalib.checks import checked_device
 from clcalib.config import make_recipe
 from clcalib.config_sections import EvaluationConfig, OnnxEvaluationConfig, RunConfig
@@ -246,7 +247,7 @@ def _arguments(config: RunConfig, observer: Observer, share: Share | None = None
     augment = config.data.augment
     return {
         "calibration": augmented(originals, augment, copies=copies, seed=seed) if augment else originals,
-        "recipe": make_recipe(config.recipe, config.contrastive, config.last_phase, config.biases),
+        "recipe": make_recipe(config.recipe, {name: getattr(config, name) for name in ADDITIONS}),
         "bits": config.quantization.bits(),
         "seed": seed,
         "setting": config.quantization.setting,

@@ -221,6 +221,6 @@ def test_what_cannot_be_is_told(recipe, rate, message):
         clcalib.with_biases(recipe, rate=rate)
 
 
-def test_a_phase_refuses_a_rate_that_is_none():
+def test_a_phase_refuses_what_is_no_rate():
     with pytest.raises(ArgumentError, match="bias_rate: expected a positive rate"):
         dataclasses.replace(r.fast().phases[0], bias_rate=-1.0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clcalib.calibrate.recipes import ADDITIONS
 from clcalib.config import make_recipe
 from clcalib.config_sections import ModelSection, RecipeSection
 from clcalib.errors import ConfigError
@@ -219,7 +220,7 @@ def test_the_study_as_a_sweep_is_the_same_runs(monkeypatch: pytest.MonkeyPatch) 
     found = Counter()
     for cell in cells(file):
         table = cell.table
-        recipe = make_recipe(RecipeSection(**table["recipe"]), table.get("contrastive"))
+        recipe = make_recipe(RecipeSection(**table["recipe"]), {name: table.get(name) for name in ADDITIONS})
         bits, data = table["quantization"], table["data"]
         assert table["guard"] == {"enabled": False}
         assert table["run"] == {"precision": "bfloat16", "threads": 1}

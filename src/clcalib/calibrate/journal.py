@@ -1,7 +1,7 @@
 """What the walk saves as it goes, and finds again: finished units.
 
-A unit is its quantizers; the stores of activations between units are computed again from them, bit for bit, in a
-fraction of the time.
+A unit is its quantizers and the biases of their layers; the stores of activations between units are computed again
+from them, bit for bit, in a fraction of the time.
 """
 
 from __future__ import annotations
