@@ -221,16 +221,24 @@ def rounding_loss(layers: list[Layer], step: int, steps: int) -> Tensor | float:
 
 
 def reconstruct(
-    unit: nn.Module, cached: tuple[Tensor, Tensor, Tensor], steps: int, on_step: Callable[[int], None] | None = None
+    unit: nn.Module,
+    cached: tuple[Tensor, Tensor, Tensor],
+    steps: int,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    raised: float = 1.0,
 ) -> None:
-    """Optimise rounding and activation steps of one unit, then harden; ``on_step`` is told of each finished step."""
+    """Optimise rounding and activation steps of one unit, then harden; ``on_step`` is told of each finished step.
+
+    Both rates are those of the reference code times ``raised``.
+    """
     quantized, floats, targets = cached
     layers = [module for module in unit.modules() if isinstance(module, Layer)]
     for layer in layers:
         layer.start_soft_rounding()
     deltas = [module.delta for module in unit.modules() if isinstance(module, Activation)]
-    w_opt = torch.optim.Adam([layer.alpha for layer in layers], lr=ROUNDING_RATE)
-    a_opt = torch.optim.Adam(deltas, lr=ACTIVATION_RATE)
+    w_opt = torch.optim.Adam([layer.alpha for layer in layers], lr=raised * ROUNDING_RATE)
+    a_opt = torch.optim.Adam(deltas, lr=raised * ACTIVATION_RATE)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(a_opt, T_max=steps, eta_min=0.0)
     unit.train()
     for step in range(steps):
@@ -254,11 +262,16 @@ def reconstruct(
 
 
 def calibrate(
-    model: nn.Module, images: Tensor, steps: int, on_step: Callable[[str, int], None] | None = None
+    model: nn.Module,
+    images: Tensor,
+    steps: int,
+    on_step: Callable[[str, int], None] | None = None,
+    *,
+    raised: float = 1.0,
 ) -> nn.Sequential:
     """The whole run, from the float network to the quantized one."""
     names, network = build(model, images)
     for index, name in enumerate(names):
         report = None if on_step is None else (lambda step, name=name: on_step(name, step))
-        reconstruct(network[index], cache(network, index, images), steps, report)
+        reconstruct(network[index], cache(network, index, images), steps, report, raised=raised)
     return network
