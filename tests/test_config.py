@@ -178,6 +178,18 @@ def test_a_device_that_is_not_there_is_told(table: dict[str, Any], monkeypatch: 
     assert build(RunConfig, merge(table, {"run": {"device": "cuda:0"}}), "x").run.device == "cuda:0"
 
 
+def test_every_key_of_the_tuning_arrives(table: dict[str, Any]) -> None:
+    more = {"recipe": {"name": "nearest"}, "tuning": {"steps": 9, "augmentation": ["flip"], "bias_rate": 0.01}}
+    config = build(RunConfig, merge(table, more), "run.toml")
+    phase = make_recipe(config.recipe, {name: getattr(config, name) for name in ADDITIONS}).last_phase
+    assert phase is not None
+    assert (phase.steps, phase.augmentation, phase.bias_rate) == (9, ("flip",), 0.01)
+    (unknown,) = problems(merge(table, {"tuning": {"augmentation": ["flop"]}}))
+    assert unknown.startswith("tuning: augmentation: expected a list of names among flip, crop, mixup, cutmix")
+    (twice,) = problems(merge(table, {"tuning": {}, "last_phase": {}}))
+    assert twice.startswith("tuning: recipe: expected one without a phase over the whole network")
+
+
 def test_what_is_wrong_with_augmentation_and_last_phase_is_told(table: dict[str, Any]) -> None:
     data = {"augment": ["flipp", "crop", "crop"], "augment_copies": 0}
     told = problems(merge(table, {"data": data, "last_phase": {"step": 3}}))

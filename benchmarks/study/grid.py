@@ -16,7 +16,7 @@ STEPS = 300
 CALIBRATION_IMAGES = 1024
 WIDTHS = ((4, 4), (2, 4), (4, 2), (3, 3), (2, 2))
 NETWORK_NAMES = ("mobilenetv2", "resnet20", "demo", "resnet56")  # the cheap ones first
-SEEDS = {"hosts": (0, 1, 2, 3, 4), "rates": (0, 1, 2), "ablations": (0, 1, 2), "biases": (0, 1, 2)}
+SEEDS = {"hosts": (0, 1, 2, 3, 4), "rates": (0, 1, 2), "ablations": (0, 1, 2), "biases": (0, 1, 2), "tuning": (0, 1, 2)}
 
 # The default of the study: every fourth step, as in the other benchmarks; all else as ``with_contrastive`` has it.
 CONTRASTIVE: dict[str, Any] = {"interval": 4, "images": "all"}
@@ -62,6 +62,7 @@ class Cell:
         rate: multiplies the host's rounding rate (that of its scales, where it rounds nothing).
         calibration_images: how many.
         bias_rate: of ``with_biases``, None without it.
+        tuning: settings of ``with_tuning``, None without it.
     """
 
     part: str
@@ -75,6 +76,7 @@ class Cell:
     rate: float = 1.0
     calibration_images: int = CALIBRATION_IMAGES
     bias_rate: float | None = None
+    tuning: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -94,6 +96,7 @@ class Cell:
         special = {option: value for option, value in special.items() if option in known}
         recipe = with_rate(RECIPES[name](steps=self.steps, **{**options, **special}), self.rate)
         recipe = recipe if self.bias_rate is None else clcalib.with_biases(recipe, rate=self.bias_rate)
+        recipe = recipe if self.tuning is None else clcalib.with_tuning(recipe, **self.tuning)
         return recipe if self.contrastive is None else clcalib.with_contrastive(recipe, **self.contrastive)
 
 
@@ -250,4 +253,32 @@ def biases(steps: int = STEPS) -> list[Cell]:
     return list({cell.key: cell for pair in bias_pairs(steps) for cell in reversed(pair)}.values())
 
 
-PARTS = {"hosts": hosts, "rates": rates, "ablations": ablations, "biases": biases}
+# Tuning of the whole network behind hosts with trained biases, beside the same without it.
+TUNINGS: dict[str, dict[str, Any]] = {
+    "tuning": {},
+    "tuning-as-they-are": {"augmentation": []},
+    "tuning-steps-600": {"steps": 600},
+}
+TUNING_HOSTS = ("fast", "qdrop")
+
+
+def tuning_pairs(steps: int = STEPS) -> list[tuple[Cell, Cell]]:
+    """Each cell with tuning, and the one without that it is compared with; it is one of the part ``biases``."""
+    pairs = []
+    for network in BIAS_NETWORKS:
+        for widths in BIAS_WIDTHS:
+            named = [(host, "tuning") for host in TUNING_HOSTS]
+            named += [("fast", name) for name in list(TUNINGS)[1:]] if widths == BIAS_WIDTHS[0] else []
+            for host, name in named:
+                plain = bias_cell(network, host, BIAS_RATE, widths, steps)
+                ours = {"part": _folder("tuning", steps), "name": f"{plain.name}-{name}", "tuning": TUNINGS[name]}
+                pairs.append((dataclasses.replace(plain, **ours), plain))
+    return pairs
+
+
+def tunings(steps: int = STEPS) -> list[Cell]:
+    """The cells with tuning."""
+    return [ours for ours, _ in tuning_pairs(steps)]
+
+
+PARTS = {"hosts": hosts, "rates": rates, "ablations": ablations, "biases": biases, "tuning": tunings}

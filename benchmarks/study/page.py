@@ -160,22 +160,41 @@ def ablation_tables(result: Row) -> list[str]:
     return lines
 
 
-def bias_tables(result: Row) -> list[str]:
-    if not has_runs(result, "biases"):
-        return []
+def addition_rows(result: Row, part: str, told: str) -> list[list[str]]:
+    """Rows of hosts with an addition and without; ``told`` is what each says of the addition."""
     rows = []
-    for row in result["biases"]:
-        cells = [result["cells"].get(row[name]) for name in ("plain", "biases")]
+    for row in result[part]:
+        cells = [result["cells"].get(row[name]) for name in ("plain", part)]
         numbers = [*(accuracy(cell) for cell in cells), difference(row["difference"])]
         chosen = difference(row["selection_difference"])
         seconds = " / ".join("-" if cell is None else f"{cell['cpu_seconds']:.0f}" for cell in cells)
-        rows.append([row["network"], row["widths"], row["host"], f"{row['rate']:g}", *numbers, chosen, seconds])
+        own = row[told] if isinstance(row[told], str) else f"{row[told]:g}"
+        both = [difference(row["both_difference"])] if "both_difference" in row else []
+        rows.append([row["network"], row["widths"], row["host"], own, *numbers, chosen, *both, seconds])
+    return rows
+
+
+def tuning_tables(result: Row) -> list[str]:
+    if not has_runs(result, "tuning"):
+        return []
+    about = (
+        "The whole network's scales and biases tuned when all units are done (`with_tuning`, 200 steps on images that\n"
+        "are flipped, shifted and mixed anew in each; *as they are*: not changed), behind hosts with trained biases,\n"
+        "and the same without; no contrastive term.  *Both*: with biases and tuning less the host alone."
+    )
+    header = ["network", "widths", "host", "kind", "without", "with", "difference", "on selection", "both"]
+    return ["### Tuning", "", about, "", *table([*header, "CPU seconds"], addition_rows(result, "tuning", "kind"))]
+
+
+def bias_tables(result: Row) -> list[str]:
+    if not has_runs(result, "biases"):
+        return []
     about = (
         "Biases trained beside all else (`with_biases`), and the same host without; no contrastive term.\n"
         "*Difference*: with them less without; *on selection* is the same on the images that settings are chosen by."
     )
     header = ["network", "widths", "host", "rate", "without", "with", "difference", "on selection", "CPU seconds"]
-    return ["### Trained biases", "", about, "", *table(header, rows)]
+    return ["### Trained biases", "", about, "", *table(header, addition_rows(result, "biases", "rate"))]
 
 
 def correlation_table(result: Row) -> list[str]:
@@ -214,7 +233,10 @@ def section(result: Row, *, is_default: bool) -> list[str]:
     blocks = [f"## {result['steps']:,} steps for each unit"]
     if is_default:
         blocks += [f"![{about}](images/{name})\n\n{about}" for name, about in PLOTS.items() if (IMAGES / name).exists()]
-    tables = [part(result) for part in (host_tables, rate_tables, ablation_tables, bias_tables, correlation_table)]
+    tables = [
+        part(result)
+        for part in (host_tables, rate_tables, ablation_tables, bias_tables, tuning_tables, correlation_table)
+    ]
     return [*blocks, *("\n".join(lines) for lines in (*tables, coverage(result, names_cells=is_default)) if lines)]
 
 

@@ -28,12 +28,15 @@ from study.grid import (
     RATE_NETWORKS,
     SEEDS,
     STEPS,
+    TUNINGS,
     WIDTHS,
     Cell,
     ablation_tables,
+    bias_cell,
     bias_pairs,
     host_key,
     rate_key,
+    tuning_pairs,
 )
 from study.one import FOLDER, HELD_OUT_IMAGES
 from study.stats import correlations, paired_difference, spread
@@ -167,6 +170,20 @@ def bias_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def tuning_table(runs: Runs, steps: int) -> list[dict[str, Any]]:
+    """Hosts with trained biases and tuning against the same without tuning, and against the host alone."""
+    rows = []
+    for ours, plain in tuning_pairs(steps):
+        bare = bias_cell(ours.network, ours.host, None, (ours.weights, ours.activations), steps)
+        pair, both = compared(runs, ours.key, plain.key, "tuning"), compared(runs, ours.key, bare.key)
+        if ours.key in runs and pair is not None and both is not None:
+            widths = f"W{ours.weights}A{ours.activations}"
+            kind = next(name for name, settings in TUNINGS.items() if settings == ours.tuning)
+            told = {"network": ours.network, "widths": widths, "host": ours.host, "kind": kind}
+            rows.append({**told, **pair, "both_difference": both["difference"]})
+    return rows
+
+
 def selected(rows: dict[int, dict[str, Any]], seeds: Iterable[int]) -> float:
     """The selection accuracy over the seeds that all candidates have, so that all saw the same images."""
     return fmean(rows[seed]["selection_top1"] for seed in seeds)
@@ -252,6 +269,7 @@ def summarise(runs: Runs, steps: int) -> dict[str, Any]:
         "rates": rate_table(runs, steps),
         "ablations": ablation_rows(runs, steps),
         "biases": bias_table(runs, steps),
+        "tuning": tuning_table(runs, steps),
         "correlations": bound_correlations(runs),
         "coverage": not_run(runs, steps),
         **provenance(),

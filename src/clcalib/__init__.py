@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clcalib.calibrate.recipes.biases import with_biases
     from clcalib.calibrate.recipes.cl_calib import with_contrastive
     from clcalib.calibrate.recipes.last_phase import with_last_phase
+    from clcalib.calibrate.recipes.tuning import with_tuning
     from clcalib.capture.chain import Chain, capture
     from clcalib.capture.describe import describe
     from clcalib.data.augmentation import augmented
@@ -64,6 +65,7 @@ __all__ = [
     "with_biases",
     "with_contrastive",
     "with_last_phase",
+    "with_tuning",
     "write_report",
 ]
 
@@ -97,6 +99,7 @@ _PLACES = {
     "with_biases": "clcalib.calibrate.recipes.biases",
     "with_contrastive": "clcalib.calibrate.recipes.cl_calib",
     "with_last_phase": "clcalib.calibrate.recipes.last_phase",
+    "with_tuning": "clcalib.calibrate.recipes.tuning",
     "write_report": "clcalib.report.page.render",
 }
 

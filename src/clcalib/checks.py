@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from clcalib.calibrate.recipe import Recipe
 from clcalib.capture.chain import Chain
 from clcalib.capture.graph import value_of
 from clcalib.capture.outputs import output_nodes
+from clcalib.data.augmentation import MIXES
 from clcalib.data.calibration import CalibrationSet, EvaluationSet
 from clcalib.errors import ArgumentError, SmallCalibrationWarning
 from clcalib.objectives.batch import Need
@@ -61,7 +63,7 @@ def check_arguments(
                 name, f"images of shape {tuple(shape)}, as in calibration", str(tuple(other.images.shape[1:]))
             )
     _check_has_negatives(recipe, calibration)
-    if recipe.phases:
+    if recipe.all_phases:
         _check_threads_come()
     batch = max((phase.batch_size for phase in recipe.all_phases), default=1)
     if len(calibration) < batch:
@@ -121,6 +123,25 @@ def _check_has_negatives(recipe: Recipe, calibration: CalibrationSet) -> None:
                 f"{size} in phase {phase.name!r}",
                 'raise batch_size, or take keys=None with read="features" or "logits"',
             )
+
+
+def check_can_be_changed(recipe: Recipe, images: Tensor) -> None:
+    """Raise where a phase changes the images of each step, and they are not (N, C, H, W), or too few to be mixed.
+
+    Args:
+        recipe: of the run.
+        images: what the chain reads.
+
+    Raises:
+        ArgumentError: it says how to leave the augmentation out.
+    """
+    names = [name for phase in recipe.all_phases for name in phase.augmentation]
+    if names and not (images.ndim == 4 and images.is_floating_point()):
+        got = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+        remedy = "with_tuning(recipe, augmentation=()), augmentation = [] in [tuning]"
+        raise ArgumentError("calibration", "images (N, C, H, W) for the augmentation of the tuning", got, remedy)
+    if len(images) < 2 and set(names) & set(MIXES):
+        raise ArgumentError("calibration", "at least two images to mix", "1 image", "take flip or crop alone")
 
 
 def check_output(chain: Chain, recipe: Recipe, evaluation: EvaluationSet | None) -> None:

@@ -292,6 +292,7 @@ class RunConfig(_Section):
     contrastive: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     biases: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     last_phase: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
+    tuning: dict[str, Any] | None = Field(default=None, description="a table of settings; leave it out for none")
     guard: GuardSection = Field(default_factory=GuardSection)
     target: TargetSection | None = Field(default=None, description="a table with max_drop; leave it out for none")
     budget: BudgetSection | None = Field(

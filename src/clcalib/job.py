@@ -31,6 +31,7 @@ from clcalib.capture.submodule import Part
 from clcalib.checks import (
     byte_count,
     check_arguments,
+    check_can_be_changed,
     check_line,
     check_negatives,
     check_output,
@@ -297,6 +298,7 @@ def prepare(
         if not is_detecting:
             logits(part.model, evaluation.images[:2], device=home)  # raises where the model does not classify
     check_output(chain, recipe, evaluation if part is None else None)
+    check_can_be_changed(recipe, images)
     move(chain.module, place)
     if is_layer_norm_reparameterized:
         chain = reparameterize_layer_norm(chain, images[:RANGE_IMAGES].to(place))

@@ -34,6 +34,7 @@ RECIPES = {
     "brecq": recipes.brecq(steps=STEPS, activation_steps=STEPS, is_fisher_weighted=True),
     "genie_m": recipes.genie_m(steps=STEPS),
     "straight_through": recipes.straight_through(steps=STEPS),
+    "tuning": clcalib.with_tuning(recipes.nearest(), steps=STEPS, augmentation=()),
     "last_phase": clcalib.with_last_phase(recipes.nearest(), steps=STEPS, prediction_weight=1.0),
 }
 HOST: dict[str, tuple] = {}

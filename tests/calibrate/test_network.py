@@ -61,10 +61,11 @@ def cuts(dtype=torch.float32):
     )
 
 
-@pytest.mark.parametrize("end_weight", [0.0, 1.0, 5.0])
-def test_the_error_of_all_units_is_that_of_the_slow_reference(end_weight):
+@pytest.mark.parametrize(("end_weight", "unit_weight"), [(0.0, 1.0), (1.0, 1.0), (5.0, 1.0), (5.0, 0.5), (1.0, 0.0)])
+def test_the_error_of_all_units_is_that_of_the_slow_reference(end_weight, unit_weight):
     given = [(cut.output.detach().numpy(), cut.target.numpy(), cut.error) for cut in cuts()]
-    assert network_error(cuts(), end_weight).item() == pytest.approx(slow_network_error(given, end_weight), rel=1e-5)
+    expected = slow_network_error(given, end_weight, unit_weight)
+    assert network_error(cuts(), end_weight, unit_weight).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_weight_of_the_end_falls_on_no_other_unit():
@@ -78,8 +79,11 @@ def test_which_output_is_the_networks_end_is_known():
     quantized = insert_quantizers(chain, build_policy(chain.layers, BITS), RANGE_RULES["minmax"])
     recipe = clcalib.recipes.nearest()
     network = _Network.of(Walk(chain, quantized, recipe, RANGE_RULES["minmax"], {}, 0, SilentObserver()))
-    assert network.inside([(1.0, 1.0)] * 3).are_ends == (False, False, True)
-    assert network.inside([(1.0, 1.0), (1.0, 1.0), (0.0, 1.0)]).are_ends == (False, False)
+    all_units, end = (own(recipe).last_phase for own in (clcalib.with_last_phase, clcalib.with_tuning))
+    assert network.inside([(1.0, 1.0)] * 3, all_units).are_ends == (False, False, True)
+    assert network.inside([(1.0, 1.0), (1.0, 1.0), (0.0, 1.0)], all_units).are_ends == (False, False)
+    assert network.inside([(1.0, 1.0)] * 3, end).are_ends == (True,)
+    assert network.inside([(1.0, 1.0), (1.0, 1.0), (0.0, 1.0)], end).are_ends == ()
 
 
 def test_its_gradient_reaches_every_output_and_no_target():
@@ -118,6 +122,10 @@ def test_it_works_on_the_whole_network_only():
         NetworkReconstruction()(batch)
     with pytest.raises(ArgumentError, match="end_weight"):
         NetworkReconstruction(-1.0)
+    with pytest.raises(ArgumentError, match="unit_weight"):
+        NetworkReconstruction(unit_weight=float("inf"))
+    with pytest.raises(ArgumentError, match="one of both weights above 0"):
+        NetworkReconstruction(0.0, 0.0)
 
 
 def test_part_of_a_batch_is_part_of_every_cut():

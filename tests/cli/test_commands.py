@@ -90,6 +90,18 @@ def test_biases_by_flag(workplace: Path, capsys: Capture) -> None:
     assert "biases: recipe: expected one that optimises something, got nearest" in capsys.readouterr().err
 
 
+def test_tuning_by_flag(workplace: Path, capsys: Capture) -> None:
+    assert main(["quantize", "run.toml", "--biases", "--tuning", "--set", "tuning.steps=6", "--out", "out"]) == 0
+    record = read_record(workplace / "out" / "run.json")
+    assert record.recipe == "qdrop+biases+tuning"
+    assert record.last_phase is not None
+    assert (record.last_phase.steps, record.last_phase.changed_codes) == (6, 0.0)
+    assert "qdrop + biases + tuning" in capsys.readouterr().out
+    arguments = ["quantize", "run.toml", "--tuning", "--workers", "2", "--split", "units", "--out", "other"]
+    assert main(arguments) == 2
+    assert "--tuning: expected none, as it trains the whole network at once" in capsys.readouterr().err
+
+
 def test_augmentation_and_last_phase_by_flags(workplace: Path, capsys: Capture) -> None:
     arguments = ["quantize", "run.toml", "--augment", "flip, cutmix", "--augment-copies", "2", "--out", "out"]
     assert main([*arguments, "--last-phase", "--set", "last_phase.steps=6"]) == 0

@@ -96,8 +96,9 @@ def test_a_run_that_trains_biases_goes_on_with_them(tmp_path, monkeypatch):
     assert digest(quantize(tmp_path / "state", is_resumed=True, recipe=own), tmp_path / "pieces") == expected
 
 
-def test_the_last_phase_over_the_whole_network_goes_on_too(tmp_path, monkeypatch):
-    own = clcalib.with_last_phase(recipe(steps=10), steps=60)
+@pytest.mark.parametrize("addition", [clcalib.with_last_phase, clcalib.with_tuning])
+def test_the_last_phase_over_the_whole_network_goes_on_too(tmp_path, monkeypatch, addition):
+    own = addition(recipe(steps=10), steps=60)
     expected = digest(quantize(None, recipe=own), tmp_path / "whole")
     often(monkeypatch)
     with pytest.raises(RuntimeError, match="ends here"):

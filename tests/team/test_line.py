@@ -25,7 +25,7 @@ from tests.team.workers import RECIPES, Stopping
 from tests.test_pipeline_networks import Tokens
 from tests.tiny import tiny
 
-PLACED = tuple(name for name in RECIPES if name != "last_phase")
+PLACED = tuple(name for name in RECIPES if name not in ("last_phase", "tuning"))
 
 
 @functools.cache
@@ -172,6 +172,7 @@ class Plans(SilentObserver):
     ("changes", "told"),
     [
         ({"recipe": clcalib.with_last_phase(clcalib.recipes.qdrop(steps=4))}, "last_phase: expected no last phase"),
+        ({"recipe": clcalib.with_tuning(clcalib.recipes.nearest())}, "last_phase: expected no last phase"),
         ({"team": Team(shards=2)}, "team: expected the default with --split units"),
         ({"target": "onnxruntime"}, "target: expected the default with --split units"),
         ({"submodule": "block"}, "submodule: expected the default with --split units"),

@@ -173,6 +173,9 @@ class DeviceSteps:
         if self._recorder is not None and step.data.in_files(step.phase):
             self._recorder = None
             _tell("the unit's inputs or targets are in files, beyond the memory budget")
+        elif self._recorder is not None and step.phase.augmentation:
+            self._recorder = None
+            _tell("the images of each step are changed by the host")
 
     def running(self) -> AbstractContextManager[object]:
         """Around all steps."""

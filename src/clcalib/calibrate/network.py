@@ -24,6 +24,7 @@ from clcalib.capture.running import images_at_once
 from clcalib.capture.units import Unit
 from clcalib.hearing import listening
 from clcalib.objectives.lp import lp_error
+from clcalib.objectives.network import NetworkReconstruction
 
 NAME = "whole network"
 PREFIX = "network"  # of what is saved of it
@@ -88,7 +89,7 @@ def _last_phase(walk: Walk, phase: Phase, images: Tensor, held_out: Tensor | Non
     walk.observer.unit_started(0, 1, NAME, "network", phase.steps)
     before = network.errors(images)
     other_before = None if held_out is None else network.end_error(held_out)
-    inside, found = network.inside(before), quantizers_of(walk.quantized.chain.module)
+    inside, found = network.inside(before, phase), quantizers_of(walk.quantized.chain.module)
     curves = CurveRecorder()
     is_sound = not inside.positions or network.optimise(phase, images, inside, curves)
     check_finite(walk.quantized.chain.module, NAME)
@@ -161,17 +162,24 @@ class _Network:
         """The reconstruction error at the network's end."""
         return self.errors(images)[-1][0]
 
-    def inside(self, errors: Sequence[tuple[float, float]]) -> Inside:
-        """The inner units that are not as good as float."""
+    def inside(self, errors: Sequence[tuple[float, float]], phase: Phase) -> Inside:
+        """The inner units that are not as good as float; the network's end alone where the phase asks for no other."""
+        end = self.whole.floating.output_name
+        objectives = [term.objective for term in phase.terms if isinstance(term.objective, NetworkReconstruction)]
+        wanted = set(self.targets) if any(own.unit_weight > 0 for own in objectives) else {end}
         columns = zip(self.targets.items(), errors, strict=True)
-        kept = [(name, axis, error) for (name, axis), (error, size) in columns if error > LEAST_ERROR * size]
+        kept = [
+            (name, axis, error)
+            for (name, axis), (error, size) in columns
+            if name in wanted and error > LEAST_ERROR * size
+        ]
         names = [name for name, _, _ in kept]
         return Inside(
             floats=fuse(self.floats(names), self.whole.dtype),
             positions=self.positions(names),
             errors=tuple(error for _, _, error in kept),
             channel_axes=tuple(axis for _, axis, _ in kept),
-            are_ends=tuple(name == self.whole.floating.output_name for name in names),
+            are_ends=tuple(name == end for name in names),
         )
 
     def optimise(self, phase: Phase, images: Tensor, inside: Inside, curves: CurveRecorder) -> bool:

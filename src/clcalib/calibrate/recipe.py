@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from clcalib.calibrate.schedules import SCHEDULES
+from clcalib.data.augmentation import check_names
 from clcalib.errors import ArgumentError
 from clcalib.objectives.batch import Need, Objective
 
 Pass = Literal["training", "quantized"]
 PASSES: tuple[Pass, ...] = ("training", "quantized")
+OWN = frozenset({Need.CUTS, Need.ROUNDING})  # what a step computes from its own images and weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,36 +65,41 @@ class Phase:
         terms: the loss.
         batch_size: images a step, drawn without replacement.
         rounding: how weights are rounded while they are trained, softly or at each step with a straight-through
-            gradient.
+            gradient; "fixed" leaves their codes as they are, for phases that train their scales alone.
         rounding_rate: Adam's rate for the rounding, None to leave the weights as they are.
         rounding_schedule: how that rate goes over the steps, a name in ``SCHEDULES``.
         weight_scale_rate: Adam's rate for the weights' scales beside the rounding, as a share of their first value,
             with a cosine schedule to zero; None to leave them.
         start_share: how far the rounding starts from the float weight, 0, towards the codes that the phase finds, 1.
         activation_rate: Adam's rate for activation scales, with a cosine schedule to zero; None to leave them.
+        has_relative_activation_rate: that rate is a share of each scale's first value, and so fits all widths.
         bias_rate: Adam's rate for the biases of quantized layers, as a share of the norm of the output channel's
             weight, with a cosine schedule to zero; None to leave them.
         quantized_input_probability: share of the unit's input elements that come from the quantized prefix.
         activations: whether activations inside the unit are quantized in this phase.
         keep_quantized_probability: probability that an activation element inside the unit keeps its quantized value.
         has_scale_gradient_factor: LSQ's factor 1 / sqrt(elements * q_max) on the scale's gradient.
+        augmentation: operations of ``data.augmentation`` that every step does anew to its images; in a phase over the
+            whole network alone, since what units read are no images.
     """
 
     name: str
     steps: int
     terms: tuple[Term, ...]
     batch_size: int = 32
-    rounding: Literal["soft", "straight_through"] = "soft"
+    rounding: Literal["soft", "straight_through", "fixed"] = "soft"
     rounding_rate: float | None = None
     rounding_schedule: str = "constant"
     weight_scale_rate: float | None = None
     start_share: float = 0.0
     activation_rate: float | None = None
+    has_relative_activation_rate: bool = False
     bias_rate: float | None = None
     quantized_input_probability: float = 1.0
     activations: Literal["float", "quantized"] = "quantized"
     keep_quantized_probability: float = 1.0
     has_scale_gradient_factor: bool = True
+    augmentation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -109,6 +116,7 @@ class Phase:
             if value is not None and not 0 < value < float("inf"):
                 raise ArgumentError(name, "a positive rate, or None to leave the parameters alone", value)
         self._check_rounding()
+        self._check_augmentation()
         if self.activations == "float" and any(term.on == "quantized" for term in self.terms):
             expected = 'terms on the pass "training" in a phase with float activations'
             raise ArgumentError("terms", expected, 'one on "quantized"', 'quantize the activations, or leave out "on"')
@@ -118,14 +126,23 @@ class Phase:
             raise ArgumentError("rounding_schedule", f"one of {', '.join(SCHEDULES)}", repr(self.rounding_schedule))
 
     def _check_rounding(self) -> None:
-        if self.rounding not in ("soft", "straight_through"):
-            raise ArgumentError("rounding", "soft or straight_through", repr(self.rounding))
-        if self.weight_scale_rate is not None and self.rounding_rate is None:
-            hint = "give rounding_rate, or leave the scales alone"
+        if self.rounding not in ("soft", "straight_through", "fixed"):
+            raise ArgumentError("rounding", "soft, straight_through or fixed", repr(self.rounding))
+        if self.rounding == "fixed" and self.rounding_rate is not None:
+            raise ArgumentError("rounding_rate", 'None with rounding="fixed"', self.rounding_rate)
+        if self.rounding != "fixed" and self.weight_scale_rate is not None and self.rounding_rate is None:
+            hint = 'give rounding_rate or rounding="fixed", or leave the scales alone'
             raise ArgumentError("weight_scale_rate", "None where no rounding is trained", self.weight_scale_rate, hint)
         if self.rounding != "soft" and Need.ROUNDING in self.needs:
             hint = "leave out the rounding penalty"
             raise ArgumentError("terms", f"none that needs soft rounding, with rounding={self.rounding!r}", "one", hint)
+
+    def _check_augmentation(self) -> None:
+        check_names("augmentation", self.augmentation)
+        stored = [term for term in self.terms if not 0 < len(term.objective.needs & OWN) == len(term.objective.needs)]
+        if self.augmentation and stored:
+            expected, got = "none that compares with values stored before", type(stored[0].objective).__name__
+            raise ArgumentError("terms", f"{expected}, with augmentation", got, "NetworkReconstruction does not")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -188,6 +205,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.start not in ("nearest", "error_feedback"):
             raise ArgumentError("start", "nearest or error_feedback", repr(self.start))
+        if any(phase.augmentation for phase in self.phases):
+            hint = "augment the calibration images instead (augmented, --augment)"
+            raise ArgumentError("phases", "no augmentation in the units' phases", "one with it", hint)
 
     @property
     def all_phases(self) -> tuple[Phase, ...]:

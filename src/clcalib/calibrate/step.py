@@ -19,6 +19,7 @@ from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import SoftWeight, TrainableActivation, TrainableBias, TrainableWeight
 from clcalib.calibrate.unit_data import UnitData
 from clcalib.capture.running import State
+from clcalib.data.augmentation import changed
 from clcalib.objectives.batch import AnnealedObjective, TrainedObjective, UnitBatch
 
 
@@ -101,7 +102,9 @@ class Step:
                 left out, the objectives have it from ``progress``.
         """
         terms = [self.phase.terms[at] for at in due]
-        batches = self.data.batches(self._passes(index, terms), index, progress, self.soft, terms)
+        images = self._changed(index) if self.phase.augmentation else None
+        passes = self._passes(index, terms, images)
+        batches = self.data.batches(passes, index, progress, self.soft, terms, images)
         self.data.prefetch(self.phase, self.following or self._next_step)
         losses = [self._loss(at, batches, annealed or {}) for at in due]
         total = functools.reduce(torch.add, map(_scaled, losses, (term.interval for term in terms)))
@@ -140,18 +143,28 @@ class Step:
             batch = dataclasses.replace(batch, annealed=annealed[at])
         return _scaled(term.objective(batch), scale)
 
-    def _passes(self, index: Tensor, terms: Sequence[Term]) -> dict[Pass, State]:
+    def _changed(self, index: Tensor) -> State:
+        """The step's images after the phase's augmentation, of a kind of its own in each step."""
+        random, names = self.random, self.phase.augmentation
+        rows = (rows.take(index) for rows in self.data.floating)
+        return tuple(changed(images, names, seed=random.seed(), number=random.step) for images in rows)
+
+    def _passes(self, index: Tensor, terms: Sequence[Term], images: State | None) -> dict[Pass, State]:
         """Every pass that a term looks at, the quantized one on the first images, as many as its terms want."""
         found = dict[Pass, State]()
         if any(term.on == "training" for term in terms):
-            found["training"] = self._forward(index)
+            found["training"] = self._forward(index, images)
         counts = [term.images or len(index) for term in terms if term.on == "quantized"]
         if counts:
             with self.random.undropped():
-                found["quantized"] = self._forward(index[: max(counts)])
+                found["quantized"] = self._forward(index[: max(counts)], images)
         return found
 
-    def _forward(self, index: Tensor) -> State:
+    def _forward(self, index: Tensor, images: State | None) -> State:
+        if images is not None:
+            pairs = zip(images, self.dtypes, strict=True)
+            changed_outputs: State = self.body(*(each[: len(index)].to(dtype) for each, dtype in pairs))
+            return changed_outputs
         columns = zip(self.data.quantized, self.data.floating, self.dtypes, strict=True)
         inputs = [
             mix_rows(quantized, floating, index, self.random.draw(self.phase.quantized_input_probability), dtype)
@@ -185,14 +198,17 @@ def _in_unit(body: fx.GraphModule, phase: Phase) -> list[Trained]:
     groups = []
     weights = [module for module in body.modules() if isinstance(module, TrainableWeight)]
     if phase.rounding_rate is not None and weights:
-        rounding = Adam([weight.rounding for weight in weights])
+        rounding = Adam([weight.rounding for weight in weights if weight.rounding is not None])
         groups.append(Trained(rounding, phase.rounding_rate, SCHEDULES[phase.rounding_schedule]))
     factors = [weight.scale_factor for weight in weights if weight.scale_factor is not None]
     if phase.weight_scale_rate is not None and factors:
         groups.append(Trained(Adam(factors), phase.weight_scale_rate, SCHEDULES["cosine"]))
     activations = [m.scale for m in body.modules() if isinstance(m, TrainableActivation) and m.scale.requires_grad]
     if phase.activation_rate is not None and activations:
-        groups.append(Trained(Adam(activations), phase.activation_rate, SCHEDULES["cosine"]))
+        parts = [[scale] for scale in activations] if phase.has_relative_activation_rate else [activations]
+        for scales in parts:
+            unit = scales[0].detach().abs().max().item() if phase.has_relative_activation_rate else 1.0
+            groups.append(Trained(Adam(scales), phase.activation_rate * unit, SCHEDULES["cosine"]))
     offsets = [module.offset for module in body.modules() if isinstance(module, TrainableBias)]
     if phase.bias_rate is not None and offsets:
         groups.append(Trained(Adam(offsets), phase.bias_rate, SCHEDULES["cosine"]))

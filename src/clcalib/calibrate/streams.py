@@ -89,6 +89,10 @@ class StepStream:
         """Of the step's first ``count`` masks, the 64 bits: the key, and above it the tweak."""
         return [self._number(draw) for draw in range(1, count + 1)]
 
+    def seed(self) -> int:
+        """64 bits for what else is random in the step."""
+        return self._number(0)
+
     def draw(self, probability: float) -> Draw:
         """The next mask of the step, of ones with the given probability."""
         if probability >= 1 or self._keeps_all:

@@ -40,8 +40,8 @@ class TrainableWeight(nn.Module, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def rounding(self) -> nn.Parameter:
-        """What is trained at the phase's ``rounding_rate``."""
+    def rounding(self) -> nn.Parameter | None:
+        """What is trained at the phase's ``rounding_rate``; None where the codes stay."""
 
     @abc.abstractmethod
     def hardened(self) -> IntegerWeight:
@@ -111,6 +111,29 @@ class StraightThroughWeight(TrainableWeight):
         found = self.final_range()
         codes = offset_codes(self.weight, self.offset, found, self.spec).contiguous()
         return IntegerWeight(codes, found, self.spec)
+
+
+class FixedWeight(TrainableWeight):
+    """A weight whose codes stay, with its scale trained: s_0 f (q - z), f trained from 1."""
+
+    offset_codes: Tensor
+
+    def __init__(self, weight: Tensor, quantizer: IntegerWeight, *, is_scale_trained: bool = True) -> None:
+        super().__init__(channels_last(weight), quantizer, is_scale_trained=is_scale_trained)
+        self.codes = quantizer.codes
+        offsets = quantizer.codes.to(quantizer.scale.dtype) - quantizer.zero_point
+        self.register_buffer("offset_codes", channels_last(offsets))
+
+    @property
+    def rounding(self) -> None:
+        """Nothing: the codes stay."""
+
+    def forward(self) -> Tensor:
+        return (self.offset_codes * self.present_range().scale).to(self.dtype)
+
+    def hardened(self) -> IntegerWeight:
+        """The finished quantizer, with the same codes."""
+        return IntegerWeight(self.codes, self.final_range(), self.spec)
 
 
 class TrainableActivation(nn.Module):

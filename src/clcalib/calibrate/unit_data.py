@@ -87,6 +87,7 @@ class UnitData:
         progress: float | Tensor,
         soft: Sequence[SoftWeight],
         terms: Sequence[Term],
+        images: State | None = None,
     ) -> dict[Pass, UnitBatch]:
         """Put together what the objectives of these terms see; what none of them needs is not computed.
 
@@ -96,6 +97,7 @@ class UnitData:
             progress: share of the phase's steps that is done.
             soft: the weights under soft rounding.
             terms: those that are computed in this step.
+            images: what the unit read, where that is not what is stored; terms then look at ``cuts`` alone.
         """
         needs = needs_of(terms)
         inside = self.inside if Need.CUTS in needs else None
@@ -110,7 +112,7 @@ class UnitData:
             keys=self.keys,
             float_gradient=self.float_gradient.take(index) if with_gradient and self.float_gradient else None,
             channel_axis=self.channel_axis,
-            cuts=() if inside is None else inside.cuts(first, tuple(rows.take(index) for rows in self.floating)),
+            cuts=() if inside is None else inside.cuts(first, images or tuple(r.take(index) for r in self.floating)),
         )
         found = dict[Pass, UnitBatch]()
         for name, state in outputs.items():

@@ -29,11 +29,10 @@ from clcalib.calibrate.so_far import QualitySoFar
 from clcalib.calibrate.space import StoreSpace
 from clcalib.calibrate.store import Rows, RowState
 from clcalib.calibrate.streams import StepStream, stream
-from clcalib.calibrate.trainable import SoftWeight, StraightThroughWeight
 from clcalib.calibrate.unit_data import Inside, UnitData
 from clcalib.calibrate.unit_journal import UnitJournal
 from clcalib.calibrate.watchdog import watched
-from clcalib.calibrate.working import activation_for, found_in, train_biases, with_float_activations
+from clcalib.calibrate.working import activation_for, found_in, train_biases, weight_for, with_float_activations
 from clcalib.capture.chain import Chain
 from clcalib.capture.units import Unit
 from clcalib.errors import NoBatchNormWarning
@@ -44,8 +43,6 @@ from clcalib.quant.insert import QuantizedChain, tensor_at
 from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 from clcalib.quant.ranges import RangeRule
 from clcalib.team.team import Team
-
-_WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,10 +348,8 @@ class Walk:
             weights = {name: self._float_weight(layer) for name, layer in layers.items()}
             train_biases(self.quantized.chain, index, body, weights)
         for name, module in list(body.named_modules()):
-            if isinstance(module, IntegerWeight) and phase.rounding_rate is not None and name in layers:
-                weight = torch.lerp(self._float_weight(layers[name]), module(), phase.start_share)
-                is_scale_trained = phase.weight_scale_rate is not None
-                body.set_submodule(name, _WEIGHTS[phase.rounding](weight, module, is_scale_trained=is_scale_trained))
+            if isinstance(module, IntegerWeight) and name in layers:
+                body.set_submodule(name, weight_for(phase, self._float_weight(layers[name]), module))
             elif isinstance(module, ActivationQuantizer):
                 body.set_submodule(name, activation_for(phase, module, random))
         return body

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, fx, nn
 
 from clcalib.calibrate.recipe import Phase
 from clcalib.calibrate.streams import StepStream
-from clcalib.calibrate.trainable import TrainableActivation, TrainableBias, TrainableWeight
+from clcalib.calibrate.trainable import (
+    FixedWeight,
+    SoftWeight,
+    StraightThroughWeight,
+    TrainableActivation,
+    TrainableBias,
+    TrainableWeight,
+)
 from clcalib.capture.chain import Chain
 from clcalib.quant.biases import bias_readers
 from clcalib.quant.insert import tensor_at
-from clcalib.quant.modules import ActivationQuantizer
+from clcalib.quant.modules import ActivationQuantizer, IntegerWeight
 
 _PREFIX = "trained_bias_"
+_WEIGHTS = {"soft": SoftWeight, "straight_through": StraightThroughWeight, "fixed": FixedWeight}
+
+
+def weight_for(phase: Phase, weight: Tensor, quantizer: IntegerWeight) -> nn.Module:
+    """What takes a quantized weight's place during a phase; ``weight`` is the float one."""
+    if phase.rounding_rate is None and phase.weight_scale_rate is None:
+        return quantizer
+    start = torch.lerp(weight, quantizer(), phase.start_share)
+    kind: Callable[..., TrainableWeight] = _WEIGHTS[phase.rounding]
+    return kind(start, quantizer, is_scale_trained=phase.weight_scale_rate is not None)
 
 
 def activation_for(phase: Phase, quantizer: ActivationQuantizer, random: StepStream) -> nn.Module:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from clcalib.cli.names import names_of
 
 # Where the tables are.
+ADDITIONS = ("clcalib.calibrate.recipes", "ADDITIONS")
 AUGMENTATIONS = ("clcalib.data.augmentation", "AUGMENTATIONS")
 LIBRARIES = ("clcalib.named_models", "LIBRARIES")
 PRECISIONS = ("clcalib.calibrate.precision", "PRECISIONS")
@@ -31,7 +32,7 @@ def recipes(incomplete: str) -> list[str]:
 
 def recipes_and_additions(incomplete: str) -> list[str]:
     """The same, and what can be laid over one."""
-    return _beginning((*names_of(*RECIPES), "biases", "contrastive", "last_phase"), incomplete)
+    return _beginning((*names_of(*RECIPES), *names_of(*ADDITIONS)), incomplete)
 
 
 def targets(incomplete: str) -> list[str]:

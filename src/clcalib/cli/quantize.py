@@ -154,6 +154,13 @@ def quantize(
             "--last-phase/--no-last-phase", help="Optimise the whole network when all units are done, or not."
         ),
     ] = None,
+    tuning: Annotated[
+        bool | None,
+        typer.Option(
+            "--tuning/--no-tuning",
+            help="Tune all scales and biases together when all units are done, on changed images, or not.",
+        ),
+    ] = None,
     guard: Annotated[
         bool | None,
         typer.Option(
@@ -291,7 +298,7 @@ def quantize(
             ModelFlags(model, weights, pretrained, submodule),
             WidthFlags(bits, float_, first_last_bits, unit_pattern, target, weight_bits, activation_bits),
             sections,
-            {"contrastive": contrastive, "biases": biases, "last_phase": last_phase},
+            {"contrastive": contrastive, "biases": biases, "last_phase": last_phase, "tuning": tuning},
             settings,
         ),
         WorkerFlags(workers, rendezvous, rank, wait, split),

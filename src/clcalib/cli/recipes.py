@@ -25,7 +25,7 @@ def recipes(
         typer.Argument(
             metavar="[NAME]",
             autocompletion=completion.recipes_and_additions,
-            help="One of them, or biases, last_phase or contrastive, which can be laid over any: all its values.",
+            help="One of them, or biases, last_phase, tuning or contrastive, laid over any: all its values.",
         ),
     ] = None,
     *,

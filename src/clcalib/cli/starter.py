@@ -91,6 +91,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Key]]] = {
     ),
     "contrastive": ("Add the contrastive term to the recipe; clcalib recipes contrastive has all keys.", {}),
     "biases": ("Train the biases too, which costs nothing in the file; clcalib recipes biases has all keys.", {}),
+    "tuning": ("Tune all scales and biases together at the end; clcalib recipes tuning has all keys.", {}),
     "last_phase": ("Optimise the whole network when all units are done; clcalib recipes last_phase has all keys.", {}),
     "guard": (
         "Units that the optimisation made worse go back to nearest rounding.",

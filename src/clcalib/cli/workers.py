@@ -92,6 +92,7 @@ def _check_units(config: RunConfig) -> None:
         "--target": (config.quantization.target, "none, as its file is written from the whole network"),
         "--submodule": (config.model.submodule, "none, as the rest of the model is run by one worker"),
         "--last-phase": (config.last_phase, "none, as it trains the whole network at once"),
+        "--tuning": (config.tuning, "none, as it trains the whole network at once"),
         "quantization.reparameterized_layer_norm": (
             config.quantization.reparameterized_layer_norm or None,
             "false, as it changes the network before it is dealt",

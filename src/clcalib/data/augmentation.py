@@ -104,7 +104,26 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, _Copy], Tensor]] = {
     "mixup": mixup,
     "cutmix": cutmix,
 }
-_MIXES = ("mixup", "cutmix")
+MIXES = ("mixup", "cutmix")  # those that take two images
+
+
+def changed(images: Tensor, names: Sequence[str], *, seed: int, number: int) -> Tensor:
+    """Images that went through all named operations in their order, for a step that has no use for the originals.
+
+    Half of the images are mixed, and every other number flips.
+
+    Args:
+        images: (N, C, H, W).
+        names: of operations in ``AUGMENTATIONS``.
+        seed: fixes everything random, with the number.
+        number: of the step.
+    """
+    for name in names:
+        copy = _Copy(seed, number, list(AUGMENTATIONS).index(name))
+        found = AUGMENTATIONS[name](images, copy)
+        half = len(images) // 2 if name in MIXES else 0
+        images = torch.cat([images[:half], found[half:]])
+    return images
 
 
 def augmented(calibration: CalibrationSet, names: Sequence[str], *, copies: int = 1, seed: int = 0) -> CalibrationSet:
@@ -142,19 +161,26 @@ def augmented(calibration: CalibrationSet, names: Sequence[str], *, copies: int 
     return CalibrationSet.from_tensor(torch.cat(parts), source=origin.source, indices=indices, transform=transform)
 
 
-def _check(calibration: CalibrationSet, names: Sequence[str], copies: int) -> None:
+def check_names(argument: str, names: Sequence[str]) -> None:
+    """Raise ``DataError`` where a name is not in ``AUGMENTATIONS``, or comes twice."""
     unknown = [name for name in names if name not in AUGMENTATIONS]
-    if isinstance(names, str) or not names or unknown:
-        got = repr(names) if isinstance(names, str) else ", ".join(map(repr, unknown)) or "none"
-        raise DataError("names", f"a list of names among {', '.join(AUGMENTATIONS)}", got)
+    if isinstance(names, str) or unknown:
+        got = repr(names) if isinstance(names, str) else ", ".join(map(repr, unknown))
+        raise DataError(argument, f"a list of names among {', '.join(AUGMENTATIONS)}", got)
     if len(set(names)) < len(names):
-        raise DataError("names", "each operation once", ", ".join(names), "raise copies instead")
+        raise DataError(argument, "each operation once", ", ".join(names), "leave the second one out")
+
+
+def _check(calibration: CalibrationSet, names: Sequence[str], copies: int) -> None:
+    if len(names) == 0:
+        raise DataError("names", f"a list of names among {', '.join(AUGMENTATIONS)}", "none")
+    check_names("names", names)
     if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
         raise DataError("copies", "a whole number above 0", repr(copies), "leave the augmentation out for no copies")
     images = calibration.images
     if images.ndim != 4:
         raise DataError("calibration", "images (N, C, H, W)", tuple(images.shape), "leave the augmentation out")
-    if len(images) < 2 and any(name in _MIXES for name in names):
+    if len(images) < 2 and any(name in MIXES for name in names):
         raise DataError("calibration", "at least two images to mix", "1 image", "use flip or crop")
     if list(names) == ["flip"] and copies > 1:
         message = f"of {copies} copies by flip alone only the first is new, every second equals the originals; add crop"

@@ -187,9 +187,9 @@ def detection_table(rows: Sequence[tuple[str, float | None, float | None]], coun
 
 
 def method_name(record: RunRecord) -> str:
-    """The recipe's name, with what was added to it: ``qdrop + CL``, ``qdrop + biases``, ``qdrop + last phase``."""
+    """The recipe's name, with what was added to it: ``qdrop + CL``, ``qdrop + biases``, ``qdrop + tuning``."""
     host = record.recipe.replace("+contrastive", "").replace("+last_phase", " + last phase")
-    host = host.replace("+biases", " + biases")
+    host = host.replace("+biases", " + biases").replace("+tuning", " + tuning")
     return f"{host} + CL" if "+contrastive" in record.recipe else host
 
 

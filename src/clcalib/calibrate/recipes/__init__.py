@@ -19,6 +19,7 @@ from clcalib.calibrate.recipes.pd_quant import pd_quant
 from clcalib.calibrate.recipes.qdrop import qdrop
 from clcalib.calibrate.recipes.scale_only import scale_only
 from clcalib.calibrate.recipes.straight_through import straight_through
+from clcalib.calibrate.recipes.tuning import with_tuning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "nearest": nearest,
@@ -39,6 +40,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 ADDITIONS: dict[str, Callable[..., Recipe]] = {
     "biases": with_biases,
     "last_phase": with_last_phase,
+    "tuning": with_tuning,
     "contrastive": with_contrastive,
 }
 
@@ -60,4 +62,5 @@ __all__ = [
     "with_biases",
     "with_contrastive",
     "with_last_phase",
+    "with_tuning",
 ]

@@ -45,6 +45,8 @@ def with_contrastive(
 ) -> Recipe:
     """Return the recipe with the contrastive term in every phase, the last one over the whole network included.
 
+    Only a phase that changes its images in each step (``with_tuning``) goes without: the keys are of stored images.
+
     Args:
         recipe: any recipe that optimises something.
         weight: of the contrastive term.  At weight 1 it is ``share`` times as large as the host's own loss.
@@ -70,8 +72,8 @@ def with_contrastive(
 
     Source: CL-Calib, CVPR 2024; deviations in docs/deviations.md.
     """
-    if not recipe.all_phases:
-        raise ArgumentError("recipe", "one that optimises something", recipe.name, "use adaround, brecq or qdrop")
+    if all(phase.augmentation for phase in recipe.all_phases):
+        raise ArgumentError("recipe", "one whose units are optimised", recipe.name, "use adaround, brecq or qdrop")
     if recipe.contrastive is not None:
         hint = "leave out one of the two terms"
         raise ArgumentError("recipe", "one without a contrastive term", recipe.name, hint)
@@ -142,12 +144,16 @@ def cl_calib(
 
 
 def extended(phase: Phase, settings: Mapping[str, Any]) -> Phase:
-    """A phase with the contrastive term behind its own ones.
+    """A phase with the contrastive term behind its own ones; as it is where its images are new in each step.
+
+    Such images have no stored keys.
 
     Args:
         phase: one without the term.
         settings: the arguments of ``with_contrastive``, as ``Recipe.contrastive`` keeps them.
     """
+    if phase.augmentation:
+        return phase
     return dataclasses.replace(phase, terms=(*phase.terms, _placed(phase, settings)))
 
 
@@ -160,6 +166,8 @@ def recorded(settings: Mapping[str, Any], phases: Iterable[Phase]) -> dict[str, 
     """
     rows = []
     for phase in phases:
+        if phase.augmentation:
+            continue
         term = phase.terms[-1]
         count = min(phase.batch_size, term.images or phase.batch_size)
         rows.append({"phase": phase.name, "interval": term.interval, "images": count, "on": term.on})

@@ -87,7 +87,7 @@ def _show_all(rows: list[RecipeFacts], console: Console) -> None:
     for row in rows:
         console.print(Text.assemble((f"{row.name}: ", "bold"), row.when), soft_wrap=False)
     console.print()
-    text = "clcalib recipes NAME shows all values; biases, last_phase and contrastive can be laid over any recipe"
+    text = "clcalib recipes NAME shows all values; biases, last_phase, tuning, contrastive can be laid over any recipe"
     console.print(Text(text, style="dim"))
 
 
