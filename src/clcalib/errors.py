@@ -241,6 +241,10 @@ class WorseThanNearestWarning(ClcalibWarning):
     """A unit, or the whole result, is worse than with nearest rounding."""
 
 
+class WorseThanUnitsWarning(ClcalibWarning):
+    """A phase over the whole network left it worse than the units had left it, and was taken back."""
+
+
 class PageWarning(ClcalibWarning):
     """The page about a run could not be made; its result is saved all the same."""
 

@@ -19,7 +19,7 @@ from clcalib.calibrate.streams import StepStream
 from clcalib.calibrate.trainable import FixedWeight
 from clcalib.calibrate.unit_data import Inside
 from clcalib.data.augmentation import AUGMENTATIONS, changed
-from clcalib.errors import ArgumentError, DataError, SmallCalibrationWarning
+from clcalib.errors import ArgumentError, DataError, SmallCalibrationWarning, WorseThanUnitsWarning
 from clcalib.objectives.contrastive import Contrastive
 from clcalib.objectives.lp import Reconstruction
 from clcalib.objectives.network import NetworkReconstruction
@@ -200,7 +200,7 @@ def test_on_images_as_they_are_the_term_is_there_too():
 
 
 def test_a_recipe_with_nothing_but_tuning_has_no_place_for_the_term():
-    with pytest.raises(ArgumentError, match="one whose units are optimised, got nearest"):
+    with pytest.raises(ArgumentError, match="one that optimises something, got nearest"):
         clcalib.with_contrastive(clcalib.with_tuning(r.nearest()))
 
 
@@ -281,15 +281,35 @@ def test_images_that_cannot_be_changed_are_told_at_the_start():
 
 def test_a_network_whose_output_is_a_map():
     torch.manual_seed(0)
-    result = quantize(Maps(), images(), clcalib.with_tuning(r.nearest(), steps=30))
+    recipe = clcalib.with_tuning(r.nearest(), steps=30, weight_scale_rate=1e-4, activation_rate=1e-4, bias_rate=1e-4)
+    result = quantize(Maps(), images(), recipe)
     error = result.record.last_phase.reconstruction_error.calibration
     assert error.after < error.before
 
 
+@pytest.mark.parametrize("held_out", [0, 8, 32])
+def test_a_network_that_gets_worse_is_left_as_the_units_left_it(held_out):
+    """Both layers have 8 bits here, and rates that are too large for them."""
+    torch.manual_seed(0)
+    model, options = Maps().eval(), {"bits": BITS, "measured_images": 64}
+    calibration = clcalib.CalibrationSet.from_tensor(images())
+    other = clcalib.CalibrationSet.from_tensor(images(held_out, seed=9)) if held_out else None
+    recipe = clcalib.with_tuning(r.nearest(), steps=10, weight_scale_rate=0.3, activation_rate=0.3)
+    with pytest.warns(WorseThanUnitsWarning, match=f"on {'held-out' if held_out > 16 else 'calibration'} images"):
+        kept = clcalib.quantize(model, calibration, recipe=recipe, held_out=other, **options)
+    plain = clcalib.quantize(model, calibration, recipe=r.nearest(), held_out=other, **options)
+    assert torch.equal(kept.model(images()), plain.model(images()))
+    error = kept.record.last_phase.reconstruction_error.calibration
+    assert error.after == error.before
+    free = clcalib.quantize(model, calibration, recipe=recipe, held_out=other, is_guarded=False, **options)
+    assert not torch.equal(free.model(images()), plain.model(images()))
+
+
 def test_rows_of_numbers_are_tuned_as_they_are():
     torch.manual_seed(0)
-    recipe = clcalib.with_tuning(r.nearest(), steps=5, augmentation=())
-    result = quantize(Tokens(), torch.randn(40, 12), recipe)
-    assert result.record.last_phase.steps == 5
+    rates = dict.fromkeys(("weight_scale_rate", "activation_rate", "bias_rate"), 1e-4)
+    result = quantize(Tokens(), torch.randn(40, 12), clcalib.with_tuning(r.nearest(), augmentation=(), **rates))
+    error = result.record.last_phase.reconstruction_error.calibration
+    assert error.after < error.before
     with pytest.raises(DataError):
         clcalib.with_tuning(r.nearest(), augmentation=("rotate",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 
 from clcalib.calibrate.curves import CurveRecorder, Curves
 from clcalib.calibrate.fuse import fuse
-from clcalib.calibrate.guard import quantizers_of
+from clcalib.calibrate.guard import GUARD_IMAGES, LOOSE, quantizers_of
 from clcalib.calibrate.layout import Layout, device_of
 from clcalib.calibrate.moving import advance_rows
 from clcalib.calibrate.probes import PROBE_IMAGES, check_finite
@@ -22,7 +23,9 @@ from clcalib.calibrate.walk import Walk
 from clcalib.capture.chain import Chain
 from clcalib.capture.running import images_at_once
 from clcalib.capture.units import Unit
+from clcalib.errors import WorseThanUnitsWarning
 from clcalib.hearing import listening
+from clcalib.objectives.batch import READS
 from clcalib.objectives.lp import lp_error
 from clcalib.objectives.network import NetworkReconstruction
 
@@ -94,14 +97,34 @@ def _last_phase(walk: Walk, phase: Phase, images: Tensor, held_out: Tensor | Non
     is_sound = not inside.positions or network.optimise(phase, images, inside, curves)
     check_finite(walk.quantized.chain.module, NAME)
     after = network.end_error(images)
-    if not is_sound and not after <= before[-1][0]:
+    other_after = None if held_out is None else network.end_error(held_out)
+    errors = before[-1][0], after, other_before, other_after
+    problem = _problem(phase, errors, 0 if held_out is None else len(held_out), walk.guard_tolerance)
+    if problem is not None and (walk.is_guarded or not is_sound):
         for name, quantizer in found.items():
             walk.quantized.replace(name, quantizer)
-        after = network.end_error(images)
-    other_after = None if held_out is None else network.end_error(held_out)
-    walk.observer.unit_finished(0, NAME, before[-1][0], after)
-    errors, changed = (before[-1][0], after, other_before, other_after), _changed(codes, _codes(walk))
-    return NetworkTrace(phase.steps, *errors, changed, curves.curves())
+        errors = before[-1][0], before[-1][0], other_before, other_before
+        if is_sound:  # else the watchdog has told
+            warnings.warn(WorseThanUnitsWarning(problem), stacklevel=4)
+    walk.observer.unit_finished(0, NAME, *errors[:2])
+    return NetworkTrace(phase.steps, *errors, _changed(codes, _codes(walk)), curves.curves())
+
+
+def _problem(
+    phase: Phase, errors: tuple[float, float, float | None, float | None], held_out: int, tolerance: float | None
+) -> str | None:
+    """What to tell where the network's end is further from the float one than before, on held-out images if enough."""
+    before, after, name = errors[0], errors[1], "calibration"
+    if held_out >= GUARD_IMAGES and errors[2] is not None and errors[3] is not None:
+        before, after, name = errors[2], errors[3], "held-out"
+    if tolerance is None:
+        tolerance = LOOSE if phase.needs & READS else 0.0
+    if after <= before * (1 + tolerance):
+        return None
+    return (
+        f"the phase {phase.name!r} over the whole network: the error at its end on {name} images is {after:.3g}, and "
+        f"{before:.3g} as the units left it, which is kept; smaller rates or more calibration images may help"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

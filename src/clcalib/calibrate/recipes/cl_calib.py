@@ -73,7 +73,7 @@ def with_contrastive(
     Source: CL-Calib, CVPR 2024; deviations in docs/deviations.md.
     """
     if all(phase.augmentation for phase in recipe.all_phases):
-        raise ArgumentError("recipe", "one whose units are optimised", recipe.name, "use adaround, brecq or qdrop")
+        raise ArgumentError("recipe", "one that optimises something", recipe.name, "use adaround, brecq or qdrop")
     if recipe.contrastive is not None:
         hint = "leave out one of the two terms"
         raise ArgumentError("recipe", "one without a contrastive term", recipe.name, hint)
