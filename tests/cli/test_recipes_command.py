@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from clcalib.calibrate.recipes import RECIPES, brecq, with_contrastive
+from clcalib.calibrate.recipes import ADDITIONS, RECIPES, brecq, with_contrastive
 from clcalib.cli import main
 from clcalib.cli.recipe_facts import argument_texts, facts_of, options_of
 
@@ -66,6 +66,19 @@ def test_one_recipe_shows_all_values(capsys: Capture) -> None:
     assert [phase["steps"] for phase in found["phase_values"]] == ["20000", "5000"]
     assert main(["recipes", "contrastive", "--json"]) == 0
     assert "temperature" in {option["name"] for option in json.loads(capsys.readouterr().out)["options"]}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *ADDITIONS])
+def test_everything_that_has_a_name_can_be_shown(name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["recipes", name]) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    function = {**RECIPES, **ADDITIONS}[name]
+    for option in options_of(function):
+        assert option.name in printed
+        if isinstance(option.default, tuple):
+            assert all(f'"{item}"' in printed for item in option.default)
 
 
 def test_an_unknown_recipe_tells_the_nearest(capsys: Capture) -> None:

@@ -132,4 +132,7 @@ def _options_table(section: str, options: list[Option]) -> Table:
 
 
 def _toml(value: Any) -> str:
+    """A value as TOML has it; each item of a list on a line, as the column is narrow."""
+    if isinstance(value, tuple):
+        return f"[{f',{chr(10)} '.join(map(_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else f"{value:g}"
