@@ -88,6 +88,7 @@ RECIPES = {
     "brecq": clcalib.recipes.brecq(steps=STEPS, activation_steps=STEPS, is_fisher_weighted=True),
     "genie_m": clcalib.recipes.genie_m(steps=STEPS),
     "last_phase": clcalib.with_last_phase(clcalib.recipes.nearest(), steps=STEPS),
+    "tuning": clcalib.with_tuning(clcalib.recipes.nearest(), steps=STEPS, augmentation=()),
 }
 
 

@@ -37,7 +37,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "brecq": lambda: r.brecq(steps=6, activation_steps=4),
     "feedback": lambda: dataclasses.replace(r.qdrop(steps=4), start="error_feedback"),
     "pd_quant": lambda: r.pd_quant(steps=4),
-    "last_phase": lambda: clcalib.with_last_phase(r.qdrop(steps=4), steps=6),
+    "last_phase": lambda: clcalib.with_last_phase(r.gptq(), steps=20),
     "tuning": lambda: clcalib.with_tuning(r.nearest(), steps=6),
     "biases": lambda: clcalib.with_biases(r.brecq(steps=6, activation_steps=4)),
     "nearest": r.nearest,
