@@ -99,7 +99,8 @@ def _last_phase(walk: Walk, phase: Phase, images: Tensor, held_out: Tensor | Non
     after = network.end_error(images)
     other_after = None if held_out is None else network.end_error(held_out)
     errors = before[-1][0], after, other_before, other_after
-    problem = _problem(phase, errors, 0 if held_out is None else len(held_out), walk.guard_tolerance)
+    tolerance = walk.guard_tolerance if is_sound else 0.0
+    problem = _problem(phase, errors, 0 if held_out is None else len(held_out), tolerance)
     if problem is not None and (walk.is_guarded or not is_sound):
         for name, quantizer in found.items():
             walk.quantized.replace(name, quantizer)

@@ -146,7 +146,7 @@ class Step:
     def _changed(self, index: Tensor) -> State:
         """The step's images after the phase's augmentation, of a kind of its own in each step."""
         random, names = self.random, self.phase.augmentation
-        rows = (rows.take(index) for rows in self.data.floating)
+        rows = (rows.take(index) for rows in self.data.quantized)  # at the network's start both are the images
         return tuple(changed(images, names, seed=random.seed(), number=random.step) for images in rows)
 
     def _passes(self, index: Tensor, terms: Sequence[Term], images: State | None) -> dict[Pass, State]:
