@@ -4,7 +4,7 @@
     python benchmarks/reference_accuracy.py summary
 
 The reference is ``reference_step.py``, QDrop at the rates of its code (times 1) and at raised ones, since so few steps
-go a short way at rates that were made for 20,000.  Each run is one JSON in ``benchmarks/results/reference_accuracy/``;
+go a short way at rates that were made for 20,000.  Ours are ``fast``, and ``fast`` with trained biases and tuning.  Each run is one JSON in ``benchmarks/results/reference_accuracy/``;
 one that is there is not repeated.  1,024 training images to calibrate, chosen by the seed, the same for both; the last
 2,000 of the seed's order are the selection.  The summary, ``reference_accuracy.json``, says what share of the gap
 between the reference and the float network each method of ours closes.  Needs the public weights.
@@ -38,12 +38,12 @@ RAISED = (1, 10, 30)
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The reference at its rates times ``raised``, or, without, ``fast`` of clcalib."""
+    """The reference at its rates times ``raised``, or, without, ``fast`` of clcalib, plain or with biases and tuning."""
 
     name: str
     steps: int
     raised: float | None = None
-    has_biases: bool = False
+    is_extended: bool = False
 
     def quantized(self, model: nn.Module, images: torch.Tensor, seed: int) -> nn.Module:
         if self.raised is not None:
@@ -53,7 +53,7 @@ class Method:
         return clcalib.quantize(
             model,
             clcalib.CalibrationSet.from_tensor(images),
-            recipe=clcalib.with_biases(recipe) if self.has_biases else recipe,
+            recipe=clcalib.with_tuning(clcalib.with_biases(recipe)) if self.is_extended else recipe,
             bits=clcalib.Bits(BITS, BITS),
             seed=seed,
             measured_images=0,
@@ -66,7 +66,7 @@ def methods() -> list[Method]:
     found = []
     for steps in STEPS:
         found += [Method(f"reference-rates-x{factor}-{steps}", steps, factor) for factor in RAISED]
-        found += [Method(f"fast-{steps}", steps), Method(f"fast-biases-{steps}", steps, has_biases=True)]
+        found += [Method(f"fast-{steps}", steps), Method(f"fast-biases-tuning-{steps}", steps, is_extended=True)]
     return found
 
 
