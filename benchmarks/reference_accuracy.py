@@ -4,10 +4,11 @@
     python benchmarks/reference_accuracy.py summary
 
 The reference is ``reference_step.py``, QDrop at the rates of its code (times 1) and at raised ones, since so few steps
-go a short way at rates that were made for 20,000.  Ours are ``fast``, and ``fast`` with trained biases and tuning.  Each run is one JSON in ``benchmarks/results/reference_accuracy/``;
-one that is there is not repeated.  1,024 training images to calibrate, chosen by the seed, the same for both; the last
-2,000 of the seed's order are the selection.  The summary, ``reference_accuracy.json``, says what share of the gap
-between the reference and the float network each method of ours closes.  Needs the public weights.
+go a short way at rates that were made for 20,000.  Ours are ``fast``, and ``fast`` with trained biases and tuning.
+Each run is one JSON in ``benchmarks/results/reference_accuracy/``; one that is there is not repeated.  1,024 training
+images to calibrate, chosen by the seed, the same for both; the last 2,000 of the seed's order are the selection.  The
+summary, ``reference_accuracy.json``, says what share of the gap between the reference and the float network each method
+of ours closes.  Needs the public weights.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ RAISED = (1, 10, 30)
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The reference at its rates times ``raised``, or, without, ``fast`` of clcalib, plain or with biases and tuning."""
+    """The reference at its rates times ``raised``, or ``fast`` of clcalib, plain or with biases and tuning."""
 
     name: str
     steps: int
