@@ -170,6 +170,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "step speed": speed_page.step_speed,
         "fewer steps": speed_page.fewer_steps,
         "curve": speed_page.curve,
+        "reference accuracy": speed_page.reference_accuracy,
         "precision": speed_page.precision,
         "contrastive cost": speed_page.contrastive_cost,
         "memory": speed_page.memory,

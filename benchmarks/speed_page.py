@@ -109,6 +109,28 @@ def curve() -> str:
     return "\n".join(lines)
 
 
+def reference_accuracy() -> str:
+    """The reference code and ours at the same number of steps, and what share of the gap to float ours closes."""
+    if not (RESULTS / "reference_accuracy.json").exists():
+        return not_measured("reference_accuracy.py")
+    result = load("reference_accuracy")
+    rows, names = result["methods"], {"fast": "`fast`", "fast-biases-tuning": "`fast` with biases and tuning"}
+    lines = ["| steps for each unit | method | top-1 (seeds) | CPU seconds | closes |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        raised, own = row["raised"], name.removesuffix(f"-{row['steps']}")
+        told = names.get(own) or f"reference, its rates{'' if raised == 1 else f' x {raised}'}"
+        shares = [(rows[other]["raised"], share) for other, share in row.get("gap_closed", {}).items()]
+        closes = "; ".join(f"{100 * share:.0f} % of rates x {raised}" for raised, share in shares) or "-"
+        top1 = f"{row['top1']:.2f} ± {row['deviation']:.2f} ({len(row['seeds'])})"
+        lines.append(f"| {row['steps']:,} | {told} | {top1} | {row['cpu_seconds']} | {closes} |")
+    about = (
+        f"ResNet-20, W2A2, all 10,000 test images; float {result['float_top1']:.2f}. *Closes*: the share of the gap "
+        "between the reference at those rates and the float network. All convolutions in float32; "
+        f"torch {result['torch']}, {result['machine']}."
+    )
+    return "\n".join([*lines, "", about])
+
+
 def _point(top1: tuple[float, ...], seconds: float) -> str:
     return f"{fmean(top1):.2f} ({len(top1)})<br>{seconds:,.0f} s"
 

@@ -86,8 +86,8 @@ Written by `benchmarks/study/methods.py` from `benchmarks/results/study.json`.  
 `clcalib.recipes`; `with_contrastive` adds the contrastive term to each that trains something, `with_biases` trains the
 biases of each too, `with_tuning` and `with_last_phase` add a phase over the whole network, `augmented` changed copies
 of the calibration images.  `gptq` (error feedback without steps) is measured in [speed.md](speed.md).  **The paper's
-method is `cl_calib`**: `pd_quant` with the term in every step and on whole batches, 20,000 steps for each block; it is not
-measured here, where the rows `pd_quant` and *with the term* are its short run.
+method is `cl_calib`**: `pd_quant` with the term in every step and on whole batches, 20,000 steps for each block; it is
+not measured here, where the rows `pd_quant` and *with the term* are its short run.
 
 ResNet-20 with public weights, CIFAR-10, {widths}, {steps} steps for each unit (of each phase), 1,024 images; top-1 in %
 on all 10,000 test images, mean ± standard deviation (seeds, type of convolutions).  PD-Quant's correction
