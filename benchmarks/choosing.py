@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTHS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a4", "w4a2", "w2a2")
 TEST_IMAGES = 10_000
+# Parts of the study with an addition: the end of a cell's name, and what to call it.
+ADDED = (("biases", "-biases", "biases"), ("tuning", "-biases-tuning", "biases + tuning"))
 LEAST_SEEDS = 3  # of a mean that others are measured by
 Row = dict[str, Any]
 
@@ -211,6 +213,11 @@ def _study(widths: str) -> Iterable[Measured]:
             host = place.removeprefix(start)
             name = "`nearest`" if host == "nearest" else f"`{host}`, {data['steps']} steps"
             yield _measured(name, row["test"], row["cpu_seconds"], "study")
+        for part, suffix, added in ADDED:
+            host = place.removeprefix(f"{part}/resnet20/{widths}-").removesuffix(suffix)
+            if place == f"{part}/resnet20/{widths}-{host}{suffix}" and "-" not in host:
+                name = f"`{host}`, {data['steps']} steps, {added}"
+                yield _measured(name, row["test"], row["cpu_seconds"], "study")
 
 
 def _accuracy(widths: str) -> Iterable[Measured]:

@@ -1,8 +1,8 @@
-"""Tuning of a finished network: scales and biases, all layers together, on images that are changed anew in each step.
+"""Tuning of a finished network: scales and biases, all layers together, by the error of the network's output.
 
-Units are optimised one after the other, each for its own output, on the same images.  What is left to gain lies in how
-they work together, and few images are soon learned by heart; so the codes stay as the units found them, what is trained
-is a handful of numbers for each channel and tensor, and no step sees an image that another one has seen.
+Units are optimised one after the other, each for its own output.  What is left to gain lies in how they work together,
+and few images are soon learned by heart; so the codes stay as the units found them, and what is trained is a few
+numbers for each channel and tensor.  As a precaution no step sees an image that another one has seen.
 """
 
 from __future__ import annotations
