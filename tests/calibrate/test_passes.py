@@ -69,10 +69,10 @@ def test_the_second_pass_is_the_quantized_unit_on_the_quantized_prefix():
     hand = []
     original = UnitData.batches
 
-    def kept(self, outputs, index, progress, soft, terms):
+    def kept(self, outputs, index, progress, soft, terms, images=None):
         if "quantized" in outputs and len(hand) < UNITS * 2:
             hand.append((outputs["training"][0].detach(), outputs["quantized"][0].detach(), index))
-        return original(self, outputs, index, progress, soft, terms)
+        return original(self, outputs, index, progress, soft, terms, images)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UnitData, "batches", kept)
@@ -104,9 +104,9 @@ def test_gradients_of_the_pass_reach_rounding_and_scales(monkeypatch):
     found = []
     original = UnitData.batches
 
-    def kept(self, outputs, index, progress, soft, terms):
+    def kept(self, outputs, index, progress, soft, terms, images=None):
         found.append((outputs["quantized"][0], soft, terms))
-        return original(self, outputs, index, progress, soft, terms)
+        return original(self, outputs, index, progress, soft, terms, images)
 
     monkeypatch.setattr(UnitData, "batches", kept)
     scales = []
