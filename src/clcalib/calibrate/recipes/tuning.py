@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from clcalib.calibrate.recipe import Phase, Recipe, Term
 from clcalib.calibrate.recipes.cl_calib import extended, recorded
-from clcalib.data.augmentation import check_names
 from clcalib.errors import ArgumentError
 from clcalib.objectives.network import NetworkReconstruction
 
@@ -55,7 +54,6 @@ def with_tuning(
     if recipe.last_phase is not None:
         hint = "leave out one of tuning and last_phase"
         raise ArgumentError("recipe", "one without a phase over the whole network", recipe.name, hint)
-    check_names("augmentation", augmentation)
     phase = Phase(
         name="tuning",
         steps=steps,
